@@ -1,0 +1,224 @@
+"""Learning curves: any algorithm on any task for N seeds, side by side, resumable.
+
+    python benchmarks/learning.py --tasks HalfCheetah-v4 Hopper-v4 --algos flow_t crossq --seeds 0 1 2
+
+Every run is one process with one thread. It appends an evaluation to `<out>/<task>/<algo>/<seed>.csv` every
+`--eval-freq` steps and keeps a checkpoint in `runs/`, so that a stopped command goes on where it was when it is given
+again. `benchmarks/report.py` turns the CSVs into the table and the figures; it is called at the end.
+"""
+
+import argparse
+import csv
+import multiprocessing as mp
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+FIELDS = ["step", "deterministic_return", "stochastic_return", "episode_return_std", "ent_coef", "seconds"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what, where, how long."""
+
+    task: str
+    algo: str
+    seed: int
+    steps: int
+    eval_freq: int
+    eval_episodes: int
+    learning_starts: int
+    width: int
+    batch_size: int
+    out: Path
+    overrides: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.algo} seed {self.seed}"
+
+    @property
+    def csv(self) -> Path:
+        return self.out / self.task / self.algo / f"{self.seed}.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path("runs") / self.out.name / self.task / self.algo / str(self.seed)
+
+    def done_steps(self) -> int:
+        if not self.csv.exists():
+            return 0
+        with open(self.csv) as f:
+            return max((int(row["step"]) for row in csv.DictReader(f)), default=0)
+
+
+def make_model(run: Run) -> OffPolicyAlgorithm:
+    """The contenders. Critic widths, batch size and warm-up are the same for all; the rest are each one's defaults."""
+    common: dict[str, Any] = dict(
+        env=run.task,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        learning_starts=run.learning_starts,
+        buffer_size=run.steps,
+        device="cpu",
+    )
+    width = [run.width, run.width]
+    if run.algo == "crossq":
+        from sb3_contrib import CrossQ
+
+        return CrossQ("MlpPolicy", policy_kwargs={"net_arch": width}, **common)
+    if run.algo == "sac":
+        from stable_baselines3 import SAC
+
+        return SAC("MlpPolicy", policy_kwargs={"net_arch": width}, **common)
+
+    from sb3_flow import SACFlow
+
+    policies = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
+    overrides = dict(run.overrides)
+    policy_kwargs = {"net_arch": {"qf": width}, **overrides.pop("policy_kwargs", {})}
+    return SACFlow(policies[run.algo.split("+")[0]], policy_kwargs=policy_kwargs, **{**common, **overrides})
+
+
+def load_model(run: Run) -> OffPolicyAlgorithm:
+    algos: dict[str, Callable[[], type[OffPolicyAlgorithm]]] = {
+        "crossq": lambda: __import__("sb3_contrib").CrossQ,
+        "sac": lambda: __import__("stable_baselines3").SAC,
+    }
+    cls = algos.get(run.algo, lambda: __import__("sb3_flow").SACFlow)()
+    model = cls.load(run.checkpoint / "model.zip", env=run.task, device="cpu")
+    model.load_replay_buffer(run.checkpoint / "buffer.pkl")
+    return model
+
+
+def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
+    run.checkpoint.mkdir(parents=True, exist_ok=True)
+    model.save(run.checkpoint / "model.zip")
+    model.save_replay_buffer(run.checkpoint / "buffer.pkl")
+
+
+def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
+    """Train one run from where it stopped, appending one CSV row an evaluation."""
+    import torch as th
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    th.set_num_threads(1)
+    eval_env = make_vec_env(run.task, n_envs=run.eval_episodes, seed=10_000 + run.seed)
+    run.csv.parent.mkdir(parents=True, exist_ok=True)
+    done = run.done_steps()
+    model = load_model(run) if done else make_model(run)
+    started = time.perf_counter()
+
+    class Report(BaseCallback):
+        last_return = float("nan")
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps % 500 == 0:
+                progress.put((run.name, self.num_timesteps, self.last_return))
+            return True
+
+    def returns(deterministic: bool) -> "np.ndarray[Any, Any]":
+        values, _ = evaluate_policy(
+            model, eval_env, run.eval_episodes, deterministic=deterministic, return_episode_rewards=True
+        )
+        return np.asarray(values)
+
+    report = Report()
+    for step in range(done + run.eval_freq, run.steps + 1, run.eval_freq):
+        model.learn(run.eval_freq, callback=report, reset_num_timesteps=False, log_interval=None)
+        deterministic = returns(True)
+        log_ent_coef = getattr(model, "log_ent_coef", None)
+        row = {
+            "step": step,
+            "deterministic_return": round(float(deterministic.mean()), 2),
+            "stochastic_return": round(float(returns(False).mean()), 2),
+            "episode_return_std": round(float(deterministic.std()), 2),
+            "ent_coef": "" if log_ent_coef is None else round(float(log_ent_coef.exp()), 5),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        report.last_return = row["deterministic_return"]
+        save_model(run, model)
+        new_file = not run.csv.exists()
+        with open(run.csv, "a", newline="") as f:
+            writer = csv.DictWriter(f, FIELDS)
+            if new_file:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def run_all(runs: list[Run], jobs: int) -> None:
+    """Run everything that is not finished, `jobs` processes at a time, with one bar a run."""
+    context = mp.get_context("spawn")
+    progress: mp.Queue[tuple[str, int, float]] = context.Queue()
+    waiting = [run for run in runs if run.done_steps() < run.steps]
+    running: dict[str, Any] = {}
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[ret]}")]
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=1) as display:
+        bars = {run.name: display.add_task(run.name, total=run.steps, completed=run.done_steps(), ret="") for run in runs}
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                running[run.name] = context.Process(target=train, args=(run, progress), daemon=True)
+                running[run.name].start()
+            try:
+                name, step, last_return = progress.get(timeout=1.0)
+                display.update(bars[name], completed=step, ret=f"return {last_return:.0f}")
+            except queue.Empty:
+                pass
+            for name in [name for name, process in running.items() if not process.is_alive()]:
+                process = running.pop(name)
+                process.join()
+                if process.exitcode != 0:
+                    display.console.print(f"[red]{name} failed with exit code {process.exitcode}[/red]")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4"])
+    parser.add_argument("--algos", nargs="+", default=["flow_t", "crossq"], help="flow_t flow_g flow_mlp crossq sac; `flow_t+NAME` labels a variant")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=lambda s: int(float(s)), default=100_000)
+    parser.add_argument("--eval-freq", type=int, default=5_000)
+    parser.add_argument("--eval-episodes", type=int, default=10)
+    parser.add_argument("--learning-starts", type=int, default=5_000)
+    parser.add_argument("--width", type=int, default=256, help="width of the two critic layers, the same for all")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"))
+    parser.add_argument("--overrides", default="{}", help="JSON: extra SACFlow arguments, for tuning")
+    args = parser.parse_args()
+
+    import json
+
+    runs = [
+        Run(
+            task,
+            algo,
+            seed,
+            args.steps,
+            args.eval_freq,
+            args.eval_episodes,
+            args.learning_starts,
+            args.width,
+            args.batch_size,
+            args.out,
+            json.loads(args.overrides),
+        )
+        for seed in args.seeds
+        for task in args.tasks
+        for algo in args.algos
+    ]
+    run_all(runs, args.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Checks that fail early, and say what was wrong, what is allowed and how to get there."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+
+def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """Refuse an argument.
+
+    :param condition: whether the value is allowed
+    :param name: the argument as the user wrote it
+    :param value: its value
+    :param allowed: what is allowed, or what to do instead
+    :raises ValueError: if the condition does not hold
+    """
+    if not condition:
+        raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
+
+
+def require_choice(name: str, value: Any, choices: tuple[str, ...] | list[str]) -> None:
+    """Refuse a value that is not one of a few strings."""
+    require(value in choices, name, value, f"choose one of {', '.join(map(repr, choices))}")
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Refuse spaces that no flow policy can act in or encode.
+
+    :raises ValueError: for anything but bounded continuous actions and the observations SB3 can preprocess
+    """
+    require(
+        isinstance(action_space, spaces.Box),
+        "action_space",
+        action_space,
+        "a flow generates continuous actions; the environment needs a gymnasium.spaces.Box",
+    )
+    assert isinstance(action_space, spaces.Box)
+    require(
+        bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()),
+        "action_space",
+        action_space,
+        "its bounds must be finite; wrap the environment in gymnasium.wrappers.RescaleAction or declare finite bounds",
+    )
+    encodable = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    leaves = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    for leaf in leaves:
+        require(
+            isinstance(leaf, encodable),
+            "observation_space",
+            observation_space,
+            "it must be Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of these; "
+            "flatten it with gymnasium.wrappers.FlattenObservation",
+        )
+
+
+def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> None:
+    """Stop training at the first tensor that holds a NaN or an infinity.
+
+    :param where: what was being computed
+    :param tensors: tensors in the order they were made, by name
+    :raises FloatingPointError: naming that tensor
+    """
+    for name, tensor in tensors.items():
+        for key, leaf in tensor.items() if isinstance(tensor, dict) else [("", tensor)]:
+            # A sum is finite only if every element is, and is one kernel; an overflowing sum is looked at again
+            if not th.isfinite(leaf.sum()) and not th.isfinite(leaf).all():
+                bad = int((~th.isfinite(leaf)).sum())
+                label = f"{name}[{key!r}]" if key else name
+                raise FloatingPointError(
+                    f"Training stopped in the {where}: `{label}` has {bad} NaN or infinite of {leaf.numel()} values. "
+                    "The parameters are those of the last good update. If it came from the environment, find the step "
+                    "with stable_baselines3.common.vec_env.VecCheckNan; if not, lower the learning rate or the rewards' scale."
+                )

@@ -1,0 +1,84 @@
+"""SAC Flow's losses (arXiv 2509.25756, Eq. 10-12, 24). Pure: tensors in, named tensors out.
+
+Shapes: B batch, N critics, D action dimension.
+"""
+
+from typing import NamedTuple
+
+import torch as th
+
+
+class CriticLoss(NamedTuple):
+    """Result of `critic_loss`."""
+
+    loss: th.Tensor  # (), summed over critics
+    q: th.Tensor  # (), mean Q of the replayed actions
+    target_q: th.Tensor  # (B,)
+
+
+class ActorLoss(NamedTuple):
+    """Result of `actor_loss`."""
+
+    loss: th.Tensor  # ()
+    q: th.Tensor  # (), mean Q of the policy's actions
+    bc_loss: th.Tensor  # (), unweighted
+
+
+def td_target(
+    rewards: th.Tensor,
+    dones: th.Tensor,
+    discounts: th.Tensor | float,
+    next_q: th.Tensor,
+    next_log_prob: th.Tensor,
+    ent_coef: th.Tensor,
+) -> th.Tensor:
+    """Soft TD target `r + gamma^m (1 - done) (Q' - alpha log pi')` (Eq. 10), without gradient.
+
+    :param rewards: (B,) (n-step) rewards
+    :param dones: (B,) 1 where the episode terminated
+    :param discounts: gamma^m, (B,) or a number
+    :param next_q: (B,) critics' verdict on (s', a'), already reduced over critics
+    :param next_log_prob: (B,) log-density of the path that led to a'
+    :param ent_coef: () alpha
+    """
+    return (rewards + discounts * (1 - dones) * (next_q - ent_coef * next_log_prob)).detach()
+
+
+def critic_loss(q: th.Tensor, target_q: th.Tensor) -> CriticLoss:
+    """Half the mean squared TD error, summed over critics (Eq. 10).
+
+    :param q: (N, B)
+    :param target_q: (B,)
+    """
+    return CriticLoss(0.5 * (q - target_q).square().mean(dim=1).sum(), q.detach().mean(), target_q)
+
+
+def actor_loss(
+    log_prob: th.Tensor,
+    q: th.Tensor,
+    ent_coef: th.Tensor,
+    actions: th.Tensor,
+    replay_actions: th.Tensor,
+    bc_coef: float,
+) -> ActorLoss:
+    """`alpha log pi - Q + beta mean((a - a_replay)^2)` (Eq. 11; Eq. 12 with beta > 0).
+
+    :param log_prob: (B,) log-density of the sampled paths
+    :param q: (B,) Q of the sampled actions, already reduced over critics
+    :param ent_coef: () alpha
+    :param actions: (B, D) sampled actions in [-1, 1]
+    :param replay_actions: (B, D) the actions that were taken in the same states
+    :param bc_coef: beta; the mean runs over batch and all D
+    """
+    bc_loss = (actions - replay_actions).square().mean()
+    return ActorLoss((ent_coef * log_prob - q).mean() + bc_coef * bc_loss, q.detach().mean(), bc_loss.detach())
+
+
+def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+    """Temperature loss `-log alpha (log pi + H)` (Eq. 24, in SB3's log form).
+
+    :param log_ent_coef: (1,) log alpha
+    :param log_prob: (B,)
+    :param target_entropy: H, in nats of the joint path
+    """
+    return -(log_ent_coef * (log_prob + target_entropy).detach()).mean()

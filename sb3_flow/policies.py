@@ -1,0 +1,414 @@
+"""Flow policies: an actor that integrates a velocity net, and the critics that judge it."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from sb3_flow.checks import require, require_choice
+from sb3_flow.flow import ROLLOUT_KINDS, Path, RolloutKind, rollout
+from sb3_flow.layers import BatchRenorm, ensemble_mlp
+from sb3_flow.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
+
+
+class CriticKind(NamedTuple):
+    """Everything that comes with the choice of a critic."""
+
+    norm: Literal["batch_renorm", "layer"]
+    net_arch: list[int]
+    has_target: bool  # a Polyak-averaged copy; without one, s and s' go through the net together
+    learning_rate: float
+    adam_beta1: float
+    policy_delay: int
+    d_model: int  # token width of Flow-T
+
+
+CRITIC_KINDS = {
+    # From scratch: CrossQ's critic (SAC Flow, Table 3: tau 1, beta_1 0.5)
+    "crossq": CriticKind("batch_renorm", [1024, 1024], False, 1e-3, 0.5, 3, 64),
+    # Offline-to-online: Q-chunking's critic
+    "target": CriticKind("layer", [512, 512, 512, 512], True, 3e-4, 0.9, 1, 128),
+}
+
+# Highest sigma each rollout stands at few steps: docs/algorithm.md, "Bounds of the noise"
+LOG_STD_RANGES: dict[str, tuple[float, float]] = {"sde": (-5.0, 0.0), "noise": (-5.0, 2.0)}
+
+
+class FlowActor(BasePolicy):
+    """A K-step flow policy: encodes the state once, then integrates the velocity net.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param features_extractor: maps observations to (B, features_dim)
+    :param features_dim: width of the features
+    :param velocity: the velocity net
+    :param flow_steps: K
+    :param kind: "sde" or "noise", see `sb3_flow.flow.rollout`
+    :param normalize_images: divide images by 255
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        velocity: VelocityNet,
+        flow_steps: int,
+        kind: RolloutKind,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.norm = BatchRenorm(features_dim)
+        self.velocity = velocity
+        self.flow_steps = flow_steps
+        self.kind: RolloutKind = kind
+        self.action_dim = get_action_dim(action_space)
+
+    def path(self, obs: PyTorchObs, noise: th.Tensor) -> Path:
+        """Roll the flow out.
+
+        :param obs: B observations
+        :param noise: (K + 1, B, D) standard normal, or zeros for the deterministic path
+        """
+        features = self.norm(self.extract_features(obs, self.features_extractor))
+        context = self.velocity.encode(features)
+        return rollout(lambda x, t: self.velocity(context, x, t), noise, self.kind)
+
+    def sample_noise(self, batch_size: int) -> th.Tensor:
+        """All the noise of one rollout, (K + 1, B, D), in one draw."""
+        return th.randn(self.flow_steps + 1, batch_size, self.action_dim, device=self.device)
+
+    def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Sampled actions (B, D) in [-1, 1] and the log-density (B,) of their paths."""
+        path = self.path(obs, self.sample_noise(_batch_size(obs)))
+        return th.tanh(path.x), path.log_prob
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        noise = self.sample_noise(_batch_size(obs))
+        return th.tanh(self.path(obs, th.zeros_like(noise) if deterministic else noise).x)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)
+
+
+class FlowCritic(BaseModel):
+    """N action-value networks, batched into one.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param features_extractor: maps observations to (B, features_dim)
+    :param features_dim: width of the features
+    :param kind: "crossq" or "target"
+    :param net_arch: hidden widths
+    :param n_critics: N
+    :param normalize_images: divide images by 255
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        kind: CriticKind,
+        net_arch: list[int],
+        n_critics: int,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.kind = kind
+        self.n_critics = n_critics
+        self.q_networks = ensemble_mlp(n_critics, features_dim + get_action_dim(action_space), net_arch, kind.norm)
+
+    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Q of every critic, (N, B).
+
+        :param obs: B observations
+        :param actions: (B, D) in [-1, 1]
+        """
+        x = th.cat([self.extract_features(obs, self.features_extractor), actions], dim=1)
+        q: th.Tensor = self.q_networks(x.expand(self.n_critics, *x.shape)).squeeze(2)
+        return q
+
+    def reduce(self, q: th.Tensor) -> th.Tensor:
+        """One verdict of N critics: the lowest, or the mean of those with a target network. (N, B) -> (B,)."""
+        return q.mean(dim=0) if self.kind.has_target else q.amin(dim=0)
+
+
+class FlowPolicy(BasePolicy):
+    """Actor and critics of SAC Flow; the subclasses choose the velocity net.
+
+    :param observation_space: observation space
+    :param action_space: action space, a bounded Box
+    :param lr_schedule: learning rate schedule; SACFlow sets the optimizers' rates at every update
+    :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the paper's
+    :param flow_steps: K >= 1, Euler steps of the rollout
+    :param rollout: "sde" (paper, Eq. 13) or "noise" (the authors' code: no drift correction)
+    :param noise_std: fixed sigma > 0 of the rollout's noise; None for a learned log-std head
+    :param log_std_range: lowest and highest learned log-std; None for (-5, 0) with "sde", (-5, 2) with "noise"
+    :param critic: "crossq" (from scratch) or "target" (offline-to-online)
+    :param n_critics: number of critics
+    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
+    :param features_extractor_kwargs: its arguments
+    :param normalize_images: divide images by 255
+    :param optimizer_class: optimizer of actor and critics
+    :param optimizer_kwargs: its arguments except the learning rate
+    :raises ValueError: for values outside of what is stated here
+    """
+
+    actor: FlowActor
+    critic: FlowCritic
+    critic_target: FlowCritic | None
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        flow_steps: int = 4,
+        rollout: RolloutKind = "sde",
+        noise_std: float | None = None,
+        log_std_range: tuple[float, float] | None = None,
+        critic: str = "crossq",
+        n_critics: int = 2,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ):
+        require(isinstance(flow_steps, int) and flow_steps >= 1, "flow_steps", flow_steps, "an integer >= 1")
+        require_choice("rollout", rollout, ROLLOUT_KINDS)
+        require_choice("critic", critic, tuple(CRITIC_KINDS))
+        require(noise_std is None or noise_std > 0, "noise_std", noise_std, "a number > 0, or None to learn it")
+        require(n_critics >= 1, "n_critics", n_critics, "an integer >= 1")
+        log_std_range = LOG_STD_RANGES[rollout] if log_std_range is None else log_std_range
+        require(log_std_range[0] < log_std_range[1], "log_std_range", log_std_range, "(lowest, highest)")
+
+        kind = CRITIC_KINDS[critic]
+        if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs = {"betas": (kind.adam_beta1, 0.999)}
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class or default_features_extractor(observation_space),
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.net_arch = net_arch
+        self.flow_steps = flow_steps
+        self.rollout: RolloutKind = rollout
+        self.noise_std = noise_std
+        self.log_std_range = tuple(log_std_range)
+        self.critic_name = critic
+        self.critic_kind = kind
+        self.n_critics = n_critics
+        self._build(lr_schedule)
+
+    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
+        """The velocity net of this policy.
+
+        :param features_dim: width of the state features
+        :param action_dim: D
+        """
+        raise NotImplementedError
+
+    def arch(self, net: Literal["pi", "qf"], default: list[int]) -> list[int]:
+        """Hidden widths of a net: the user's, or the default."""
+        if self.net_arch is None:
+            return default
+        if isinstance(self.net_arch, dict):
+            require(
+                set(self.net_arch) <= {"pi", "qf"}, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'"
+            )
+            return self.net_arch.get(net, default)
+        return list(self.net_arch)
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        try:
+            return super().make_features_extractor()
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"observation_space={self.observation_space} cannot be encoded by "
+                f"{self.features_extractor_class.__name__}: {error}. Choose another one with "
+                "policy_kwargs={'features_extractor_class': ...} (NatureCNN needs images of at least 36 x 36)."
+            ) from error
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self._make_actor()
+        self.critic = self._make_critic()
+        self.critic_target = None
+        if self.critic_kind.has_target:
+            self.critic_target = self._make_critic()
+            self.critic_target.load_state_dict(self.critic.state_dict())
+            self.critic_target.requires_grad_(False)
+            self.critic_target.set_training_mode(False)
+        for net in (self.actor, self.critic):
+            net.optimizer = self.optimizer_class(
+                net.parameters(),
+                lr=lr_schedule(1),  # type: ignore[call-arg]
+                **self.optimizer_kwargs,
+            )
+
+    def _make_actor(self) -> FlowActor:
+        extractor = self.make_features_extractor()
+        velocity = self.make_velocity(extractor.features_dim, get_action_dim(self.action_space))
+        return FlowActor(
+            self.observation_space,
+            self.action_space,
+            extractor,
+            extractor.features_dim,
+            velocity,
+            self.flow_steps,
+            self.rollout,
+            self.normalize_images,
+        ).to(self.device)
+
+    def _make_critic(self) -> FlowCritic:
+        extractor = self.make_features_extractor()
+        return FlowCritic(
+            self.observation_space,
+            self.action_space,
+            extractor,
+            extractor.features_dim,
+            self.critic_kind,
+            self.arch("qf", self.critic_kind.net_arch),
+            self.n_critics,
+            self.normalize_images,
+        ).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            lr_schedule=self._dummy_schedule,
+            net_arch=self.net_arch,
+            flow_steps=self.flow_steps,
+            rollout=self.rollout,
+            noise_std=self.noise_std,
+            log_std_range=self.log_std_range,
+            critic=self.critic_name,
+            n_critics=self.n_critics,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+        )
+        return data
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.actor._predict(observation, deterministic)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Training or evaluation mode of actor and critic; a target critic is always in evaluation mode."""
+        self.actor.set_training_mode(mode)
+        self.critic.set_training_mode(mode)
+        self.training = mode
+
+
+class FlowTPolicy(FlowPolicy):
+    """Flow-T: the velocity is a Transformer decoder.
+
+    :param d_model: token width; None for 64 with "crossq" critics, 128 with "target"
+    :param n_layers: decoder blocks
+    :param n_heads: heads of the attention to the state; must divide d_model, and matter from two state tokens on
+    :param state_tokens: learned tokens that the state is split into
+
+    The other parameters are those of `FlowPolicy`; `net_arch` is the critics'.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        d_model: int | None = None,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        state_tokens: int = 1,
+        **kwargs: Any,
+    ):
+        # Before super().__init__(), which builds the nets
+        critic = kwargs.get("critic", "crossq")
+        require_choice("critic", critic, tuple(CRITIC_KINDS))
+        self.d_model = d_model or CRITIC_KINDS[critic].d_model
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.state_tokens = state_tokens
+        require(self.d_model > 0 and self.d_model % 2 == 0, "d_model", d_model, "an even number > 0")
+        require(
+            n_heads >= 1 and self.d_model % n_heads == 0, "n_heads", n_heads, f"it must divide d_model={self.d_model}"
+        )
+        require(n_layers >= 1, "n_layers", n_layers, "an integer >= 1")
+        require(state_tokens >= 1, "state_tokens", state_tokens, "an integer >= 1")
+        super().__init__(*args, **kwargs)
+
+    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
+        require(
+            not (isinstance(self.net_arch, dict) and "pi" in self.net_arch),
+            "net_arch",
+            self.net_arch,
+            "Flow-T's actor has no 'pi' widths; use d_model and n_layers",
+        )
+        return DecoderVelocity(
+            features_dim,
+            action_dim,
+            self.log_std_range,
+            self.noise_std,
+            self.d_model,
+            self.n_layers,
+            self.n_heads,
+            self.state_tokens,
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            d_model=self.d_model, n_layers=self.n_layers, n_heads=self.n_heads, state_tokens=self.state_tokens
+        )
+        return data
+
+
+class FlowGPolicy(FlowPolicy):
+    """Flow-G: the velocity is gated, as in a GRU. The parameters are those of `FlowPolicy`."""
+
+    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
+        return GatedVelocity(features_dim, action_dim, self.log_std_range, self.noise_std, self.arch("pi", [128]))
+
+
+class FlowMLPPolicy(FlowPolicy):
+    """The naive flow policy: the velocity is a plain MLP. The parameters are those of `FlowPolicy`."""
+
+    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
+        return MLPVelocity(features_dim, action_dim, self.log_std_range, self.noise_std, self.arch("pi", [512, 512]))
+
+
+def default_features_extractor(observation_space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
+    """SB3's extractor for an observation space: Combined for Dict, NatureCNN for images, Flatten for the rest."""
+    if isinstance(observation_space, spaces.Dict):
+        return CombinedExtractor
+    return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+
+
+def _batch_size(obs: PyTorchObs) -> int:
+    return next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]

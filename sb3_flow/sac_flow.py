@@ -1,0 +1,379 @@
+"""SAC Flow: off-policy training of flow policies, end to end (arXiv 2509.25756)."""
+
+import time
+from collections import defaultdict
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import (
+    DictReplayBufferSamples,
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    ReplayBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_flow import losses
+from sb3_flow.checks import check_finite, check_spaces, require, require_choice
+from sb3_flow.flow import Path, auto_target_entropy
+from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
+
+SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
+ReplaySamples = ReplayBufferSamples | DictReplayBufferSamples
+
+# An action this close to its bound counts as saturated
+SATURATED = 0.99
+
+
+class SACFlow(OffPolicyAlgorithm):
+    """Soft Actor-Critic with a K-step flow policy, trained through the rollout.
+
+    Paper: https://arxiv.org/abs/2509.25756. What is the policy's (K, noise, nets, critics) goes into `policy_kwargs`,
+    see `sb3_flow.policies.FlowPolicy`; parameters without an explanation here are those of SB3's SAC.
+
+    :param policy: "FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy", a class of these, or SB3's names for the first
+    :param env: the environment, with a bounded Box action space
+    :param learning_rate: of the actor; a float or a schedule of the progress remaining, from 1 to 0
+    :param buffer_size: transitions in the replay buffer
+    :param learning_starts: steps of random actions before learning
+    :param batch_size: transitions per update
+    :param tau: Polyak coefficient of the target critics; unused by "crossq" critics, which have none
+    :param gamma: discount factor
+    :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
+    :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
+    :param action_noise: added to the policy's own
+    :param replay_buffer_class: for instance `HerReplayBuffer`; None for the one that fits the observation space
+    :param replay_buffer_kwargs: its arguments
+    :param optimize_memory_usage: the memory-efficient variant of the buffer
+    :param n_steps: n-step returns
+    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0
+    :param target_entropy: target of the path's entropy in nats; "auto" for `sb3_flow.flow.auto_target_entropy`
+    :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions, a float or a schedule
+    :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
+    :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
+    :param use_sde: not supported: the rollout explores by itself
+    :param stats_window_size: episodes that the logged return is averaged over
+    :param tensorboard_log: folder of the TensorBoard log
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 nothing, 1 information, 2 debugging
+    :param seed: of all random generators
+    :param device: "auto", "cpu", "cuda", ...
+    :raises ValueError: before training, for arguments outside of what is stated here
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "FlowTPolicy": FlowTPolicy,
+        "FlowGPolicy": FlowGPolicy,
+        "FlowMLPPolicy": FlowMLPPolicy,
+        "MlpPolicy": FlowTPolicy,
+        "CnnPolicy": FlowTPolicy,
+        "MultiInputPolicy": FlowTPolicy,
+    }
+    policy: FlowPolicy
+    actor: FlowActor
+    critic: FlowCritic
+    critic_target: FlowCritic | None
+    replay_buffer: ReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[FlowPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 5_000,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto_0.2",
+        target_entropy: str | float = "auto",
+        bc_coef: float | Schedule = 0.0,
+        qf_learning_rate: float | Schedule | None = None,
+        policy_delay: int | None = None,
+        use_sde: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        require(not use_sde, "use_sde", use_sde, "the flow's rollout explores by itself; set its noise with `noise_std`")
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            support_multi_env=True,
+        )
+        require(
+            isinstance(self.policy_class, type) and issubclass(self.policy_class, FlowPolicy),
+            "policy",
+            self.policy_class,
+            "it must be a FlowPolicy; if this is a saved model, another algorithm saved it: load it with that one",
+        )
+        self.ent_coef = ent_coef
+        self.target_entropy = target_entropy
+        self.bc_coef = bc_coef
+        self.qf_learning_rate = qf_learning_rate
+        self.policy_delay = policy_delay
+        self.log_ent_coef: th.Tensor | None = None
+        self.ent_coef_optimizer: th.optim.Optimizer | None = None
+        self._check_arguments()
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        require(self.n_steps >= 1, "n_steps", self.n_steps, "an integer >= 1")
+        require(
+            self.policy_delay is None or self.policy_delay >= 1, "policy_delay", self.policy_delay, "an integer >= 1"
+        )
+        for progress in (1.0, 0.0):
+            bc_coef = FloatSchedule(self.bc_coef)(progress)
+            require(bc_coef >= 0, "bc_coef", bc_coef, "a number >= 0, at every progress if it is a schedule")
+        if isinstance(self.ent_coef, str):
+            _initial_ent_coef(self.ent_coef)
+        else:
+            require(self.ent_coef >= 0, "ent_coef", self.ent_coef, "a number >= 0, 'auto' or 'auto_<initial value>'")
+        if isinstance(self.target_entropy, str):
+            require(self.target_entropy == "auto", "target_entropy", self.target_entropy, "'auto' or a number")
+
+    @classmethod
+    def _get_policy_from_name(cls, policy_name: str) -> type[BasePolicy]:
+        require_choice("policy", policy_name, tuple(cls.policy_aliases))
+        return cls.policy_aliases[policy_name]
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_spaces(env.observation_space, env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        require(
+            self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict),
+            "n_steps",
+            self.n_steps,
+            "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them",
+        )
+        super()._setup_model()
+        self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
+        kind = self.policy.critic_kind
+        if self.policy_delay is None:
+            self.policy_delay = kind.policy_delay
+        self.qf_lr_schedule = FloatSchedule(kind.learning_rate if self.qf_learning_rate is None else self.qf_learning_rate)
+        self.bc_schedule = FloatSchedule(self.bc_coef)
+        if self.target_entropy == "auto":
+            self.target_entropy = auto_target_entropy(
+                get_action_dim(self.action_space), self.policy.flow_steps, self.policy.rollout, self.policy.noise_std
+            )
+        self.target_entropy = float(self.target_entropy)
+        if isinstance(self.ent_coef, str):
+            initial = th.full((1,), _initial_ent_coef(self.ent_coef), device=self.device)
+            self.log_ent_coef = initial.log().requires_grad_(True)
+            self.ent_coef_optimizer = th.optim.Adam(
+                [self.log_ent_coef], lr=self.qf_lr_schedule(1), betas=(kind.adam_beta1, 0.999)
+            )
+        else:
+            self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        bc_coef = self.bc_schedule(self._current_progress_remaining)
+        assert self.policy_delay is not None
+        log: dict[str, list[float]] = defaultdict(list)
+        start = time.perf_counter()
+
+        for _ in range(gradient_steps):
+            self._n_updates += 1
+            batch = self._sample(batch_size)
+            ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+            self._update_critic(batch, ent_coef, log)
+            if self._n_updates % self.policy_delay == 0:
+                path = self._update_actor(batch, ent_coef, bc_coef, log)
+                self._update_temperature(path, log)
+            if self.critic_target is not None:
+                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            log["ent_coef"].append(ent_coef.item())
+
+        for key, values in log.items():
+            self.logger.record(f"train/{key}", np.mean(values))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
+
+    def _sample(self, batch_size: int) -> ReplaySamples:
+        batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        check_finite(
+            "replay batch",
+            observations=batch.observations,
+            actions=batch.actions,
+            rewards=batch.rewards,
+            next_observations=batch.next_observations,
+        )
+        return batch
+
+    def _update_critic(self, batch: ReplaySamples, ent_coef: th.Tensor, log: dict[str, list[float]]) -> None:
+        """One step on the TD error (Eq. 10)."""
+        self.actor.set_training_mode(False)
+        self.critic.set_training_mode(True)
+        with th.no_grad():
+            next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
+        q, next_q = self._q_and_next_q(batch, next_actions)
+        target_q = losses.td_target(
+            batch.rewards.flatten(),
+            batch.dones.flatten(),
+            self.gamma if batch.discounts is None else batch.discounts.flatten(),
+            self.critic.reduce(next_q),
+            next_log_prob,
+            ent_coef,
+        )
+        critic = losses.critic_loss(q, target_q)
+        check_finite(
+            "critic update", next_actions=next_actions, next_log_prob=next_log_prob, target_q=target_q, critic_loss=critic.loss
+        )
+        _step(self.critic.optimizer, critic.loss, "critic")
+        log["critic_loss"].append(critic.loss.item())
+        log["q_mean"].append(critic.q.item())
+
+    def _q_and_next_q(self, batch: ReplaySamples, next_actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Q of (s, a) and of (s', a'), each (N, B)."""
+        if self.critic_target is not None:
+            with th.no_grad():
+                next_q = self.critic_target(batch.next_observations, next_actions)
+            return self.critic(batch.observations, batch.actions), next_q
+        # CrossQ: both in one batch, so that the normalisation sees the mixture of the two distributions
+        obs = _cat_obs(batch.observations, batch.next_observations)
+        q, next_q = self.critic(obs, th.cat([batch.actions, next_actions])).chunk(2, dim=1)
+        return q, next_q
+
+    def _update_actor(
+        self, batch: ReplaySamples, ent_coef: th.Tensor, bc_coef: float, log: dict[str, list[float]]
+    ) -> Path:
+        """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12)."""
+        self.actor.set_training_mode(True)
+        self.critic.set_training_mode(False)
+        # Gradients flow through the critic to the actions, not into its parameters
+        self.critic.requires_grad_(False)
+        path = self.actor.path(batch.observations, self.actor.sample_noise(len(batch.actions)))
+        actions = th.tanh(path.x)
+        q = self.critic.reduce(self.critic(batch.observations, actions))
+        actor = losses.actor_loss(path.log_prob, q, ent_coef, actions, batch.actions, bc_coef)
+        self.critic.requires_grad_(True)
+        check_finite("actor update", x=path.x, log_prob=path.log_prob, q=q, actor_loss=actor.loss)
+        _step(self.actor.optimizer, actor.loss, "actor")
+        log["actor_loss"].append(actor.loss.item())
+        log["bc_loss"].append(actor.bc_loss.item())
+        log["path_entropy"].append(-path.log_prob.mean().item())
+        log["log_std"].append(path.log_std.item())
+        log["saturated"].append((actions.detach().abs() > SATURATED).float().mean().item())
+        return path
+
+    def _update_temperature(self, path: Path, log: dict[str, list[float]]) -> None:
+        """One step on alpha towards the target entropy (Eq. 24)."""
+        if self.log_ent_coef is None or self.ent_coef_optimizer is None:
+            return
+        assert isinstance(self.target_entropy, float)
+        loss = losses.ent_coef_loss(self.log_ent_coef, path.log_prob, self.target_entropy)
+        _step(self.ent_coef_optimizer, loss, "temperature")
+        log["ent_coef_loss"].append(loss.item())
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate(self.actor.optimizer)
+        qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/qf_learning_rate", qf_learning_rate)
+        update_learning_rate(self.critic.optimizer, qf_learning_rate)
+        if self.ent_coef_optimizer is not None:
+            update_learning_rate(self.ent_coef_optimizer, qf_learning_rate)
+
+    def learn(
+        self: SelfSACFlow,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SACFlow",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSACFlow:
+        return super().learn(
+            total_timesteps=int(total_timesteps),
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor", "critic", "critic_target"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts = ["policy", "actor.optimizer", "critic.optimizer"]
+        if self.ent_coef_optimizer is None:
+            return state_dicts, ["ent_coef_tensor"]
+        return [*state_dicts, "ent_coef_optimizer"], ["log_ent_coef"]
+
+
+def _step(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
+    """One optimizer step, unless the gradient is not finite."""
+    optimizer.zero_grad()
+    loss.backward()
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    check_finite(f"{name} update", **{f"{name}_gradient_norm": th.nn.utils.get_total_norm(grads)})
+    optimizer.step()
+
+
+def _cat_obs(obs: PyTorchObs, next_obs: PyTorchObs) -> PyTorchObs:
+    """Stack two batches of observations, key by key if they are Dicts."""
+    if isinstance(obs, dict):
+        assert isinstance(next_obs, dict)
+        return {key: th.cat([value, next_obs[key]]) for key, value in obs.items()}
+    assert isinstance(next_obs, th.Tensor)
+    return th.cat([obs, next_obs])
+
+
+def _initial_ent_coef(ent_coef: str) -> float:
+    """Start of a learned alpha: 1 for "auto", x for "auto_x"."""
+    allowed = "a number >= 0, 'auto', or 'auto_<initial value>' with a value > 0"
+    head, _, tail = ent_coef.partition("_")
+    try:
+        initial = float(tail) if tail else 1.0
+    except ValueError:
+        initial = float("nan")
+    require(head == "auto" and initial > 0, "ent_coef", ent_coef, allowed)
+    return initial

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="sb3_flow",
+    version="0.1.0",
+    description="Flow-matching policies for Stable-Baselines3: SAC Flow, trained off-policy and end to end",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sb3_flow", "sb3_flow.*"]),
+    # rl_zoo3 imports a module of this name at start-up; it is how `--algo sac_flow` becomes known (docs/rl_zoo3.md)
+    py_modules=["custom_envs"],
+    package_data={"sb3_flow": ["py.typed", "hyperparams/*.yml"]},
+    install_requires=[
+        "stable-baselines3>=2.9,<3",
+        "sb3-contrib>=2.9,<3",
+        "rl-zoo3>=2.9,<3",
+        "torch>=2.5",
+        "gymnasium>=1.0",
+        "mujoco>=3.1",
+        "imageio>=2.14",
+        "optuna>=4",
+        "tqdm",
+        "rich",
+        "moviepy>=2",
+        "tensorboard",
+    ],
+    extras_require={
+        "ogbench": ["ogbench>=1.2"],
+        "robomimic": ["robosuite>=1.5.2,<1.6", "h5py>=3.8"],
+        # rliable's dependency arch breaks on pandas 3
+        "plots": ["rliable>=1.2", "matplotlib>=3.8", "pandas<3"],
+        "dev": ["pytest>=8", "hypothesis>=6", "scipy>=1.10", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
+    },
+)
