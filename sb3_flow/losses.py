@@ -7,6 +7,11 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_flow.flow import Path
+
+# An action this close to its bound counts as saturated
+SATURATED = 0.99
+
 
 class CriticLoss(NamedTuple):
     """Result of `critic_loss`."""
@@ -17,11 +22,13 @@ class CriticLoss(NamedTuple):
 
 
 class ActorLoss(NamedTuple):
-    """Result of `actor_loss`."""
+    """Result of `actor_loss`; everything but the loss is detached."""
 
     loss: th.Tensor  # ()
-    q: th.Tensor  # (), mean Q of the policy's actions
+    log_prob: th.Tensor  # (B,)
     bc_loss: th.Tensor  # (), unweighted
+    log_std: th.Tensor  # (), mean over the path
+    saturated: th.Tensor  # (), share of the action's numbers close to their bounds
 
 
 def td_target(
@@ -54,7 +61,7 @@ def critic_loss(q: th.Tensor, target_q: th.Tensor) -> CriticLoss:
 
 
 def actor_loss(
-    log_prob: th.Tensor,
+    path: Path,
     q: th.Tensor,
     ent_coef: th.Tensor,
     actions: th.Tensor,
@@ -63,15 +70,17 @@ def actor_loss(
 ) -> ActorLoss:
     """`alpha log pi - Q + beta mean((a - a_replay)^2)` (Eq. 11; Eq. 12 with beta > 0).
 
-    :param log_prob: (B,) log-density of the sampled paths
-    :param q: (B,) Q of the sampled actions, already reduced over critics
+    :param path: the sampled paths
+    :param q: (B,) Q of their actions, already reduced over critics
     :param ent_coef: () alpha
-    :param actions: (B, D) sampled actions in [-1, 1]
+    :param actions: (B, D) their actions, in [-1, 1]
     :param replay_actions: (B, D) the actions that were taken in the same states
     :param bc_coef: beta; the mean runs over batch and all D
     """
     bc_loss = (actions - replay_actions).square().mean()
-    return ActorLoss((ent_coef * log_prob - q).mean() + bc_coef * bc_loss, q.detach().mean(), bc_loss.detach())
+    loss = (ent_coef * path.log_prob - q).mean() + bc_coef * bc_loss
+    saturated = (actions.detach().abs() > SATURATED).to(q.dtype).mean()
+    return ActorLoss(loss, path.log_prob.detach(), bc_loss.detach(), path.log_std.detach(), saturated)
 
 
 def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:

@@ -4,7 +4,6 @@ import time
 from collections import defaultdict
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -25,14 +24,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow import losses
 from sb3_flow.checks import check_finite, check_spaces, require, require_choice
-from sb3_flow.flow import Path, auto_target_entropy
+from sb3_flow.flow import auto_target_entropy
 from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 
 SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
 ReplaySamples = ReplayBufferSamples | DictReplayBufferSamples
-
-# An action this close to its bound counts as saturated
-SATURATED = 0.99
 
 
 class SACFlow(OffPolicyAlgorithm):
@@ -217,7 +213,7 @@ class SACFlow(OffPolicyAlgorithm):
         self._update_learning_rates()
         bc_coef = self.bc_schedule(self._current_progress_remaining)
         assert self.policy_delay is not None
-        log: dict[str, list[float]] = defaultdict(list)
+        log = _Log()
         start = time.perf_counter()
 
         for _ in range(gradient_steps):
@@ -226,14 +222,14 @@ class SACFlow(OffPolicyAlgorithm):
             ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
             self._update_critic(batch, ent_coef, log)
             if self._n_updates % self.policy_delay == 0:
-                path = self._update_actor(batch, ent_coef, bc_coef, log)
-                self._update_temperature(path, log)
+                log_prob = self._update_actor(batch, ent_coef, bc_coef, log)
+                self._update_temperature(log_prob, log)
             if self.critic_target is not None:
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-            log["ent_coef"].append(ent_coef.item())
+            log.add(ent_coef=ent_coef)
 
-        for key, values in log.items():
-            self.logger.record(f"train/{key}", np.mean(values))
+        for key, value in log.means():
+            self.logger.record(f"train/{key}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
 
@@ -248,28 +244,29 @@ class SACFlow(OffPolicyAlgorithm):
         )
         return batch
 
-    def _update_critic(self, batch: ReplaySamples, ent_coef: th.Tensor, log: dict[str, list[float]]) -> None:
+    def _update_critic(self, batch: ReplaySamples, ent_coef: th.Tensor, log: "_Log") -> None:
         """One step on the TD error (Eq. 10)."""
         self.actor.set_training_mode(False)
         self.critic.set_training_mode(True)
+        noise = self.actor.sample_noise(len(batch.actions))
+        critic = self._critic_loss(batch, noise, ent_coef)
+        check_finite("critic update", target_q=critic.target_q, critic_loss=critic.loss)
+        _step(self.critic.optimizer, critic.loss, "critic")
+        log.add(critic_loss=critic.loss, q_mean=critic.q)
+
+    def _critic_loss(self, batch: ReplaySamples, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
         with th.no_grad():
-            next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
-        q, next_q = self._q_and_next_q(batch, next_actions)
+            path = self.actor.path(batch.next_observations, noise)
+        q, next_q = self._q_and_next_q(batch, th.tanh(path.x))
         target_q = losses.td_target(
             batch.rewards.flatten(),
             batch.dones.flatten(),
             self.gamma if batch.discounts is None else batch.discounts.flatten(),
             self.critic.reduce(next_q),
-            next_log_prob,
+            path.log_prob,
             ent_coef,
         )
-        critic = losses.critic_loss(q, target_q)
-        check_finite(
-            "critic update", next_actions=next_actions, next_log_prob=next_log_prob, target_q=target_q, critic_loss=critic.loss
-        )
-        _step(self.critic.optimizer, critic.loss, "critic")
-        log["critic_loss"].append(critic.loss.item())
-        log["q_mean"].append(critic.q.item())
+        return losses.critic_loss(q, target_q)
 
     def _q_and_next_q(self, batch: ReplaySamples, next_actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Q of (s, a) and of (s', a'), each (N, B)."""
@@ -282,36 +279,42 @@ class SACFlow(OffPolicyAlgorithm):
         q, next_q = self.critic(obs, th.cat([batch.actions, next_actions])).chunk(2, dim=1)
         return q, next_q
 
-    def _update_actor(
-        self, batch: ReplaySamples, ent_coef: th.Tensor, bc_coef: float, log: dict[str, list[float]]
-    ) -> Path:
-        """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12)."""
+    def _update_actor(self, batch: ReplaySamples, ent_coef: th.Tensor, bc_coef: float, log: "_Log") -> th.Tensor:
+        """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12). Returns log pi, (B,)."""
         self.actor.set_training_mode(True)
         self.critic.set_training_mode(False)
         # Gradients flow through the critic to the actions, not into its parameters
         self.critic.requires_grad_(False)
-        path = self.actor.path(batch.observations, self.actor.sample_noise(len(batch.actions)))
+        noise = self.actor.sample_noise(len(batch.actions))
+        actor = self._actor_loss(batch, noise, ent_coef, bc_coef)
+        self.critic.requires_grad_(True)
+        check_finite("actor update", log_prob=actor.log_prob, actor_loss=actor.loss)
+        _step(self.actor.optimizer, actor.loss, "actor")
+        log.add(
+            actor_loss=actor.loss,
+            bc_loss=actor.bc_loss,
+            path_entropy=-actor.log_prob.mean(),
+            log_std=actor.log_std,
+            saturated=actor.saturated,
+        )
+        return actor.log_prob
+
+    def _actor_loss(
+        self, batch: ReplaySamples, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: float
+    ) -> losses.ActorLoss:
+        path = self.actor.path(batch.observations, noise)
         actions = th.tanh(path.x)
         q = self.critic.reduce(self.critic(batch.observations, actions))
-        actor = losses.actor_loss(path.log_prob, q, ent_coef, actions, batch.actions, bc_coef)
-        self.critic.requires_grad_(True)
-        check_finite("actor update", x=path.x, log_prob=path.log_prob, q=q, actor_loss=actor.loss)
-        _step(self.actor.optimizer, actor.loss, "actor")
-        log["actor_loss"].append(actor.loss.item())
-        log["bc_loss"].append(actor.bc_loss.item())
-        log["path_entropy"].append(-path.log_prob.mean().item())
-        log["log_std"].append(path.log_std.item())
-        log["saturated"].append((actions.detach().abs() > SATURATED).float().mean().item())
-        return path
+        return losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef)
 
-    def _update_temperature(self, path: Path, log: dict[str, list[float]]) -> None:
+    def _update_temperature(self, log_prob: th.Tensor, log: "_Log") -> None:
         """One step on alpha towards the target entropy (Eq. 24)."""
         if self.log_ent_coef is None or self.ent_coef_optimizer is None:
             return
         assert isinstance(self.target_entropy, float)
-        loss = losses.ent_coef_loss(self.log_ent_coef, path.log_prob, self.target_entropy)
+        loss = losses.ent_coef_loss(self.log_ent_coef, log_prob, self.target_entropy)
         _step(self.ent_coef_optimizer, loss, "temperature")
-        log["ent_coef_loss"].append(loss.item())
+        log.add(ent_coef_loss=loss)
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self.actor.optimizer)
@@ -347,6 +350,20 @@ class SACFlow(OffPolicyAlgorithm):
         if self.ent_coef_optimizer is None:
             return state_dicts, ["ent_coef_tensor"]
         return [*state_dicts, "ent_coef_optimizer"], ["log_ent_coef"]
+
+
+class _Log:
+    """Collects tensors during the updates and turns them into floats once, at the end."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[th.Tensor]] = defaultdict(list)
+
+    def add(self, **values: th.Tensor) -> None:
+        for key, value in values.items():
+            self.values[key].append(value.detach().mean())
+
+    def means(self) -> list[tuple[str, float]]:
+        return [(key, th.stack(values).mean().item()) for key, values in self.values.items()]
 
 
 def _step(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
