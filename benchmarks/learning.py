@@ -9,18 +9,31 @@ again. `benchmarks/report.py` turns the CSVs into the table and the figures; it 
 
 import argparse
 import csv
+import json
 import multiprocessing as mp
 import queue
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import torch as th
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from sb3_contrib import CrossQ
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_flow import SACFlow
+
+BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
+POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
+NEVER = 10**9  # episodes
 FIELDS = ["step", "deterministic_return", "stochastic_return", "episode_return_std", "ent_coef", "seconds"]
 
 
@@ -61,39 +74,25 @@ class Run:
 
 def make_model(run: Run) -> OffPolicyAlgorithm:
     """The contenders. Critic widths, batch size and warm-up are the same for all; the rest are each one's defaults."""
-    common: dict[str, Any] = dict(
-        env=run.task,
-        seed=run.seed,
-        batch_size=run.batch_size,
-        learning_starts=run.learning_starts,
-        buffer_size=run.steps,
-        device="cpu",
-    )
+    common: dict[str, Any] = {
+        "env": run.task,
+        "seed": run.seed,
+        "batch_size": run.batch_size,
+        "learning_starts": run.learning_starts,
+        "buffer_size": run.steps,
+        "device": "cpu",
+    }
     width = [run.width, run.width]
-    if run.algo == "crossq":
-        from sb3_contrib import CrossQ
-
-        return CrossQ("MlpPolicy", policy_kwargs={"net_arch": width}, **common)
-    if run.algo == "sac":
-        from stable_baselines3 import SAC
-
-        return SAC("MlpPolicy", policy_kwargs={"net_arch": width}, **common)
-
-    from sb3_flow import SACFlow
-
-    policies = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
+    if run.algo in BASELINES:
+        return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": width}, **common)
     overrides = dict(run.overrides)
     policy_kwargs = {"net_arch": {"qf": width}, **overrides.pop("policy_kwargs", {})}
-    return SACFlow(policies[run.algo.split("+")[0]], policy_kwargs=policy_kwargs, **{**common, **overrides})
+    return SACFlow(POLICIES[run.algo.split("+")[0]], policy_kwargs=policy_kwargs, **{**common, **overrides})
 
 
 def load_model(run: Run) -> OffPolicyAlgorithm:
-    algos: dict[str, Callable[[], type[OffPolicyAlgorithm]]] = {
-        "crossq": lambda: __import__("sb3_contrib").CrossQ,
-        "sac": lambda: __import__("stable_baselines3").SAC,
-    }
-    cls = algos.get(run.algo, lambda: __import__("sb3_flow").SACFlow)()
-    model = cls.load(run.checkpoint / "model.zip", env=run.task, device="cpu")
+    algorithm = BASELINES.get(run.algo, SACFlow)
+    model = algorithm.load(run.checkpoint / "model.zip", env=gym.make(run.task), device="cpu")
     model.load_replay_buffer(run.checkpoint / "buffer.pkl")
     return model
 
@@ -106,12 +105,8 @@ def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
 
 def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
     """Train one run from where it stopped, appending one CSV row an evaluation."""
-    import torch as th
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
-
     th.set_num_threads(1)
+    th.set_float32_matmul_precision("medium")  # oneDNN instead of MKL on AMD CPUs, for every contender
     eval_env = make_vec_env(run.task, n_envs=run.eval_episodes, seed=10_000 + run.seed)
     run.csv.parent.mkdir(parents=True, exist_ok=True)
     done = run.done_steps()
@@ -126,7 +121,7 @@ def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
                 progress.put((run.name, self.num_timesteps, self.last_return))
             return True
 
-    def returns(deterministic: bool) -> "np.ndarray[Any, Any]":
+    def returns(deterministic: bool) -> NDArray[np.float64]:
         values, _ = evaluate_policy(
             model, eval_env, run.eval_episodes, deterministic=deterministic, return_episode_rewards=True
         )
@@ -134,18 +129,18 @@ def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
 
     report = Report()
     for step in range(done + run.eval_freq, run.steps + 1, run.eval_freq):
-        model.learn(run.eval_freq, callback=report, reset_num_timesteps=False, log_interval=None)
+        model.learn(run.eval_freq, callback=report, reset_num_timesteps=False, log_interval=NEVER)
         deterministic = returns(True)
+        report.last_return = float(deterministic.mean())
         log_ent_coef = getattr(model, "log_ent_coef", None)
         row = {
             "step": step,
-            "deterministic_return": round(float(deterministic.mean()), 2),
+            "deterministic_return": round(report.last_return, 2),
             "stochastic_return": round(float(returns(False).mean()), 2),
             "episode_return_std": round(float(deterministic.std()), 2),
-            "ent_coef": "" if log_ent_coef is None else round(float(log_ent_coef.exp()), 5),
+            "ent_coef": "" if log_ent_coef is None else round(log_ent_coef.exp().item(), 5),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        report.last_return = row["deterministic_return"]
         save_model(run, model)
         new_file = not run.csv.exists()
         with open(run.csv, "a", newline="") as f:
@@ -163,7 +158,9 @@ def run_all(runs: list[Run], jobs: int) -> None:
     running: dict[str, Any] = {}
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[ret]}")]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=1) as display:
-        bars = {run.name: display.add_task(run.name, total=run.steps, completed=run.done_steps(), ret="") for run in runs}
+        bars = {
+            run.name: display.add_task(run.name, total=run.steps, completed=run.done_steps(), ret="") for run in runs
+        }
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
@@ -184,7 +181,12 @@ def run_all(runs: list[Run], jobs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["HalfCheetah-v4", "Walker2d-v4", "Hopper-v4"])
-    parser.add_argument("--algos", nargs="+", default=["flow_t", "crossq"], help="flow_t flow_g flow_mlp crossq sac; `flow_t+NAME` labels a variant")
+    parser.add_argument(
+        "--algos",
+        nargs="+",
+        default=["flow_t", "crossq"],
+        help="flow_t flow_g flow_mlp crossq sac; `flow_t+NAME` labels a variant",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=lambda s: int(float(s)), default=100_000)
     parser.add_argument("--eval-freq", type=int, default=5_000)
@@ -196,8 +198,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"))
     parser.add_argument("--overrides", default="{}", help="JSON: extra SACFlow arguments, for tuning")
     args = parser.parse_args()
-
-    import json
 
     runs = [
         Run(

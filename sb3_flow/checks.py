@@ -71,5 +71,6 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
                 raise FloatingPointError(
                     f"Training stopped in the {where}: `{label}` has {bad} NaN or infinite of {leaf.numel()} values. "
                     "The parameters are those of the last good update. If it came from the environment, find the step "
-                    "with stable_baselines3.common.vec_env.VecCheckNan; if not, lower the learning rate or the rewards' scale."
+                    "with SB3's VecCheckNan wrapper; if not, lower the learning rate or the scale of "
+                    "the rewards."
                 )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch as th
-from torch.nn import functional as F
+from torch.nn.functional import softplus
 
 RolloutKind = Literal["sde", "noise"]
 ROLLOUT_KINDS: tuple[str, ...] = get_args(RolloutKind)
@@ -79,7 +79,7 @@ def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde") -
 
 def log_det_tanh(x: th.Tensor) -> th.Tensor:
     """`log(1 - tanh(x)^2)`, elementwise, finite and exact for any finite x."""
-    return 2 * (math.log(2) - x - F.softplus(-2 * x))
+    return 2 * (math.log(2) - x - softplus(-2 * x))
 
 
 def bound_log_std(raw: th.Tensor, low: float, high: float) -> th.Tensor:

@@ -5,11 +5,11 @@ from typing import Literal
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import layer_norm, linear
 
 
 class BatchRenorm(nn.Module):
-    """BatchRenorm over the second-to-last dimension (arXiv 1702.03275), as in sb3_contrib but without branches on tensors.
+    """BatchRenorm over the second-to-last dimension (arXiv 1702.03275): sb3_contrib's, without branches on tensors.
 
     During warm-up it is BatchNorm; afterwards batches are normalised towards the running statistics. In evaluation
     mode only the running statistics are used. Input: (B, features), or (N, B, features) with `n_members`.
@@ -49,25 +49,32 @@ class BatchRenorm(nn.Module):
         self.warmup_steps = warmup_steps
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        mean, var = self._train_statistics(x) if self.training else (self.ra_mean, self.ra_var)
-        slope = self.scale * (var + self.eps).rsqrt()
-        return th.addcmul(self.bias - mean * slope, x, slope)
+        if not self.training:
+            slope = self.scale * (self.ra_var + self.eps).rsqrt()
+            return th.addcmul(self.bias - self.ra_mean * slope, x, slope)
+        # Not th.var_mean: on CPU it is five times slower than these three over this dimension
+        mean = x.mean(dim=-2, keepdim=True)
+        centred = x - mean
+        var = centred.square().sum(dim=-2, keepdim=True) / (x.shape[-2] - 1)
+        r, d = self._correction(mean.detach(), var.detach())
+        slope = self.scale * (var / r.square() + self.eps).rsqrt()
+        # A dead unit has var = 0, where the slope of the square root is infinite
+        shift = d / r * var.clamp_min(1e-12).sqrt()
+        return th.addcmul(self.bias + shift * slope, centred, slope)
 
-    def _train_statistics(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        var, mean = th.var_mean(x, dim=-2, keepdim=True)
-        with th.no_grad():
-            warm = self.steps > self.warmup_steps
-            running_std = (self.ra_var + self.eps).sqrt()
-            r = ((var + self.eps).sqrt() / running_std).clamp(1 / self.R_MAX, self.R_MAX)
-            d = ((mean - self.ra_mean) / running_std).clamp(-self.D_MAX, self.D_MAX)
-            r = th.where(warm, r, 1.0)
-            d = th.where(warm, d, 0.0)
-            # A batch that overflowed must not poison the statistics that acting relies on
-            finite = th.isfinite(mean) & th.isfinite(var)
-            self.ra_mean.copy_(th.where(finite, self.ra_mean.lerp(mean, self.momentum), self.ra_mean))
-            self.ra_var.copy_(th.where(finite, self.ra_var.lerp(var, self.momentum), self.ra_var))
-            self.steps += 1
-        return mean - d * var.sqrt() / r, var / r.square()
+    @th.no_grad()
+    def _correction(self, mean: th.Tensor, var: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """r and d of the paper, 1 and 0 during warm-up; updates the running statistics."""
+        warm = self.steps > self.warmup_steps
+        running_std = (self.ra_var + self.eps).sqrt()
+        r = ((var + self.eps).sqrt() / running_std).clamp(1 / self.R_MAX, self.R_MAX)
+        d = ((mean - self.ra_mean) / running_std).clamp(-self.D_MAX, self.D_MAX)
+        # A batch that overflowed must not poison the statistics that acting relies on
+        finite = th.isfinite(mean) & th.isfinite(var)
+        self.ra_mean.copy_(th.where(finite, self.ra_mean.lerp(mean, self.momentum), self.ra_mean))
+        self.ra_var.copy_(th.where(finite, self.ra_var.lerp(var, self.momentum), self.ra_var))
+        self.steps += 1
+        return th.where(warm, r, 1.0), th.where(warm, d, 0.0)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.scale.shape)}, momentum={self.momentum}, warmup_steps={self.warmup_steps}"
@@ -107,7 +114,7 @@ class EnsembleLayerNorm(nn.Module):
         self.bias = nn.Parameter(th.zeros(n_members, 1, features))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return th.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.scale)
+        return th.addcmul(self.bias, layer_norm(x, x.shape[-1:]), self.scale)
 
 
 def ensemble_mlp(
@@ -148,11 +155,10 @@ class ContextLinear(nn.Linear):
 
     def context(self, context: th.Tensor) -> th.Tensor:
         """The context's share of the output, bias included."""
-        return F.linear(context, self.weight[:, : self.context_features], self.bias)
+        return linear(context, self.weight[:, : self.context_features], self.bias)
 
-    def forward(self, context_share: th.Tensor, x: th.Tensor | None = None) -> th.Tensor:
-        assert x is not None
-        return context_share + F.linear(x, self.weight[:, self.context_features :])
+    def forward(self, context_share: th.Tensor, x: th.Tensor) -> th.Tensor:  # type: ignore[override]
+        return context_share + linear(x, self.weight[:, self.context_features :])
 
 
 class TimeEmbedding(nn.Module):

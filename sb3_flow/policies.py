@@ -99,7 +99,7 @@ class FlowActor(BasePolicy):
         return th.tanh(self.path(obs, th.zeros_like(noise) if deterministic else noise).x)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
+        return self.forward(observation, deterministic)
 
 
 class FlowCritic(BaseModel):
@@ -132,6 +132,7 @@ class FlowCritic(BaseModel):
             features_extractor=features_extractor,
             normalize_images=normalize_images,
         )
+        self.features_extractor: BaseFeaturesExtractor = features_extractor
         self.kind = kind
         self.n_critics = n_critics
         self.q_networks = ensemble_mlp(n_critics, features_dim + get_action_dim(action_space), net_arch, kind.norm)
@@ -172,6 +173,7 @@ class FlowPolicy(BasePolicy):
     :raises ValueError: for values outside of what is stated here
     """
 
+    action_space: spaces.Box
     actor: FlowActor
     critic: FlowCritic
     critic_target: FlowCritic | None
@@ -219,7 +221,7 @@ class FlowPolicy(BasePolicy):
         self.flow_steps = flow_steps
         self.rollout: RolloutKind = rollout
         self.noise_std = noise_std
-        self.log_std_range = tuple(log_std_range)
+        self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
         self.critic_name = critic
         self.critic_kind = kind
         self.n_critics = n_critics
@@ -238,9 +240,8 @@ class FlowPolicy(BasePolicy):
         if self.net_arch is None:
             return default
         if isinstance(self.net_arch, dict):
-            require(
-                set(self.net_arch) <= {"pi", "qf"}, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'"
-            )
+            known = set(self.net_arch) <= {"pi", "qf"}
+            require(known, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'")
             return self.net_arch.get(net, default)
         return list(self.net_arch)
 
@@ -383,9 +384,7 @@ class FlowTPolicy(FlowPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        data.update(
-            d_model=self.d_model, n_layers=self.n_layers, n_heads=self.n_heads, state_tokens=self.state_tokens
-        )
+        data.update(d_model=self.d_model, n_layers=self.n_layers, n_heads=self.n_heads, state_tokens=self.state_tokens)
         return data
 
 

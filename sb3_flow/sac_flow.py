@@ -112,7 +112,7 @@ class SACFlow(OffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        require(not use_sde, "use_sde", use_sde, "the flow's rollout explores by itself; set its noise with `noise_std`")
+        require(not use_sde, "use_sde", use_sde, "the rollout explores by itself; set its noise with `noise_std`")
         super().__init__(
             policy,
             env,
@@ -192,7 +192,8 @@ class SACFlow(OffPolicyAlgorithm):
         kind = self.policy.critic_kind
         if self.policy_delay is None:
             self.policy_delay = kind.policy_delay
-        self.qf_lr_schedule = FloatSchedule(kind.learning_rate if self.qf_learning_rate is None else self.qf_learning_rate)
+        qf_learning_rate = kind.learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
+        self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
         self.bc_schedule = FloatSchedule(self.bc_coef)
         if self.target_entropy == "auto":
             self.target_entropy = auto_target_entropy(
@@ -369,7 +370,7 @@ class _Log:
 def _step(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
     """One optimizer step, unless the gradient is not finite."""
     optimizer.zero_grad()
-    loss.backward()
+    th.autograd.backward(loss)
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     check_finite(f"{name} update", **{f"{name}_gradient_norm": th.nn.utils.get_total_norm(grads)})
     optimizer.step()

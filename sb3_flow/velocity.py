@@ -5,11 +5,12 @@ context, the point x and the time t. Shapes: B batch, D action dimension.
 """
 
 import math
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from sb3_flow.flow import Velocity, bound_log_std
 from sb3_flow.layers import ContextLinear, TimeEmbedding
@@ -30,12 +31,13 @@ class LogStdHead(nn.Module):
     def __init__(self, in_features: int, action_dim: int, log_std_range: tuple[float, float], noise_std: float | None):
         super().__init__()
         self.log_std_range = log_std_range
-        self.log_std = None if noise_std is None else math.log(noise_std)
-        self.head = nn.Linear(in_features, action_dim) if noise_std is None else None
+        self.noise_std = noise_std
+        if noise_std is None:
+            self.head = nn.Linear(in_features, action_dim)
 
     def forward(self, hidden: th.Tensor) -> th.Tensor:
-        if self.head is None:
-            return hidden.new_full((1, 1), self.log_std)
+        if self.noise_std is not None:
+            return hidden.new_full((1, 1), math.log(self.noise_std))
         return bound_log_std(self.head(hidden), *self.log_std_range)
 
 
@@ -118,13 +120,15 @@ class GatedVelocity(VelocityNet):
         super().__init__()
         self.time = TimeEmbedding(self.TIME_DIM)
         self.gate_first = ContextLinear(features_dim, action_dim + self.TIME_DIM, net_arch[0])
-        self.gate = nn.Sequential(_hidden_layers(net_arch, nn.SiLU), nn.Linear(net_arch[-1], action_dim))
+        self.gate_hidden = _hidden_layers(net_arch, nn.SiLU)
+        self.gate_head = nn.Linear(net_arch[-1], action_dim)
         self.candidate_first = ContextLinear(features_dim, action_dim + self.TIME_DIM, net_arch[0])
-        self.candidate = nn.Sequential(_hidden_layers(net_arch, nn.SiLU), nn.Linear(net_arch[-1], action_dim))
+        self.candidate_hidden = _hidden_layers(net_arch, nn.SiLU)
+        self.candidate_head = nn.Linear(net_arch[-1], action_dim)
         self.log_std_trunk = nn.Sequential(nn.Linear(features_dim, net_arch[0]), _hidden_layers(net_arch, nn.SiLU))
         self.log_std_head = LogStdHead(net_arch[-1], action_dim, log_std_range, noise_std)
-        nn.init.zeros_(self.gate[-1].weight)
-        nn.init.constant_(self.gate[-1].bias, self.GATE_BIAS)
+        nn.init.zeros_(self.gate_head.weight)
+        nn.init.constant_(self.gate_head.bias, self.GATE_BIAS)
 
     def encode(self, features: th.Tensor) -> Context:
         log_std = self.log_std_head(self.log_std_trunk(features))
@@ -133,8 +137,8 @@ class GatedVelocity(VelocityNet):
     def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
         gate_context, candidate_context, log_std = context
         x_t = th.cat([x, self.time(t).expand(x.shape[0], self.TIME_DIM)], dim=1)
-        z = th.sigmoid(self.gate(self.gate_first(gate_context, x_t)))
-        candidate = self.candidate(self.candidate_first(candidate_context, x_t))
+        z = th.sigmoid(self.gate_head(self.gate_hidden(self.gate_first(gate_context, x_t))))
+        candidate = self.candidate_head(self.candidate_hidden(self.candidate_first(candidate_context, x_t)))
         candidate = self.CANDIDATE_BOUND * th.tanh(candidate / self.CANDIDATE_BOUND)
         return Velocity(z * (candidate - x), log_std)
 
@@ -173,14 +177,14 @@ class DecoderVelocity(VelocityNet):
         )
         self.action_encoder = nn.Linear(action_dim, d_model)
         self.time = TimeEmbedding(d_model)
-        self.blocks = nn.ModuleList(DecoderBlock(d_model, n_heads, state_tokens) for _ in range(n_layers))
+        self.blocks = nn.ModuleList([DecoderBlock(d_model, n_heads, state_tokens) for _ in range(n_layers)])
         self.norm = nn.LayerNorm(d_model)
         self.velocity_head = nn.Linear(d_model, action_dim)
         self.log_std_head = LogStdHead(d_model, action_dim, log_std_range, noise_std)
 
     def encode(self, features: th.Tensor) -> Context:
         tokens = self.obs_encoder(features).unflatten(1, self.token_shape)  # (B, n, d)
-        return [block.encode(tokens) for block in self.blocks]
+        return [cast(DecoderBlock, block).encode(tokens) for block in self.blocks]
 
     def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
         h = self.action_encoder(x) + self.time(t)  # (B, d)
@@ -274,7 +278,7 @@ class StateAttention(nn.Module):
 
     def forward(self, token: th.Tensor, context: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
         query = self.query(token).unflatten(1, (self.n_heads, 1, -1))  # (B, heads, 1, d / heads)
-        mixed = F.scaled_dot_product_attention(query, *context).flatten(1)  # (B, d)
+        mixed = scaled_dot_product_attention(query, *context).flatten(1)  # (B, d)
         out: th.Tensor = self.out(mixed)
         return out
 
@@ -282,6 +286,6 @@ class StateAttention(nn.Module):
 def _hidden_layers(net_arch: list[int], activation: type[nn.Module]) -> nn.Sequential:
     """The activation of the first layer, then the rest of the hidden layers."""
     layers: list[nn.Module] = [activation()]
-    for width_in, width_out in zip(net_arch, net_arch[1:], strict=False):
+    for width_in, width_out in pairwise(net_arch):
         layers += [nn.Linear(width_in, width_out), activation()]
     return nn.Sequential(*layers)

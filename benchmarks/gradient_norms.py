@@ -1,0 +1,177 @@
+"""How gradients travel through the rollout: ||dL/dx_i|| at every step i, during training (SAC Flow's central claim).
+
+    python benchmarks/gradient_norms.py --env HalfCheetah-v4 --steps 20000
+
+For each velocity net and K one run is trained as a user would; every `--every` steps the actor's loss is
+differentiated on a fresh batch with respect to each point x_0 ... x_K of its paths, and the root mean square over the
+batch of the norms is written down. Nothing is changed in the training itself. Runs that are in the CSV are skipped.
+"""
+
+import argparse
+import csv
+import multiprocessing as mp
+from pathlib import Path
+
+import numpy as np
+import torch as th
+from matplotlib.figure import Figure
+from report import machine
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_flow import SACFlow, losses
+from sb3_flow.flow import Velocity, rollout
+
+POLICIES = {"MLP": "FlowMLPPolicy", "Flow-G": "FlowGPolicy", "Flow-T": "FlowTPolicy"}
+COLORS = {"MLP": "#9467bd", "Flow-G": "#2a9d5c", "Flow-T": "#0b6e99"}
+FIELDS = ["env", "net", "K", "seed", "step", "i", "norm"]
+
+
+def step_gradient_norms(model: SACFlow, batch_size: int) -> list[float]:
+    """Root mean square over a batch of ||dL/dx_i||, L the actor's loss of one transition, for i = 0 ... K."""
+    batch = model.replay_buffer.sample(batch_size)
+    actor, critic = model.actor, model.critic
+    model.policy.set_training_mode(False)
+    critic.requires_grad_(False)
+    context = actor.velocity.encode(actor.norm(actor.extract_features(batch.observations, actor.features_extractor)))
+    points: list[th.Tensor] = []
+
+    def velocity(x: th.Tensor, t: th.Tensor) -> Velocity:
+        x.retain_grad()
+        points.append(x)
+        out: Velocity = actor.velocity(context, x, t)
+        return out
+
+    noise = actor.sample_noise(batch_size).requires_grad_(True)
+    path = rollout(velocity, noise, actor.kind)
+    path.x.retain_grad()
+    q = critic.reduce(critic(batch.observations, th.tanh(path.x)))
+    assert model.log_ent_coef is not None
+    ent_coef = model.log_ent_coef.detach().exp()
+    loss = losses.actor_loss(path, q, ent_coef, th.tanh(path.x), batch.actions, bc_coef=0.0).loss
+    th.autograd.backward(loss * batch_size)  # the loss is a mean: undo it, so that norms are those of one transition
+    critic.requires_grad_(True)
+    norms = []
+    for x in [*points, path.x]:
+        assert x.grad is not None
+        norms.append(x.grad.square().sum(dim=1).mean().sqrt().item())
+    actor.optimizer.zero_grad()
+    return norms
+
+
+class Record(BaseCallback):
+    """Measures between updates; the random state is put back, so that training is what it is without."""
+
+    def __init__(self, every: int):
+        super().__init__()
+        self.every = every
+        self.rows: list[tuple[int, int, float]] = []
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.model, SACFlow)
+        if self.num_timesteps > self.model.learning_starts and self.num_timesteps % self.every == 0:
+            numpy_state, torch_state = np.random.get_state(), th.get_rng_state()
+            norms = step_gradient_norms(self.model, 1024)
+            np.random.set_state(numpy_state)
+            th.set_rng_state(torch_state)
+            self.rows += [(self.num_timesteps, i, norm) for i, norm in enumerate(norms)]
+        return True
+
+
+def measure(env: str, net: str, flow_steps: int, seed: int, steps: int, every: int) -> list[dict[str, object]]:
+    """Train one run and return its rows."""
+    th.set_num_threads(1)
+    th.set_float32_matmul_precision("medium")
+    model = SACFlow(
+        POLICIES[net],
+        env,
+        seed=seed,
+        learning_starts=2_000,
+        buffer_size=steps,
+        policy_kwargs={"flow_steps": flow_steps, "net_arch": {"qf": [256, 256]}},
+        device="cpu",
+    )
+    record = Record(every)
+    model.learn(steps, callback=record)
+    return [dict(zip(FIELDS, (env, net, flow_steps, seed, *row), strict=True)) for row in record.rows]
+
+
+def plot(rows: list[dict[str, str]], path: Path) -> None:
+    """One panel a K: the norm at each step, median and range over the measurements of the second half of training."""
+    all_steps = sorted({int(row["K"]) for row in rows})
+    figure = Figure(figsize=(4.2 * len(all_steps), 3.6), layout="constrained")
+    for axes, flow_steps in zip(np.atleast_1d(figure.subplots(1, len(all_steps), sharey=True)), all_steps, strict=True):
+        for net in POLICIES:
+            chosen = [row for row in rows if int(row["K"]) == flow_steps and row["net"] == net]
+            if not chosen:
+                continue
+            half = max(int(row["step"]) for row in chosen) / 2
+            late = [row for row in chosen if int(row["step"]) >= half]
+            norms = np.array(
+                [
+                    np.percentile([float(r["norm"]) for r in late if int(r["i"]) == i], [50, 5, 95])
+                    for i in range(flow_steps + 1)
+                ]
+            )
+            axes.plot(norms[:, 0], marker="o", ms=3, color=COLORS[net], label=net)
+            axes.fill_between(range(flow_steps + 1), norms[:, 1], norms[:, 2], color=COLORS[net], alpha=0.18, lw=0)
+        axes.set(title=f"K = {flow_steps}", xlabel="rollout step i", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].set_ylabel("gradient norm at x_i (median, 5-95 %)")
+    figure.axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def print_table(rows: list[dict[str, str]]) -> None:
+    """Largest over smallest norm along the path, and the coefficient of variation over i; medians over training."""
+    print(f"{'net':8}{'K':>4}{'max/min over i':>16}{'std/mean over i':>18}")
+    for net in POLICIES:
+        for flow_steps in sorted({int(row["K"]) for row in rows}):
+            by_step: dict[str, list[float]] = {}
+            for row in rows:
+                if row["net"] == net and int(row["K"]) == flow_steps:
+                    by_step.setdefault(row["seed"] + "/" + row["step"], []).append(float(row["norm"]))
+            if by_step:
+                paths = np.array(list(by_step.values()))
+                ratio = np.median(paths.max(axis=1) / paths.min(axis=1))
+                variation = np.median(paths.std(axis=1) / paths.mean(axis=1))
+                print(f"{net:8}{flow_steps:>4}{ratio:>16.2f}{variation:>18.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="HalfCheetah-v4")
+    parser.add_argument("--nets", nargs="+", default=list(POLICIES), choices=list(POLICIES))
+    parser.add_argument("--flow-steps", nargs="+", type=int, default=[4, 7, 10])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_norms.csv"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/images/gradient_norms.png"))
+    args = parser.parse_args()
+
+    done = list(csv.DictReader(args.out.open())) if args.out.exists() else []
+    have = {(row["env"], row["net"], int(row["K"]), int(row["seed"])) for row in done}
+    wanted = [(args.env, net, k, args.seed) for k in args.flow_steps for net in args.nets]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with mp.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
+        pending = [pool.apply_async(measure, (*run, args.steps, args.every)) for run in wanted if run not in have]
+        for result in pending:
+            rows = result.get()
+            new_file = not args.out.exists()
+            with open(args.out, "a", newline="") as f:
+                writer = csv.DictWriter(f, FIELDS)
+                if new_file:
+                    writer.writeheader()
+                writer.writerows(rows)
+            print(f"{rows[0]['net']} K={rows[0]['K']} done", flush=True)
+
+    rows_read = [row for row in csv.DictReader(args.out.open()) if row["env"] == args.env]
+    print_table(rows_read)
+    plot(rows_read, args.figure)
+    print(f"{args.figure}\n{machine()}")
+
+
+if __name__ == "__main__":
+    main()

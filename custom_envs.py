@@ -1,0 +1,5 @@
+"""rl-zoo3 imports a module of this name at start-up; ours adds `--algo sac_flow` (docs/rl_zoo3.md)."""
+
+import sb3_flow.zoo
+
+sb3_flow.zoo.register()

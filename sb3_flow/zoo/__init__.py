@@ -1,0 +1,5 @@
+"""rl-zoo3 integration: `--algo sac_flow` (docs/rl_zoo3.md)."""
+
+from sb3_flow.zoo.registration import register
+
+__all__ = ["register"]

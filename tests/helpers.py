@@ -1,0 +1,149 @@
+"""What the tests share: environments and models small enough to train in a fraction of a second."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_flow import SACFlow
+
+POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
+CRITICS = ("crossq", "target")
+ROLLOUTS = ("sde", "noise")
+LEARNING_STARTS = 10
+
+VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
+ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+class RandomEnv(gym.Env[Any, Any]):
+    """Observations drawn from any space, small actions rewarded, ten steps an episode; a copy goes on identically.
+
+    :param observation_space: what it shows
+    :param action_space: what it takes
+    :param episode_length: steps until truncation
+    :param bad_reward: reward from step `bad_from` on; None for the usual one
+    :param bad_obs: value of one number of the observation from step `bad_from` on; None for the usual one
+    :param bad_from: steps since construction before anything goes wrong
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any] = VECTOR,
+        action_space: spaces.Space[Any] = ACTION,
+        episode_length: int = 10,
+        bad_reward: float | None = None,
+        bad_obs: float | None = None,
+        bad_from: int = 15,
+    ):
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.episode_length = episode_length
+        self.bad_reward = bad_reward
+        self.bad_obs = bad_obs
+        self.bad_from = bad_from
+        self.actions: list[Any] = []
+        self.elapsed = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.elapsed = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.actions.append(np.copy(action))
+        self.elapsed += 1
+        reward = -float(np.square(action).mean())
+        if self.bad_reward is not None and len(self.actions) > self.bad_from:
+            reward = self.bad_reward
+        return self._observe(), reward, False, self.elapsed >= self.episode_length, {}
+
+    def _observe(self) -> Any:
+        obs = self.observation_space.sample()
+        if self.bad_obs is not None and len(self.actions) > self.bad_from:
+            obs[0] = self.bad_obs
+        return obs
+
+
+def policy_kwargs(policy: str, critic: str = "crossq", **kwargs: Any) -> dict[str, Any]:
+    """Arguments that make a policy tiny."""
+    tiny: dict[str, Any] = {"critic": critic, "flow_steps": 2, "net_arch": {"qf": [16, 16]}}
+    if policy in ("FlowGPolicy", "FlowMLPPolicy"):
+        tiny["net_arch"] = {"qf": [16, 16], "pi": [16, 16]}
+    else:
+        tiny |= {"d_model": 16, "n_layers": 1, "n_heads": 2}
+    return tiny | kwargs
+
+
+def make_model(
+    policy: str = "FlowTPolicy",
+    env: GymEnv | str | None = None,
+    critic: str = "crossq",
+    net: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> SACFlow:
+    """A tiny model on CPU, seeded, that learns from the 11th step on.
+
+    :param net: changes to the tiny policy's arguments
+    :param kwargs: changes to SACFlow's arguments
+    """
+    defaults: dict[str, Any] = {
+        "learning_starts": LEARNING_STARTS,
+        "batch_size": 8,
+        "buffer_size": 500,
+        "seed": 0,
+        "device": "cpu",
+        "policy_kwargs": policy_kwargs(policy, critic, **(net or {})),
+    }
+    return SACFlow(policy, RandomEnv() if env is None else env, **(defaults | kwargs))
+
+
+def snapshot(model: SACFlow) -> dict[str, th.Tensor]:
+    """Copies of every tensor that training changes: parameters, running statistics, optimizers, temperature."""
+    tensors = dict(_tensors(model.get_parameters()))
+    for name in ("log_ent_coef", "ent_coef_tensor"):
+        value = getattr(model, name, None)
+        if value is not None:
+            tensors[name] = value
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _tensors(tree: Any, path: str = "") -> Iterator[tuple[str, th.Tensor]]:
+    if isinstance(tree, th.Tensor):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _tensors(value, f"{path}/{key}")
+
+
+def differences(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> list[str]:
+    """Names of the tensors that are not bit-identical, or in only one of two snapshots."""
+    names = before.keys() | after.keys()
+    return sorted(
+        name for name in names if name not in before or name not in after or not th.equal(before[name], after[name])
+    )
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the global random generators as they were on entry."""
+    python, numpy, torch = random.getstate(), np.random.get_state(), th.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        th.set_rng_state(torch)
+
+
+def observations(model: SACFlow, n: int = 5) -> np.ndarray:
+    """Some observations of a model with a vector observation space."""
+    return np.random.default_rng(0).normal(size=(n, *model.observation_space.shape)).astype(np.float32)

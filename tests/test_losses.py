@@ -1,0 +1,116 @@
+"""The losses by hand, number by number, in float64."""
+
+import math
+
+import pytest
+import torch as th
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sb3_flow.flow import Path
+from sb3_flow.losses import actor_loss, critic_loss, ent_coef_loss, td_target
+
+sizes = st.integers(1, 5)
+seeds = st.integers(0, 2**31)
+
+
+def randn(*shape: int, seed: int) -> th.Tensor:
+    return th.randn(*shape, dtype=th.float64, generator=th.Generator().manual_seed(seed)).requires_grad_(True)
+
+
+def path_of(x: th.Tensor, log_prob: th.Tensor) -> Path:
+    return Path(x, log_prob, th.tensor(-1.5, dtype=th.float64, requires_grad=True))
+
+
+@given(batch=sizes, seed=seeds, n_step=st.booleans(), data=st.data())
+def test_td_target_is_the_reward_plus_the_discounted_soft_value_of_live_states(
+    batch: int, seed: int, n_step: bool, data: st.DataObject
+) -> None:
+    dones = data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=batch, max_size=batch))
+    rewards, next_q, next_log_prob = (randn(batch, seed=seed + i) for i in range(3))
+    gammas = [0.99**m for m in data.draw(st.lists(st.integers(1, 5), min_size=batch, max_size=batch))]
+    discounts: th.Tensor | float = th.tensor(gammas, dtype=th.float64) if n_step else 0.9
+    target = td_target(
+        rewards,
+        th.tensor(dones, dtype=th.float64),
+        discounts,
+        next_q,
+        next_log_prob,
+        th.tensor(0.2, dtype=th.float64),
+    )
+    expected = []
+    for i in range(batch):
+        value = next_q[i].item() - 0.2 * next_log_prob[i].item()
+        gamma = gammas[i] if n_step else 0.9
+        expected.append(rewards[i].item() + (0.0 if dones[i] else gamma * value))
+    assert target.tolist() == pytest.approx(expected)
+    assert not target.requires_grad
+
+
+@given(critics=sizes, batch=sizes, seed=seeds)
+def test_critic_loss_is_half_the_mean_squared_error_summed_over_critics(critics: int, batch: int, seed: int) -> None:
+    q, target = randn(critics, batch, seed=seed), randn(batch, seed=seed + 1).detach()
+    result = critic_loss(q, target)
+    expected = sum(
+        (q[n, b].item() - target[b].item()) ** 2 / (2 * batch) for n in range(critics) for b in range(batch)
+    )
+    assert result.loss.item() == pytest.approx(expected)
+    assert result.q.item() == pytest.approx(sum(q.flatten().tolist()) / (critics * batch))
+    assert result.target_q is target
+    # So a critic's step does not depend on how many critics there are
+    (grad,) = th.autograd.grad(result.loss, q)
+    th.testing.assert_close(grad, (q.detach() - target) / batch)
+
+
+@given(batch=sizes, dim=sizes, seed=seeds, beta=st.sampled_from([0.0, 1.0, 300.0]))
+def test_actor_loss_is_entropy_value_and_proximity(batch: int, dim: int, seed: int, beta: float) -> None:
+    x, log_prob, q = randn(batch, dim, seed=seed), randn(batch, seed=seed + 1), randn(batch, seed=seed + 2)
+    replayed = th.tanh(randn(batch, dim, seed=seed + 3)).detach()
+    result = actor_loss(
+        path_of(x, log_prob), q, th.tensor(0.2, dtype=th.float64), actions := th.tanh(x), replayed, beta
+    )
+    soft_value = sum(0.2 * log_prob[b].item() - q[b].item() for b in range(batch)) / batch
+    squares = [(math.tanh(x[b, j].item()) - replayed[b, j].item()) ** 2 for b in range(batch) for j in range(dim)]
+    # The mean runs over the numbers of the chunk too: beta means the same for every chunk length
+    proximity = sum(squares) / (batch * dim)
+    assert result.loss.item() == pytest.approx(soft_value + beta * proximity)
+    assert result.bc_loss.item() == pytest.approx(proximity)
+
+    grads = th.autograd.grad(result.loss, [log_prob, q, actions], allow_unused=True)
+    th.testing.assert_close(grads[0], th.full_like(log_prob, 0.2 / batch))
+    th.testing.assert_close(grads[1], th.full_like(q, -1 / batch))
+    assert grads[2] is not None
+    th.testing.assert_close(grads[2], beta * 2 * (actions.detach() - replayed) / (batch * dim))
+
+
+def test_actor_loss_reports_without_gradient() -> None:
+    actions = th.tensor([[0.995, -0.995, 0.5], [0.985, 1.0, 0.0]], dtype=th.float64, requires_grad=True)
+    log_prob, q = randn(2, seed=0), randn(2, seed=1)
+    result = actor_loss(path_of(actions, log_prob), q, th.tensor(0.2), actions, actions.detach(), 1.0)
+    assert result.loss.requires_grad
+    assert not any(value.requires_grad for value in result[1:])
+    assert result.saturated.item() == pytest.approx(3 / 6)
+    assert result.log_std.item() == -1.5
+    th.testing.assert_close(result.log_prob, log_prob.detach())
+
+
+@given(batch=sizes, seed=seeds, target=st.floats(-20, 20), log_ent_coef=st.floats(-5, 5))
+def test_ent_coef_loss_is_minus_log_alpha_times_the_missing_entropy(
+    batch: int, seed: int, target: float, log_ent_coef: float
+) -> None:
+    parameter = th.tensor([log_ent_coef], dtype=th.float64, requires_grad=True)
+    log_prob = randn(batch, seed=seed)
+    loss = ent_coef_loss(parameter, log_prob, target)
+    missing = sum(log_prob.tolist()) / batch + target
+    assert loss.item() == pytest.approx(-log_ent_coef * missing, abs=1e-12)
+    grads = th.autograd.grad(loss, [parameter, log_prob], allow_unused=True)
+    th.testing.assert_close(grads[0], th.tensor([-missing], dtype=th.float64))
+    assert grads[1] is None
+
+
+@pytest.mark.parametrize(("entropy", "rises"), [(-3.0, True), (5.0, False)])
+def test_a_step_on_ent_coef_loss_raises_alpha_when_the_path_is_too_certain(entropy: float, rises: bool) -> None:
+    parameter = th.zeros(1, dtype=th.float64, requires_grad=True)
+    log_prob = th.full((4,), -entropy, dtype=th.float64)
+    (grad,) = th.autograd.grad(ent_coef_loss(parameter, log_prob, 1.0), parameter)
+    assert bool(-grad > 0) is rises
