@@ -1,0 +1,190 @@
+"""rl-zoo3: its literal commands, our YAML, the search space, and what happens beside a user's own custom_envs."""
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from sb3_flow import FlowGPolicy, SACFlow
+from sb3_flow.zoo import register
+from sb3_flow.zoo.registration import CONFIG
+from sb3_flow.zoo.sampler import FLOW_STEPS, convert_sac_flow_params, sample_sac_flow_params
+
+ENV = "InvertedDoublePendulum-v5"
+POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
+TINY = ("-n", "60", "--num-threads", "1", "-params", "learning_starts:50", "buffer_size:1000")
+HYPERPARAMS = yaml.safe_load(CONFIG.read_text())
+
+
+def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def zoo(folder: Path, script: str, *args: str) -> str:
+    result = python(folder, "-m", f"rl_zoo3.{script}", "--algo", "sac_flow", "--env", ENV, *args)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with one finished run in logs/."""
+    folder = tmp_path_factory.mktemp("zoo")
+    options = ("--eval-freq", "40", "--eval-episodes", "1", "--save-freq", "30", "--save-replay-buffer")
+    assert str(CONFIG) in zoo(folder, "train", *options, *TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return folder / "logs" / "sac_flow" / f"{ENV}_1"
+
+
+def test_train_leaves_the_model_checkpoints_and_the_best_model(run):
+    for name in (ENV, "rl_model_30_steps", "rl_model_60_steps", "best_model"):
+        assert (run / f"{name}.zip").is_file()
+
+
+def test_enjoy(folder, run):
+    output = zoo(folder, "enjoy", "-f", "logs", "--no-render", "-n", "200", "--load-last-checkpoint")
+    assert "rl_model_60_steps" in output
+    assert "Mean reward" in output
+
+
+def test_record_video(folder, run):
+    if python(folder, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()").returncode != 0:
+        pytest.skip("no EGL device")
+    zoo(folder, "record_video", "-f", "logs", "--exp-id", "1", "-n", "20")
+    (video,) = (run / "videos").glob("*.mp4")
+    assert video.stat().st_size > 0
+
+
+def test_continue_with_the_replay_buffer(folder, run):
+    output = zoo(folder, "train", "--eval-freq", "-1", "-f", "more", "-i", str(run / f"{ENV}.zip"), *TINY)
+    assert "Loading replay buffer" in output
+    first = SACFlow.load(run / f"{ENV}.zip")
+    second = SACFlow.load(folder / "more" / "sac_flow" / f"{ENV}_1" / f"{ENV}.zip")
+    assert second._n_updates == 2 * first._n_updates > 0
+
+
+def test_another_policy_is_one_parameter_away(folder):
+    zoo(folder, "train", "--eval-freq", "-1", "-f", "other", *TINY, "policy:'FlowGPolicy'")
+    model = SACFlow.load(folder / "other" / "sac_flow" / f"{ENV}_1" / f"{ENV}.zip")
+    assert isinstance(model.policy, FlowGPolicy)
+
+
+def test_optimize_and_train_a_trial(folder):
+    study = ("--storage", "sqlite:///study.db", "--study-name", "study")
+    search = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    assert "Number of finished trials:  2" in zoo(folder, "train", "-f", "study", *search, *study, *TINY)
+    zoo(folder, "train", "--eval-freq", "-1", "-f", "trial", "--trial-id", "1", *study, *TINY)
+
+    trial = optuna.load_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="study").trials[1]
+    config = folder / "trial" / "sac_flow" / f"{ENV}_1" / ENV / "config.yml"
+    trained = dict(yaml.unsafe_load(config.read_text()))
+    expected = {**HYPERPARAMS[ENV], **convert_sac_flow_params(trial.params), "learning_starts": 50, "buffer_size": 1000}
+    assert trained == expected
+    assert trained["policy_kwargs"] == {**HYPERPARAMS[ENV]["policy_kwargs"], "flow_steps": trial.params["flow_steps"]}
+
+
+def test_own_custom_envs_shadows_ours_and_one_line_helps(tmp_path):
+    command = ("-m", "rl_zoo3.train", "--algo", "sac_flow", "--help")
+    own = tmp_path / "custom_envs.py"
+    own.touch()
+    assert "invalid choice: 'sac_flow'" in python(tmp_path, *command).stderr
+    own.write_text("import sb3_flow.zoo; sb3_flow.zoo.register()\n")
+    assert python(tmp_path, *command).returncode == 0
+
+
+def test_scripts_that_import_the_zoo_themselves(tmp_path):
+    script = """
+import sys
+import sb3_flow
+assert not any(name.startswith("rl_zoo3") for name in sys.modules), "importing sb3_flow has side effects"
+from rl_zoo3.exp_manager import ExperimentManager  # gets to register() half imported
+from rl_zoo3 import ALGOS
+assert ALGOS["sac_flow"] is sb3_flow.SACFlow
+from sb3_flow.zoo import register
+register()
+assert ExperimentManager(None, "sac_flow", "Pendulum-v1", "logs").config.endswith("sb3_flow/hyperparams/sac_flow.yml")
+sys.argv[1:] = ["--algo", "sac_flow", "--help"]
+import runpy
+runpy.run_module("rl_zoo3.load_from_hub", run_name="__main__")
+"""
+    result = python(tmp_path, "-c", script)
+    assert result.returncode == 0, result.stderr
+    assert "sac_flow" in result.stdout
+
+
+def test_register_twice_changes_nothing(tmp_path):
+    from rl_zoo3 import ALGOS
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    register()
+    algos, init = dict(ALGOS), ExperimentManager.__init__
+    register()
+    assert algos == ALGOS
+    assert ExperimentManager.__init__ is init
+
+    def config(algo, **kwargs):
+        return ExperimentManager(argparse.Namespace(), algo, "Pendulum-v1", str(tmp_path), **kwargs).config
+
+    assert config("sac_flow") == str(CONFIG)
+    assert config("sac_flow", config="mine.yml") == "mine.yml"
+    assert config("sac").endswith("rl_zoo3/hyperparams/sac.yml")
+
+
+@pytest.mark.parametrize("entry", HYPERPARAMS)
+def test_every_entry_of_the_yaml_constructs_every_policy(entry):
+    hyperparams = copy.deepcopy(HYPERPARAMS[entry])
+    assert hyperparams.pop("n_timesteps") >= 1
+    env = "Pendulum-v1" if entry == "default" else entry
+    for policy in POLICIES:
+        SACFlow(env=env, **{**hyperparams, "policy": policy, "buffer_size": 10})
+
+
+def test_paper_settings():
+    tasks = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")
+    paper = {
+        "n_timesteps": 1e6,
+        "policy": "FlowTPolicy",
+        "batch_size": 512,
+        "buffer_size": 1_000_000,
+        "gamma": 0.99,
+        "learning_starts": 50_000,
+        "ent_coef": "auto_0.2",
+    }
+    for version in ("v4", "v5"):
+        for task in tasks:
+            assert HYPERPARAMS[f"{task}-{version}"] == paper
+
+
+def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    kept = {"net_arch": {"qf": [8]}, "log_std_range": (-4.0, 0.0)}
+    study.set_user_attr("policy_kwargs", str(kept))  # what rl_zoo3 does
+    for _ in range(5):
+        trial = study.ask()
+        sampled = sample_sac_flow_params(trial, 1, 1, {})
+        assert sampled == convert_sac_flow_params(study.trials[trial.number].params)
+        assert sampled["policy_kwargs"] == {**kept, "flow_steps": sampled["policy_kwargs"]["flow_steps"]}
+        model = SACFlow("FlowTPolicy", "Pendulum-v1", **{**sampled, "buffer_size": 10})
+        assert model.policy.flow_steps in FLOW_STEPS
+        assert model.policy.log_std_range == kept["log_std_range"]
+        for name in ("learning_rate", "qf_learning_rate", "gamma", "batch_size", "policy_delay", "ent_coef"):
+            assert getattr(model, name) == sampled[name]
+
+
+def test_policy_kwargs_that_a_study_cannot_store_are_refused():
+    study = optuna.create_study()
+    study.set_user_attr("policy_kwargs", str({"optimizer_class": dict}))
+    with pytest.raises(ValueError, match="cannot be tuned around"):
+        sample_sac_flow_params(study.ask(), 1, 1, {})
