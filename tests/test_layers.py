@@ -44,7 +44,7 @@ def copy_batch_renorm(ours: BatchRenorm, theirs: BatchRenorm1d, member: int | No
         for name in ("scale", "bias", "ra_mean", "ra_var"):
             value = getattr(ours, name)
             getattr(theirs, name).copy_(value[0] if member is None else value[member, 0])
-        theirs.steps.copy_(ours.steps)
+        theirs.get_buffer("steps").copy_(ours.steps)
 
 
 @pytest.mark.parametrize("members", [None, 3])
@@ -57,8 +57,9 @@ def test_batch_renorm_follows_sb3_contrib_through_its_warm_up_member_by_member(m
         copy_batch_renorm(ours, layer, None if members is None else i)
 
     def check_statistics() -> None:
-        th.testing.assert_close(ours.ra_mean.reshape(n, 3), th.stack([layer.ra_mean for layer in theirs]))
-        th.testing.assert_close(ours.ra_var.reshape(n, 3), th.stack([layer.ra_var for layer in theirs]))
+        for name in ("ra_mean", "ra_var"):
+            expected = th.stack([layer.get_buffer(name) for layer in theirs])
+            th.testing.assert_close(ours.get_buffer(name).reshape(n, 3), expected)
 
     corrected = False
     for step in range(2 * WARMUP):
@@ -136,6 +137,29 @@ def test_batch_renorm_statistics_of_sound_features_move_on_when_another_overflow
     layer(x)
     moved = layer.ra_mean[0] != 0
     assert moved.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("warmup_steps", [0, WARMUP])
+def test_batch_renorm_of_a_dead_unit_has_finite_gradients_and_leaves_the_other_units_alone(warmup_steps: int) -> None:
+    def trained() -> BatchRenorm:
+        layer = BatchRenorm(3, warmup_steps=warmup_steps).double()
+        for step in range(1, 6):
+            layer(drifting_batch(step)[0])
+        return layer
+
+    alive = drifting_batch(6)[0]
+    # A unit that gives the same number for the whole batch: variance 0, and the square root has no slope there
+    dead = alive.clone()
+    dead[:, 1] = 0.0
+    results = []
+    for x in (alive, dead):
+        layer = trained()
+        x.requires_grad_(True)
+        y = layer(x)
+        results.append([y, *gradients(y, [x, layer.scale, layer.bias])])
+    for with_alive, with_dead in zip(*results, strict=True):
+        assert th.isfinite(with_dead).all()
+        th.testing.assert_close(with_dead[:, [0, 2]], with_alive[:, [0, 2]])
 
 
 @pytest.mark.parametrize("steps", [1, WARMUP + 50])
@@ -235,10 +259,9 @@ def test_ensemble_mlp_is_separate_networks(
     (grad,), (expected_grad,) = gradients(y, [x]), gradients(expected, [x])
     th.testing.assert_close(grad, expected_grad)
 
-    loss_of = nn.functional.mse_loss
-    loss_of(ours(x.detach()), th.ones_like(y), reduction="sum").backward()
+    th.autograd.backward((ours(x) - 1).square().sum())
     for i, member in enumerate(members):
-        loss_of(member(x[i].detach()), th.ones_like(y[i]), reduction="sum").backward()
+        th.autograd.backward((member(x[i]) - 1).square().sum())
     for mine, *twins in zip(ours, *members, strict=True):
         for name, parameter in mine.named_parameters():
             assert parameter.grad is not None

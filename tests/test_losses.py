@@ -51,9 +51,7 @@ def test_td_target_is_the_reward_plus_the_discounted_soft_value_of_live_states(
 def test_critic_loss_is_half_the_mean_squared_error_summed_over_critics(critics: int, batch: int, seed: int) -> None:
     q, target = randn(critics, batch, seed=seed), randn(batch, seed=seed + 1).detach()
     result = critic_loss(q, target)
-    expected = sum(
-        (q[n, b].item() - target[b].item()) ** 2 / (2 * batch) for n in range(critics) for b in range(batch)
-    )
+    expected = sum((q[n, b].item() - target[b].item()) ** 2 / (2 * batch) for n in range(critics) for b in range(batch))
     assert result.loss.item() == pytest.approx(expected)
     assert result.q.item() == pytest.approx(sum(q.flatten().tolist()) / (critics * batch))
     assert result.target_q is target
