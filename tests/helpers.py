@@ -3,10 +3,12 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
@@ -42,8 +44,9 @@ class RandomEnv(gym.Env[Any, Any]):
         bad_obs: float | None = None,
         bad_from: int = 15,
     ):
-        self.observation_space = observation_space
-        self.action_space = action_space
+        # Spaces hold a random generator: it must be this environment's own
+        self.observation_space = deepcopy(observation_space)
+        self.action_space = deepcopy(action_space)
         self.episode_length = episode_length
         self.bad_reward = bad_reward
         self.bad_obs = bad_obs
@@ -101,7 +104,7 @@ def make_model(
         "buffer_size": 500,
         "seed": 0,
         "device": "cpu",
-        "policy_kwargs": policy_kwargs(policy, critic, **(net or {})),
+        "policy_kwargs": policy_kwargs(policy, **({"critic": critic} | (net or {}))),
     }
     return SACFlow(policy, RandomEnv() if env is None else env, **(defaults | kwargs))
 
@@ -135,15 +138,15 @@ def differences(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> li
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Leave the global random generators as they were on entry."""
-    python, numpy, torch = random.getstate(), np.random.get_state(), th.get_rng_state()  # noqa: NPY002
+    python, numpy, torch = random.getstate(), np.random.get_state(), th.get_rng_state()
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
         th.set_rng_state(torch)
 
 
-def observations(model: SACFlow, n: int = 5) -> np.ndarray:
+def observations(model: SACFlow, n: int = 5) -> npt.NDArray[np.float32]:
     """Some observations of a model with a vector observation space."""
-    return np.random.default_rng(0).normal(size=(n, *model.observation_space.shape)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(n, *(model.observation_space.shape or ()))).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -11,6 +10,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -194,7 +194,9 @@ def test_a_constant_schedule_is_a_float(name: str, value: float, other: float) -
     assert differences(as_float, as_other)
 
 
-@pytest.mark.parametrize(("critic", "policy_delay", "delay"), [("crossq", None, 3), ("target", None, 1), ("target", 4, 4)])
+@pytest.mark.parametrize(
+    ("critic", "policy_delay", "delay"), [("crossq", None, 3), ("target", None, 1), ("target", 4, 4)]
+)
 def test_the_actor_waits_for_policy_delay(critic: str, policy_delay: int | None, delay: int) -> None:
     model = make_model(critic=critic, policy_delay=policy_delay)
     model.learn(LEARNING_STARTS)
@@ -263,7 +265,7 @@ def test_deterministic_evaluation_repeats() -> None:
 
 def test_deterministic_evaluation_leaves_training_as_it_is() -> None:
     alone = make_model().learn(STEPS)
-    watched = make_model().learn(STEPS, EvalCallback(gym.wrappers.TimeLimit(RandomEnv(), 5), eval_freq=7, verbose=0))
+    watched = make_model().learn(STEPS, EvalCallback(Monitor(RandomEnv()), eval_freq=7, verbose=0))
     assert not differences(snapshot(alone), snapshot(watched))
 
 

@@ -1,0 +1,389 @@
+"""What cannot work is refused before training, and training stops at the first number that is not finite."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import sb3_contrib
+import stable_baselines3
+import torch as th
+from gymnasium import spaces
+from helpers import CRITICS, POLICIES, RandomEnv, differences, make_model, observations, policy_kwargs, snapshot
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
+
+from sb3_flow import SACFlow
+
+VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
+INF = float("inf")
+NAN = float("nan")
+
+
+def assert_refused(name: str, value: Any, allowed: str, **kwargs: Any) -> None:
+    """It must be a ValueError that names the argument, its value and what is allowed."""
+    with pytest.raises(ValueError, match=name) as error:
+        make_model(**kwargs)
+    message = str(error.value)
+    assert f"{name}={value!r}" in message
+    assert allowed in message
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("flow_steps", 0, "an integer >= 1"),
+        ("flow_steps", -1, "an integer >= 1"),
+        ("flow_steps", 2.5, "an integer >= 1"),
+        ("rollout", "ode", "'sde', 'noise'"),
+        ("critic", "sac", "'crossq', 'target'"),
+        ("noise_std", 0.0, "> 0"),
+        ("noise_std", -0.1, "> 0"),
+        ("noise_std", INF, "> 0"),
+        ("noise_std", NAN, "> 0"),
+        ("n_critics", 0, "an integer >= 1"),
+        ("log_std_range", (0.0, -5.0), "lowest"),
+        ("log_std_range", (-1.0, -1.0), "lowest"),
+        ("log_std_range", (-5.0, 0.0, 2.0), "lowest"),
+        ("log_std_range", (-INF, 0.0), "lowest"),
+        ("log_std_range", (NAN, 0.0), "lowest"),
+        ("net_arch", {"vf": [16]}, "'qf'"),
+        ("net_arch", {"qf": [16], "actor": [16]}, "'qf'"),
+        ("net_arch", {"qf": [0]}, "> 0"),
+        ("net_arch", {"qf": [16, -1]}, "> 0"),
+    ],
+)
+def test_policy_arguments_are_checked(policy: str, name: str, value: Any, allowed: str) -> None:
+    assert_refused(name, value, allowed, policy=policy, net={name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("n_heads", 3, "must divide d_model=16"),
+        ("n_heads", 0, "must divide d_model=16"),
+        ("d_model", 15, "even number > 0"),
+        ("d_model", 0, "even number > 0"),
+        ("d_model", -16, "even number > 0"),
+        ("n_layers", 0, "an integer >= 1"),
+        ("state_tokens", 0, "an integer >= 1"),
+        ("net_arch", {"pi": [16], "qf": [16]}, "d_model"),
+    ],
+)
+def test_transformer_arguments_are_checked(name: str, value: Any, allowed: str) -> None:
+    assert_refused(name, value, allowed, policy="FlowTPolicy", net={name: value})
+
+
+@pytest.mark.parametrize("policy", ["FlowGPolicy", "FlowMLPPolicy"])
+@pytest.mark.parametrize("net_arch", [{"pi": []}, []], ids=str)
+def test_actors_need_a_hidden_layer(policy: str, net_arch: Any) -> None:
+    with pytest.raises(ValueError, match="net_arch="):
+        make_model(policy, net={"net_arch": net_arch})
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("bc_coef", -1.0, ">= 0"),
+        ("bc_coef", NAN, ">= 0"),
+        ("bc_coef", INF, ">= 0"),
+        ("ent_coef", -0.1, ">= 0"),
+        ("ent_coef", NAN, ">= 0"),
+        ("ent_coef", INF, ">= 0"),
+        ("ent_coef", "automatic", "'auto'"),
+        ("ent_coef", "auto0.1", "'auto'"),
+        ("ent_coef", "auto_", "'auto'"),
+        ("ent_coef", "auto_x", "'auto'"),
+        ("ent_coef", "auto_0", "'auto'"),
+        ("ent_coef", "auto_-1", "'auto'"),
+        ("ent_coef", "auto_inf", "'auto'"),
+        ("ent_coef", "", "'auto'"),
+        ("target_entropy", "low", "'auto'"),
+        ("target_entropy", NAN, "'auto'"),
+        ("policy_delay", 0, "an integer >= 1"),
+        ("policy_delay", -3, "an integer >= 1"),
+        ("n_steps", 0, "an integer >= 1"),
+        ("use_sde", True, "noise_std"),
+    ],
+)
+def test_algorithm_arguments_are_checked(policy: str, name: str, value: Any, allowed: str) -> None:
+    assert_refused(name, value, allowed, policy=policy, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda progress: -1.0,
+        lambda progress: progress - 0.5,
+        lambda progress: 0.5 - progress,
+        lambda progress: 1.0 if abs(progress - 0.5) > 0.2 else -1.0,
+    ],
+    ids=["always", "at the end", "at the start", "in between"],
+)
+def test_a_negative_bc_schedule_is_refused(schedule: Any) -> None:
+    with pytest.raises(ValueError, match=r"bc_coef=-.* >= 0"):
+        make_model(bc_coef=schedule)
+
+
+def test_a_batch_needs_two_transitions_to_be_normalized() -> None:
+    assert_refused("batch_size", 1, ">= 2", batch_size=1)
+
+
+@pytest.mark.parametrize("policy", ["NoSuchPolicy", "flowtpolicy", ""])
+def test_an_unknown_policy_is_refused(policy: str) -> None:
+    with pytest.raises(ValueError, match=f"policy={policy!r}.*'FlowTPolicy', 'FlowGPolicy', 'FlowMLPPolicy'"):
+        SACFlow(policy, RandomEnv())
+
+
+def test_a_policy_of_another_algorithm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"policy=.*SACPolicy.*FlowPolicy"):
+        SACFlow(stable_baselines3.sac.MlpPolicy, RandomEnv())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(3),
+        spaces.MultiDiscrete([2, 2]),
+        spaces.MultiBinary(3),
+        spaces.Box(-INF, INF, (2,), np.float32),
+        spaces.Box(0.0, INF, (2,), np.float32),
+        spaces.Box(np.array([-1.0, -INF], np.float32), np.ones(2, np.float32)),
+    ],
+    ids=str,
+)
+def test_action_spaces_without_finite_bounds_are_refused(policy: str, action_space: spaces.Space[Any]) -> None:
+    allowed = "finite" if isinstance(action_space, spaces.Box) else "Box"
+    assert_refused("action_space", action_space, allowed, policy=policy, env=RandomEnv(action_space=action_space))
+
+
+def test_a_registered_discrete_environment_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"action_space=Discrete\(2\).*Box"):
+        SACFlow("FlowTPolicy", "CartPole-v1")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Tuple([VECTOR, VECTOR]),
+        spaces.Dict({"a": VECTOR, "nested": spaces.Dict({"b": VECTOR})}),
+        spaces.Dict({"a": VECTOR, "pair": spaces.Tuple([VECTOR, VECTOR])}),
+        spaces.Text(5),
+    ],
+    ids=["tuple", "nested dict", "tuple in a dict", "text"],
+)
+def test_observations_that_sb3_cannot_preprocess_are_refused(policy: str, space: spaces.Space[Any]) -> None:
+    assert_refused("observation_space", space, "FlattenObservation", policy=policy, env=RandomEnv(space))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_images_too_small_for_the_cnn_are_refused(policy: str) -> None:
+    space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"observation_space=Box.*NatureCNN.*features_extractor_class.*36 x 36"):
+        make_model(policy, RandomEnv(space), buffer_size=10)
+
+
+def test_the_cnn_is_refused_for_vectors() -> None:
+    net = {"features_extractor_class": stable_baselines3.common.torch_layers.NatureCNN}
+    with pytest.raises(ValueError, match=r"observation_space=Box.*cannot be encoded by NatureCNN"):
+        make_model(net=net)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_dict_observations_want_the_multi_input_alias(policy: str) -> None:
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        make_model(policy, RandomEnv(spaces.Dict({"a": VECTOR})))
+
+
+@pytest.mark.parametrize("policy", ["MultiInputPolicy", "FlowGPolicy", "FlowMLPPolicy"])
+def test_n_step_returns_of_dict_observations_are_refused(policy: str) -> None:
+    assert_refused("n_steps", 3, "n_steps=1", policy=policy, n_steps=3, env=RandomEnv(spaces.Dict({"a": VECTOR})))
+
+
+def test_n_step_returns_of_hindsight_replay_are_refused() -> None:
+    env = BitFlippingEnv(n_bits=2, continuous=True)
+    assert_refused("n_steps", 2, "n_steps=1", env=env, n_steps=2, replay_buffer_class=HerReplayBuffer)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env"),
+    [
+        (stable_baselines3.SAC, "Pendulum-v1"),
+        (stable_baselines3.TD3, "Pendulum-v1"),
+        (stable_baselines3.PPO, "Pendulum-v1"),
+        (stable_baselines3.DQN, "CartPole-v1"),
+        (sb3_contrib.CrossQ, "Pendulum-v1"),
+        (sb3_contrib.TQC, "Pendulum-v1"),
+    ],
+)
+@pytest.mark.parametrize("with_env", [True, False])
+def test_models_of_other_algorithms_are_refused(algorithm: Any, env: str, with_env: bool, tmp_path: Path) -> None:
+    size = {} if algorithm is stable_baselines3.PPO else {"buffer_size": 10}
+    algorithm("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, **size).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"policy=.*Policy.*another algorithm"):
+        SACFlow.load(tmp_path / "model", env=gym.make("Pendulum-v1") if with_env and env == "Pendulum-v1" else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bc_coef", -1.0), ("ent_coef", "auto_x"), ("policy_delay", 0), ("n_steps", 0), ("target_entropy", "low")],
+)
+def test_arguments_are_checked_when_loading_too(name: str, value: Any, tmp_path: Path) -> None:
+    make_model().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        SACFlow.load(tmp_path / "model", device="cpu", **{name: value})
+
+
+def test_checks_leave_the_users_arguments_as_they_are() -> None:
+    kwargs = policy_kwargs("FlowTPolicy")
+    before = dict(kwargs)
+    make_model(policy_kwargs=kwargs)
+    assert kwargs == before
+
+
+def poisoned(model: SACFlow, name: str, value: float) -> SACFlow:
+    """Put a value into one number of every transition."""
+    tensor = getattr(model.replay_buffer, name)
+    tensor[..., 0] = value
+    return model
+
+
+def assert_stops(model: SACFlow, named: str) -> None:
+    """Training must name the first bad tensor, and leave everything as it was before that update."""
+    before = snapshot(model)
+    with pytest.raises(FloatingPointError, match=f"`{named}`"):
+        model.train(1, batch_size=8)
+    assert not differences(before, snapshot(model))
+    assert all(parameter.requires_grad for parameter in model.critic.parameters())
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("buffer", "value", "named"),
+    [
+        ("rewards", NAN, "rewards"),
+        ("rewards", INF, "rewards"),
+        ("rewards", -INF, "rewards"),
+        ("observations", NAN, "observations"),
+        ("observations", INF, "observations"),
+        ("next_observations", NAN, "next_observations"),
+        ("next_observations", -INF, "next_observations"),
+        ("actions", NAN, "actions"),
+        # The square of the TD error is not a float32 any more
+        ("rewards", 1e38, "critic_loss"),
+    ],
+)
+def test_training_stops_at_bad_replay_data(policy: str, critic: str, buffer: str, value: float, named: str) -> None:
+    model = make_model(policy, critic=critic).learn(20)
+    kept = getattr(model.replay_buffer, buffer).copy()
+    assert_stops(poisoned(model, buffer, value), named)
+    # Nothing is left behind that keeps training from going on
+    getattr(model.replay_buffer, buffer)[:] = kept
+    model.train(3, batch_size=8)
+    assert all(th.isfinite(tensor).all() for tensor in snapshot(model).values())
+
+
+def test_large_but_finite_observations_are_not_called_bad() -> None:
+    # Their sum overflows, and they do not; what overflows next is the normalization's variance
+    model = poisoned(make_model().learn(20), "observations", 1e38)
+    with pytest.raises(FloatingPointError, match="critic update"):
+        model.train(1, batch_size=8)
+
+
+def test_the_key_of_a_bad_dict_observation_is_named() -> None:
+    env = RandomEnv(spaces.Dict({"good": VECTOR, "bad": VECTOR}))
+    model = make_model(env=env).learn(20)
+    model.replay_buffer.observations["bad"][:] = NAN
+    assert_stops(model, r"observations\['bad'\]")
+
+
+def test_an_exploding_critic_stops_training() -> None:
+    model = make_model().learn(20)
+    with th.no_grad():
+        for parameter in model.critic.parameters():
+            parameter.mul_(1e30)
+    before = snapshot(model)
+    with pytest.raises(FloatingPointError, match=r"critic update.*`(target_q|critic_loss)`"):
+        model.train(1, batch_size=8)
+    assert not differences(before, snapshot(model))
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("net", ["actor", "critic"])
+def test_training_stops_at_a_bad_gradient(net: str, value: float, policy: str, critic: str) -> None:
+    model = make_model(policy, critic=critic, policy_delay=1).learn(20)
+    hook = next(iter(getattr(model, net).parameters())).register_hook(lambda gradient: gradient * value)
+    before = snapshot(model)
+    with pytest.raises(FloatingPointError, match=f"`{net}_gradient_norm`"):
+        model.train(1, batch_size=8)
+    changed = differences(before, snapshot(model))
+    # The critic's update came before the actor's, and was good
+    assert not [name for name in changed if net == "critic" or "critic" not in name]
+    hook.remove()
+    model.train(3, batch_size=8)
+    assert all(th.isfinite(tensor).all() for tensor in snapshot(model).values())
+
+
+def test_training_stops_at_a_bad_gradient_of_the_temperature() -> None:
+    model = make_model(policy_delay=1).learn(20)
+    assert model.log_ent_coef is not None
+    model.log_ent_coef.register_hook(lambda gradient: gradient * NAN)
+    before = model.log_ent_coef.clone()
+    with pytest.raises(FloatingPointError, match="`temperature_gradient_norm`"):
+        model.train(1, batch_size=8)
+    assert th.equal(model.log_ent_coef, before)
+
+
+def test_updates_before_the_bad_one_are_kept() -> None:
+    good, bad = make_model().learn(20), make_model().learn(20)
+    good.set_random_seed(0)
+    good.train(2, batch_size=8)
+    sample, calls = bad.replay_buffer.sample, []
+
+    def third_is_bad(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        batch = sample(*args, **kwargs)
+        return batch._replace(rewards=batch.rewards * NAN) if len(calls) == 3 else batch
+
+    bad.replay_buffer.sample = third_is_bad
+    bad.set_random_seed(0)
+    with pytest.raises(FloatingPointError, match="`rewards`"):
+        bad.train(5, batch_size=8)
+    assert not differences(snapshot(good), snapshot(bad))
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ({"bad_reward": NAN}, "rewards"),
+        ({"bad_reward": INF}, "rewards"),
+        ({"bad_reward": -INF}, "rewards"),
+        ({"bad_reward": 1e38}, "critic_loss"),
+        ({"bad_obs": NAN}, "(next_)?observations"),
+        ({"bad_obs": INF}, "(next_)?observations"),
+        ({"bad_obs": -INF}, "(next_)?observations"),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_learn_stops_at_a_bad_environment(fault: dict[str, float], named: str) -> None:
+    model = make_model(env=RandomEnv(**fault), batch_size=16)
+    with pytest.raises(FloatingPointError, match=f"`{named}`.*VecCheckNan"):
+        model.learn(60)
+    assert 15 < model.num_timesteps < 60
+    assert all(th.isfinite(tensor).all() for tensor in snapshot(model).values())
+    assert np.isfinite(model.predict(observations(model))[0]).all()
+
+
+def test_the_message_counts_the_bad_values() -> None:
+    model = poisoned(make_model().learn(20), "observations", NAN)
+    with pytest.raises(FloatingPointError, match=r"replay batch: `observations` has 8 NaN or infinite of 24 values"):
+        model.train(1, batch_size=8)

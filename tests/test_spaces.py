@@ -1,0 +1,174 @@
+"""Every observation and action space that SB3's SAC takes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers import CRITICS, LEARNING_STARTS, POLICIES, RandomEnv, make_model
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from sb3_flow import SACFlow
+
+IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+OBSERVATION_SPACES: dict[str, spaces.Space[Any]] = {
+    "float64": spaces.Box(-1.0, 1.0, (3,), np.float64),
+    "integers": spaces.Box(-5, 5, (3,), np.int64),
+    "matrix": spaces.Box(-1.0, 1.0, (3, 4), np.float32),
+    "unbounded": spaces.Box(-np.inf, np.inf, (3,), np.float32),
+    "discrete": spaces.Discrete(4),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(5),
+    "image": IMAGE,
+    "image_channels_first": spaces.Box(0, 255, (3, 36, 40), np.uint8),
+    "dict": spaces.Dict({"vec": VECTOR, "level": spaces.Discrete(3), "bits": spaces.MultiBinary(2)}),
+    "dict_with_image": spaces.Dict({"vec": VECTOR, "image": IMAGE}),
+}
+ACTION_SPACES = [
+    spaces.Box(-1.0, 1.0, (1,), np.float32),
+    spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([3.0, 10.0], np.float32)),
+    spaces.Box(5.0, 6.0, (2,), np.float32),
+    spaces.Box(-1.0, 1.0, (2, 3), np.float32),
+    spaces.Box(-2.0, 2.0, (2,), np.float64),
+]
+
+
+def stack(observations: list[Any]) -> Any:
+    """A batch of observations, key by key if they are Dicts."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+def policies_for(space: spaces.Space[Any]) -> list[str]:
+    return ["MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy", "FlowGPolicy", "FlowMLPPolicy"]
+
+
+@pytest.mark.parametrize("policy", range(3), ids=POLICIES)
+@pytest.mark.parametrize("name", OBSERVATION_SPACES)
+def test_every_observation_space_learns_and_predicts(name: str, policy: int) -> None:
+    env = RandomEnv(OBSERVATION_SPACES[name])
+    model = make_model(policies_for(env.observation_space)[policy], env, buffer_size=30, learning_starts=8)
+    model.learn(12)
+    assert model._n_updates == 4
+    batch = [env.observation_space.sample() for _ in range(4)]
+    action, state = model.predict(batch[0])
+    assert action.shape == (2,)
+    assert state is None
+    actions, _ = model.predict(stack(batch), deterministic=True)
+    assert actions.shape == (4, 2)
+    singles = [model.predict(obs, deterministic=True)[0] for obs in batch]
+    np.testing.assert_allclose(actions, np.stack(singles), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["discrete", "image", "dict_with_image"])
+def test_target_critics_take_every_kind_of_observation(name: str) -> None:
+    space = OBSERVATION_SPACES[name]
+    model = make_model(policies_for(space)[0], RandomEnv(space), "target", buffer_size=30, learning_starts=8)
+    model.learn(12)
+    assert model._n_updates == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "extractor"),
+    [("float64", FlattenExtractor), ("matrix", FlattenExtractor), ("image", NatureCNN), ("dict", CombinedExtractor)],
+)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_features_extractor_follows_the_observations(policy: str, name: str, extractor: type) -> None:
+    model = make_model(policy, RandomEnv(OBSERVATION_SPACES[name]), buffer_size=10)
+    assert type(model.actor.features_extractor) is extractor
+    assert type(model.critic.features_extractor) is extractor
+    assert model.actor.features_extractor is not model.critic.features_extractor
+
+
+def test_the_user_chooses_the_features_extractor() -> None:
+    net = {"features_extractor_class": NatureCNN, "features_extractor_kwargs": {"features_dim": 8}}
+    model = make_model("CnnPolicy", RandomEnv(IMAGE), net=net, buffer_size=30)
+    model.learn(12)
+    assert isinstance(model.actor.features_extractor, NatureCNN)
+    assert model.actor.features_extractor.features_dim == 8
+
+
+def test_normalized_images_need_not_be_divided() -> None:
+    space = spaces.Box(0.0, 1.0, (3, 36, 36), np.float32)
+    net = {
+        "features_extractor_class": NatureCNN,
+        "features_extractor_kwargs": {"normalized_image": True},
+        "normalize_images": False,
+    }
+    model = make_model("CnnPolicy", RandomEnv(space), net=net, buffer_size=30).learn(12)
+    assert model._n_updates == 2
+
+
+def test_images_are_stacked() -> None:
+    env = VecFrameStack(DummyVecEnv([lambda: RandomEnv(IMAGE)]), 2, channels_order="last")
+    model = make_model("CnnPolicy", env, buffer_size=30).learn(12)
+    assert model.observation_space.shape == (6, 36, 36)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
+def test_every_action_space_learns_and_predicts(action_space: spaces.Box, policy: str) -> None:
+    env = RandomEnv(action_space=action_space)
+    model = make_model(policy, env).learn(20)
+    assert model._n_updates == 10
+    assert all(action_space.contains(action.astype(action_space.dtype)) for action in env.actions)
+    obs = env.observation_space.sample()
+    for deterministic in (True, False):
+        action, _ = model.predict(obs, deterministic=deterministic)
+        assert action.shape == action_space.shape
+        assert action_space.contains(action.astype(action_space.dtype))
+        actions, _ = model.predict(np.stack([obs] * 3), deterministic=deterministic)
+        assert actions.shape == (3, *action_space.shape)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
+def test_the_buffer_holds_scaled_actions_of_what_was_done(action_space: spaces.Box) -> None:
+    env = RandomEnv(action_space=action_space)
+    model = make_model(env=env).learn(20)
+    stored = model.replay_buffer.actions[:20].reshape(20, *action_space.shape)
+    assert np.abs(stored).max() <= 1
+    done = action_space.low + 0.5 * (stored + 1) * (action_space.high - action_space.low)
+    np.testing.assert_allclose(np.stack(env.actions), done, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["future", "final", "episode"])
+@pytest.mark.parametrize("policy", ["MultiInputPolicy", "FlowGPolicy", "FlowMLPPolicy"])
+def test_hindsight_replay_learns(policy: str, strategy: str) -> None:
+    model = make_model(
+        policy,
+        BitFlippingEnv(n_bits=3, continuous=True, max_steps=5),
+        replay_buffer_class=HerReplayBuffer,
+        replay_buffer_kwargs={"n_sampled_goal": 2, "goal_selection_strategy": strategy},
+    )
+    model.learn(24)
+    assert model._n_updates == 24 - LEARNING_STARTS
+
+
+def test_hindsight_replay_goes_on_after_loading(tmp_path: Any) -> None:
+    env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)
+    model = make_model("MultiInputPolicy", env, "target", replay_buffer_class=HerReplayBuffer).learn(24)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = SACFlow.load(tmp_path / "model", env=env, device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.size() == 24
+    loaded.learn(6, reset_num_timesteps=False)
+    assert loaded._n_updates == model._n_updates + 6
+    obs, _ = env.reset()
+    assert loaded.predict(obs, deterministic=True)[0].shape == (3,)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_dict_observations_are_normalized(critic: str) -> None:
+    space = spaces.Dict({"a": VECTOR, "b": VECTOR})
+    env = VecNormalize(DummyVecEnv([lambda: RandomEnv(space)] * 2), norm_obs_keys=["a"])
+    model = make_model("MultiInputPolicy", env, critic).learn(20)
+    assert isinstance(model.replay_buffer, DictReplayBuffer)
+    assert model._n_updates == 5
