@@ -257,6 +257,7 @@ def test_log_det_tanh_keeps_single_precision_far_in_the_tails(x: float) -> None:
     th.testing.assert_close(gradient, -2 * th.tanh(points.detach()), rtol=1e-6, atol=3e-7)
 
 
+@settings(deadline=None)
 @given(raw=st.floats(-1e6, 1e6), low=st.floats(-10, 0), width=st.floats(0.1, 10))
 def test_bound_log_std_is_monotone_onto_its_range(raw: float, low: float, width: float) -> None:
     high = low + width

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch as th
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_flow.flow import Path
@@ -12,6 +12,8 @@ from sb3_flow.losses import actor_loss, critic_loss, ent_coef_loss, td_target
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)
+# The first call of a torch function can take longer than hypothesis allows an example
+untimed = settings(deadline=None)
 
 
 def randn(*shape: int, seed: int) -> th.Tensor:
@@ -22,6 +24,7 @@ def path_of(x: th.Tensor, log_prob: th.Tensor) -> Path:
     return Path(x, log_prob, th.tensor(-1.5, dtype=th.float64, requires_grad=True))
 
 
+@untimed
 @given(batch=sizes, seed=seeds, n_step=st.booleans(), data=st.data())
 def test_td_target_is_the_reward_plus_the_discounted_soft_value_of_live_states(
     batch: int, seed: int, n_step: bool, data: st.DataObject
@@ -47,6 +50,7 @@ def test_td_target_is_the_reward_plus_the_discounted_soft_value_of_live_states(
     assert not target.requires_grad
 
 
+@untimed
 @given(critics=sizes, batch=sizes, seed=seeds)
 def test_critic_loss_is_half_the_mean_squared_error_summed_over_critics(critics: int, batch: int, seed: int) -> None:
     q, target = randn(critics, batch, seed=seed), randn(batch, seed=seed + 1).detach()
@@ -60,6 +64,7 @@ def test_critic_loss_is_half_the_mean_squared_error_summed_over_critics(critics:
     th.testing.assert_close(grad, (q.detach() - target) / batch)
 
 
+@untimed
 @given(batch=sizes, dim=sizes, seed=seeds, beta=st.sampled_from([0.0, 1.0, 300.0]))
 def test_actor_loss_is_entropy_value_and_proximity(batch: int, dim: int, seed: int, beta: float) -> None:
     x, log_prob, q = randn(batch, dim, seed=seed), randn(batch, seed=seed + 1), randn(batch, seed=seed + 2)
@@ -92,6 +97,7 @@ def test_actor_loss_reports_without_gradient() -> None:
     th.testing.assert_close(result.log_prob, log_prob.detach())
 
 
+@untimed
 @given(batch=sizes, seed=seeds, target=st.floats(-20, 20), log_ent_coef=st.floats(-5, 5))
 def test_ent_coef_loss_is_minus_log_alpha_times_the_missing_entropy(
     batch: int, seed: int, target: float, log_ent_coef: float
