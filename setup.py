@@ -27,6 +27,7 @@ setup(
         "rich",
         "moviepy>=2",
         "tensorboard",
+        "requests",  # rl_zoo3.enjoy imports it without declaring it
     ],
     extras_require={
         "ogbench": ["ogbench>=1.2"],

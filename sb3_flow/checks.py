@@ -7,6 +7,10 @@ import torch as th
 from gymnasium import spaces
 
 
+class NonFiniteError(FloatingPointError, ValueError):
+    """A NaN or an infinity reached a loss; a ValueError too, on which rl-zoo3 prunes a trial and goes on."""
+
+
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
     """Refuse an argument.
 
@@ -60,7 +64,7 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
 
     :param where: what was being computed
     :param tensors: tensors in the order they were made, by name
-    :raises FloatingPointError: naming that tensor
+    :raises NonFiniteError: naming that tensor
     """
     for name, tensor in tensors.items():
         for key, leaf in tensor.items() if isinstance(tensor, dict) else [("", tensor)]:
@@ -68,7 +72,7 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
             if not th.isfinite(leaf.sum()) and not th.isfinite(leaf).all():
                 bad = int((~th.isfinite(leaf)).sum())
                 label = f"{name}[{key!r}]" if key else name
-                raise FloatingPointError(
+                raise NonFiniteError(
                     f"Training stopped in the {where}: `{label}` has {bad} NaN or infinite of {leaf.numel()} values. "
                     "The parameters are those of the last good update. If it came from the environment, find the step "
                     "with SB3's VecCheckNan wrapper; if not, lower the learning rate or the scale of "

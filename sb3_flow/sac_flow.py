@@ -160,6 +160,10 @@ class SACFlow(OffPolicyAlgorithm):
         require(
             self.policy_delay is None or self.policy_delay >= 1, "policy_delay", self.policy_delay, "an integer >= 1"
         )
+        for name in ("learning_rate", "qf_learning_rate", "bc_coef"):
+            value = getattr(self, name)
+            number = callable(value) or isinstance(value, float | int) or (value is None and name == "qf_learning_rate")
+            require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
         for progress in (1.0, 0.0):
             bc_coef = FloatSchedule(self.bc_coef)(progress)
             require(bc_coef >= 0, "bc_coef", bc_coef, "a number >= 0, at every progress if it is a schedule")
