@@ -113,3 +113,11 @@ def test_prediction_leaves_running_statistics_as_they_are(policy: str) -> None:
     model.predict(100 * observations(model))
     assert before
     assert all(th.equal(before[name], buffer) for name, buffer in model.policy.named_buffers())
+
+
+def test_prediction_puts_every_net_into_evaluation_mode(policy: str) -> None:
+    model = make_model(policy).learn(10)
+    model.train(1, batch_size=8)
+    assert model.critic.training
+    model.predict(observations(model))
+    assert not any(module.training for module in model.policy.modules())

@@ -122,6 +122,7 @@ def test_total_timesteps_may_be_a_float() -> None:
     model = make_model()
     assert_learns(model, 3e1, UPDATES)
     assert model.num_timesteps == 30
+    assert isinstance(model._total_timesteps, int)
 
 
 def test_learning_goes_on_after_learn() -> None:
@@ -139,6 +140,20 @@ def test_n_steps_uses_n_step_returns() -> None:
     discounts = model.replay_buffer.sample(64).discounts
     assert discounts is not None
     assert set(discounts.flatten().tolist()) == {0.5, 0.25, 0.125}
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_critics_discount_by_the_steps_of_each_return(critic: str) -> None:
+    critics = []
+    for factor in (1.0, 0.5):
+        model = make_model(critic=critic, n_steps=3).learn(20)
+        batch = model.replay_buffer.sample(8)
+        assert batch.discounts is not None
+        batch = batch._replace(dones=th.zeros_like(batch.dones), discounts=factor * batch.discounts)
+        model.replay_buffer.sample = lambda *args, batch=batch, **kwargs: batch
+        model.train(1, batch_size=8)
+        critics.append(snapshot(model))
+    assert any(name.startswith("/policy/critic.") for name in differences(*critics))
 
 
 @pytest.mark.parametrize(("ent_coef", "initial"), [("auto", 1.0), ("auto_0.5", 0.5)])
