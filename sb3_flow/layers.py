@@ -69,10 +69,8 @@ class BatchRenorm(nn.Module):
         running_std = (self.ra_var + self.eps).sqrt()
         r = ((var + self.eps).sqrt() / running_std).clamp(1 / self.R_MAX, self.R_MAX)
         d = ((mean - self.ra_mean) / running_std).clamp(-self.D_MAX, self.D_MAX)
-        # A batch that overflowed must not poison the statistics that acting relies on
-        finite = th.isfinite(mean) & th.isfinite(var)
-        self.ra_mean.copy_(th.where(finite, self.ra_mean.lerp(mean, self.momentum), self.ra_mean))
-        self.ra_var.copy_(th.where(finite, self.ra_var.lerp(var, self.momentum), self.ra_var))
+        self.ra_mean.lerp_(mean, self.momentum)
+        self.ra_var.lerp_(var, self.momentum)
         self.steps += 1
         return th.where(warm, r, 1.0), th.where(warm, d, 0.0)
 

@@ -1,5 +1,6 @@
 """Flow policies: an actor that integrates a velocity net, and the critics that judge it."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch as th
@@ -95,8 +96,13 @@ class FlowActor(BasePolicy):
         return th.tanh(path.x), path.log_prob
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        noise = self.sample_noise(_batch_size(obs))
-        return th.tanh(self.path(obs, th.zeros_like(noise) if deterministic else noise).x)
+        batch_size = _batch_size(obs)
+        if deterministic:
+            # Without a draw, as in SB3: evaluation must not change the run it watches
+            noise = th.zeros(self.flow_steps + 1, batch_size, self.action_dim, device=self.device)
+        else:
+            noise = self.sample_noise(batch_size)
+        return th.tanh(self.path(obs, noise).x)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.forward(observation, deterministic)
@@ -199,10 +205,17 @@ class FlowPolicy(BasePolicy):
         require(isinstance(flow_steps, int) and flow_steps >= 1, "flow_steps", flow_steps, "an integer >= 1")
         require_choice("rollout", rollout, ROLLOUT_KINDS)
         require_choice("critic", critic, tuple(CRITIC_KINDS))
-        require(noise_std is None or noise_std > 0, "noise_std", noise_std, "a number > 0, or None to learn it")
+        require(
+            noise_std is None or 0 < noise_std < math.inf, "noise_std", noise_std, "a number > 0, or None to learn it"
+        )
         require(n_critics >= 1, "n_critics", n_critics, "an integer >= 1")
         log_std_range = LOG_STD_RANGES[rollout] if log_std_range is None else log_std_range
-        require(log_std_range[0] < log_std_range[1], "log_std_range", log_std_range, "(lowest, highest)")
+        require(
+            len(log_std_range) == 2 and -math.inf < log_std_range[0] < log_std_range[1] < math.inf,
+            "log_std_range",
+            log_std_range,
+            "(lowest, highest), two finite numbers",
+        )
 
         kind = CRITIC_KINDS[critic]
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
@@ -242,8 +255,10 @@ class FlowPolicy(BasePolicy):
         if isinstance(self.net_arch, dict):
             known = set(self.net_arch) <= {"pi", "qf"}
             require(known, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'")
-            return self.net_arch.get(net, default)
-        return list(self.net_arch)
+        widths = list(self.net_arch.get(net, default) if isinstance(self.net_arch, dict) else self.net_arch)
+        valid = all(width > 0 for width in widths) and (net == "qf" or len(widths) > 0)
+        require(valid, "net_arch", self.net_arch, "widths > 0, and at least one for the actor")
+        return widths
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         try:
@@ -352,7 +367,7 @@ class FlowTPolicy(FlowPolicy):
         # Before super().__init__(), which builds the nets
         critic = kwargs.get("critic", "crossq")
         require_choice("critic", critic, tuple(CRITIC_KINDS))
-        self.d_model = d_model or CRITIC_KINDS[critic].d_model
+        self.d_model = CRITIC_KINDS[critic].d_model if d_model is None else d_model
         self.n_layers = n_layers
         self.n_heads = n_heads
         self.state_tokens = state_tokens

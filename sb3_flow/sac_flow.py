@@ -1,7 +1,10 @@
 """SAC Flow: off-policy training of flow policies, end to end (arXiv 2509.25756)."""
 
+import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -151,7 +154,6 @@ class SACFlow(OffPolicyAlgorithm):
         self.policy_delay = policy_delay
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Optimizer | None = None
-        self._check_arguments()
         if _init_setup_model:
             self._setup_model()
 
@@ -164,15 +166,21 @@ class SACFlow(OffPolicyAlgorithm):
             value = getattr(self, name)
             number = callable(value) or isinstance(value, float | int) or (value is None and name == "qf_learning_rate")
             require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
-        for progress in (1.0, 0.0):
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "an integer >= 2: batches are normalised")
+        for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
             bc_coef = FloatSchedule(self.bc_coef)(progress)
-            require(bc_coef >= 0, "bc_coef", bc_coef, "a number >= 0, at every progress if it is a schedule")
+            allowed = "a number >= 0, at every progress if it is a schedule"
+            require(0 <= bc_coef < math.inf, "bc_coef", bc_coef, allowed)
         if isinstance(self.ent_coef, str):
             _initial_ent_coef(self.ent_coef)
         else:
-            require(self.ent_coef >= 0, "ent_coef", self.ent_coef, "a number >= 0, 'auto' or 'auto_<initial value>'")
+            allowed = "a number >= 0, 'auto' or 'auto_<initial value>'"
+            require(0 <= self.ent_coef < math.inf, "ent_coef", self.ent_coef, allowed)
         if isinstance(self.target_entropy, str):
             require(self.target_entropy == "auto", "target_entropy", self.target_entropy, "'auto' or a number")
+        else:
+            finite = math.isfinite(self.target_entropy)
+            require(finite, "target_entropy", self.target_entropy, "'auto' or a finite number")
 
     @classmethod
     def _get_policy_from_name(cls, policy_name: str) -> type[BasePolicy]:
@@ -185,6 +193,8 @@ class SACFlow(OffPolicyAlgorithm):
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
+        # Here and not in __init__: `load` sets the attributes in between
+        self._check_arguments()
         require(
             self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict),
             "n_steps",
@@ -225,9 +235,11 @@ class SACFlow(OffPolicyAlgorithm):
             self._n_updates += 1
             batch = self._sample(batch_size)
             ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
-            self._update_critic(batch, ent_coef, log)
+            with _statistics_restored(self.critic):
+                self._update_critic(batch, ent_coef, log)
             if self._n_updates % self.policy_delay == 0:
-                log_prob = self._update_actor(batch, ent_coef, bc_coef, log)
+                with _statistics_restored(self.actor):
+                    log_prob = self._update_actor(batch, ent_coef, bc_coef, log)
                 self._update_temperature(log_prob, log)
             if self.critic_target is not None:
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
@@ -331,7 +343,7 @@ class SACFlow(OffPolicyAlgorithm):
 
     def learn(
         self: SelfSACFlow,
-        total_timesteps: int,
+        total_timesteps: float,
         callback: MaybeCallback = None,
         log_interval: int = 4,
         tb_log_name: str = "SACFlow",
@@ -371,6 +383,18 @@ class _Log:
         return [(key, th.stack(values).mean().item()) for key, values in self.values.items()]
 
 
+@contextmanager
+def _statistics_restored(net: th.nn.Module) -> Iterator[None]:
+    """Put the running statistics back if the update stops at a number that is not finite."""
+    kept = [buffer.clone() for buffer in net.buffers()]
+    try:
+        yield
+    except FloatingPointError:
+        for buffer, value in zip(net.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        raise
+
+
 def _step(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
     """One optimizer step, unless the gradient is not finite."""
     optimizer.zero_grad()
@@ -392,10 +416,10 @@ def _cat_obs(obs: PyTorchObs, next_obs: PyTorchObs) -> PyTorchObs:
 def _initial_ent_coef(ent_coef: str) -> float:
     """Start of a learned alpha: 1 for "auto", x for "auto_x"."""
     allowed = "a number >= 0, 'auto', or 'auto_<initial value>' with a value > 0"
-    head, _, tail = ent_coef.partition("_")
+    head, separator, tail = ent_coef.partition("_")
     try:
-        initial = float(tail) if tail else 1.0
+        initial = float(tail) if separator else 1.0
     except ValueError:
         initial = float("nan")
-    require(head == "auto" and initial > 0, "ent_coef", ent_coef, allowed)
+    require(head == "auto" and 0 < initial < math.inf, "ent_coef", ent_coef, allowed)
     return initial
