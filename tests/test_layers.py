@@ -112,33 +112,6 @@ def test_batch_renorm_in_evaluation_changes_nothing_and_treats_rows_alone() -> N
         assert th.equal(value, before[name])
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e200])
-@pytest.mark.parametrize("warmup_steps", [0, 100])
-@pytest.mark.parametrize("members", [None, 2])
-def test_batch_renorm_keeps_its_statistics_when_a_batch_overflows(
-    bad: float, warmup_steps: int, members: int | None
-) -> None:
-    # 1e200 is finite, but its variance is not
-    layer = BatchRenorm(3, members, warmup_steps=warmup_steps).double()
-    for step in range(3):
-        layer(drifting_batch(step, members or 1) if members else drifting_batch(step)[0])
-    before = {name: getattr(layer, name).clone() for name in ("ra_mean", "ra_var")}
-    x = drifting_batch(5, members or 1) if members else drifting_batch(5)[0]
-    x[..., 0, :] = bad
-    layer(x)
-    assert th.equal(layer.ra_mean, before["ra_mean"])
-    assert th.equal(layer.ra_var, before["ra_var"])
-
-
-def test_batch_renorm_statistics_of_sound_features_move_on_when_another_overflows() -> None:
-    layer = BatchRenorm(3).double()
-    x = drifting_batch(5)[0]
-    x[0, 1] = float("nan")
-    layer(x)
-    moved = layer.ra_mean[0] != 0
-    assert moved.tolist() == [True, False, True]
-
-
 @pytest.mark.parametrize("warmup_steps", [0, WARMUP])
 def test_batch_renorm_of_a_dead_unit_has_finite_gradients_and_leaves_the_other_units_alone(warmup_steps: int) -> None:
     def trained() -> BatchRenorm:
