@@ -38,7 +38,7 @@ VelocityFn = Callable[[th.Tensor, th.Tensor], Velocity]  # (x, t) -> Velocity, t
 
 
 def drift(x: th.Tensor, v: th.Tensor, t: th.Tensor, std: th.Tensor) -> th.Tensor:
-    """Drift of the SDE that has the marginals of the ODE `dx = v dt` (Eq. 13).
+    """Drift of the SDE that has the marginals of the ODE `dx = v dt` (Eq. 13), for sigma that does not depend on x.
 
     It is `v + sigma^2/2 * score` with the rectified flow's score `(t v - x) / (1 - t)`, for x_0 ~ N(0, I).
 
@@ -79,7 +79,8 @@ def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde") -
 
 def log_det_tanh(x: th.Tensor) -> th.Tensor:
     """`log(1 - tanh(x)^2)`, elementwise, finite and exact for any finite x."""
-    return 2 * (math.log(2) - x - softplus(-2 * x))
+    # softplus is the identity beyond its threshold; its default of 20 would cost float64 half of its digits
+    return 2 * (math.log(2) - x - softplus(-2 * x, threshold=40))
 
 
 def bound_log_std(raw: th.Tensor, low: float, high: float) -> th.Tensor:

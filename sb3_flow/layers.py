@@ -59,7 +59,7 @@ class BatchRenorm(nn.Module):
         r, d = self._correction(mean.detach(), var.detach())
         slope = self.scale * (var / r.square() + self.eps).rsqrt()
         # A dead unit has var = 0, where the slope of the square root is infinite
-        shift = d / r * var.clamp_min(1e-12).sqrt()
+        shift = d / r * var.clamp_min(th.finfo(var.dtype).tiny).sqrt()
         return th.addcmul(self.bias + shift * slope, centred, slope)
 
     @th.no_grad()

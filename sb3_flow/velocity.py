@@ -125,7 +125,9 @@ class GatedVelocity(VelocityNet):
         self.candidate_first = ContextLinear(features_dim, action_dim + self.TIME_DIM, net_arch[0])
         self.candidate_hidden = _hidden_layers(net_arch, nn.SiLU)
         self.candidate_head = nn.Linear(net_arch[-1], action_dim)
-        self.log_std_trunk = nn.Sequential(nn.Linear(features_dim, net_arch[0]), _hidden_layers(net_arch, nn.SiLU))
+        self.log_std_trunk: nn.Module = nn.Identity()  # a fixed sigma needs none
+        if noise_std is None:
+            self.log_std_trunk = nn.Sequential(nn.Linear(features_dim, net_arch[0]), _hidden_layers(net_arch, nn.SiLU))
         self.log_std_head = LogStdHead(net_arch[-1], action_dim, log_std_range, noise_std)
         nn.init.zeros_(self.gate_head.weight)
         nn.init.constant_(self.gate_head.bias, self.GATE_BIAS)
