@@ -51,13 +51,14 @@ def td_target(
     return (rewards + discounts * (1 - dones) * (next_q - ent_coef * next_log_prob)).detach()
 
 
-def critic_loss(q: th.Tensor, target_q: th.Tensor) -> CriticLoss:
+def critic_loss(q: th.Tensor, target_q: th.Tensor, valid: th.Tensor | None = None) -> CriticLoss:
     """Half the mean squared TD error, summed over critics (Eq. 10).
 
     :param q: (N, B)
     :param target_q: (B,)
+    :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
-    return CriticLoss(0.5 * (q - target_q).square().mean(dim=1).sum(), q.detach().mean(), target_q)
+    return CriticLoss(0.5 * _mean((q - target_q).square(), valid) * len(q), q.detach().mean(), target_q)
 
 
 def actor_loss(
@@ -67,6 +68,7 @@ def actor_loss(
     actions: th.Tensor,
     replay_actions: th.Tensor,
     bc_coef: float,
+    in_episode: th.Tensor | None = None,
 ) -> ActorLoss:
     """`alpha log pi - Q + beta mean((a - a_replay)^2)` (Eq. 11; Eq. 12 with beta > 0).
 
@@ -76,11 +78,20 @@ def actor_loss(
     :param actions: (B, D) their actions, in [-1, 1]
     :param replay_actions: (B, D) the actions that were taken in the same states
     :param bc_coef: beta; the mean runs over batch and all D
+    :param in_episode: (B, D) 0 for replayed actions that were never taken; None: 1 everywhere
     """
-    bc_loss = (actions - replay_actions).square().mean()
+    bc_loss = _mean((actions - replay_actions).square(), in_episode)
     loss = (ent_coef * path.log_prob - q).mean() + bc_coef * bc_loss
     saturated = (actions.detach().abs() > SATURATED).to(q.dtype).mean()
     return ActorLoss(loss, path.log_prob.detach(), bc_loss.detach(), path.log_std.detach(), saturated)
+
+
+def _mean(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+    """Mean of the values where the mask, which broadcasts to them, is 1."""
+    if mask is None:
+        return values.mean()
+    mask = mask.expand_as(values)
+    return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
 def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:

@@ -3,8 +3,10 @@
 import math
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
@@ -47,6 +49,7 @@ class FlowActor(BasePolicy):
     :param features_extractor: maps observations to (B, features_dim)
     :param features_dim: width of the features
     :param velocity: the velocity net
+    :param chunk_dim: D, numbers in an action chunk
     :param flow_steps: K
     :param kind: "sde" or "noise", see `sb3_flow.flow.rollout`
     :param normalize_images: divide images by 255
@@ -59,6 +62,7 @@ class FlowActor(BasePolicy):
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
         velocity: VelocityNet,
+        chunk_dim: int,
         flow_steps: int,
         kind: RolloutKind,
         normalize_images: bool = True,
@@ -74,7 +78,7 @@ class FlowActor(BasePolicy):
         self.velocity = velocity
         self.flow_steps = flow_steps
         self.kind: RolloutKind = kind
-        self.action_dim = get_action_dim(action_space)
+        self.chunk_dim = chunk_dim
 
     def path(self, obs: PyTorchObs, noise: th.Tensor) -> Path:
         """Roll the flow out.
@@ -88,7 +92,7 @@ class FlowActor(BasePolicy):
 
     def sample_noise(self, batch_size: int) -> th.Tensor:
         """All the noise of one rollout, (K + 1, B, D), in one draw."""
-        return th.randn(self.flow_steps + 1, batch_size, self.action_dim, device=self.device)
+        return th.randn(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Sampled actions (B, D) in [-1, 1] and the log-density (B,) of their paths."""
@@ -99,7 +103,7 @@ class FlowActor(BasePolicy):
         batch_size = _batch_size(obs)
         if deterministic:
             # Without a draw, as in SB3: evaluation must not change the run it watches
-            noise = th.zeros(self.flow_steps + 1, batch_size, self.action_dim, device=self.device)
+            noise = th.zeros(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
         else:
             noise = self.sample_noise(batch_size)
         return th.tanh(self.path(obs, noise).x)
@@ -115,6 +119,7 @@ class FlowCritic(BaseModel):
     :param action_space: action space
     :param features_extractor: maps observations to (B, features_dim)
     :param features_dim: width of the features
+    :param chunk_dim: D, numbers in an action chunk
     :param kind: "crossq" or "target"
     :param net_arch: hidden widths
     :param n_critics: N
@@ -127,6 +132,7 @@ class FlowCritic(BaseModel):
         action_space: spaces.Box,
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
+        chunk_dim: int,
         kind: CriticKind,
         net_arch: list[int],
         n_critics: int,
@@ -141,7 +147,7 @@ class FlowCritic(BaseModel):
         self.features_extractor: BaseFeaturesExtractor = features_extractor
         self.kind = kind
         self.n_critics = n_critics
-        self.q_networks = ensemble_mlp(n_critics, features_dim + get_action_dim(action_space), net_arch, kind.norm)
+        self.q_networks = ensemble_mlp(n_critics, features_dim + chunk_dim, net_arch, kind.norm)
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Q of every critic, (N, B).
@@ -165,6 +171,7 @@ class FlowPolicy(BasePolicy):
     :param action_space: action space, a bounded Box
     :param lr_schedule: learning rate schedule; SACFlow sets the optimizers' rates at every update
     :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the paper's
+    :param horizon_length: h >= 1, actions that are decided at once and executed open loop; SACFlow sets it
     :param flow_steps: K >= 1, Euler steps of the rollout
     :param rollout: "sde" (paper, Eq. 13) or "noise" (the authors' code: no drift correction)
     :param noise_std: fixed sigma > 0 of the rollout's noise; None for a learned log-std head
@@ -190,6 +197,7 @@ class FlowPolicy(BasePolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
+        horizon_length: int = 1,
         flow_steps: int = 4,
         rollout: RolloutKind = "sde",
         noise_std: float | None = None,
@@ -202,6 +210,9 @@ class FlowPolicy(BasePolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ):
+        require(
+            isinstance(horizon_length, int) and horizon_length >= 1, "horizon_length", horizon_length, "an integer >= 1"
+        )
         require(isinstance(flow_steps, int) and flow_steps >= 1, "flow_steps", flow_steps, "an integer >= 1")
         require_choice("rollout", rollout, ROLLOUT_KINDS)
         require_choice("critic", critic, tuple(CRITIC_KINDS))
@@ -231,6 +242,8 @@ class FlowPolicy(BasePolicy):
             squash_output=True,
         )
         self.net_arch = net_arch
+        self.horizon_length = horizon_length
+        self.chunk_dim = horizon_length * get_action_dim(action_space)
         self.flow_steps = flow_steps
         self.rollout: RolloutKind = rollout
         self.noise_std = noise_std
@@ -240,11 +253,10 @@ class FlowPolicy(BasePolicy):
         self.n_critics = n_critics
         self._build(lr_schedule)
 
-    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
+    def make_velocity(self, features_dim: int) -> VelocityNet:
         """The velocity net of this policy.
 
         :param features_dim: width of the state features
-        :param action_dim: D
         """
         raise NotImplementedError
 
@@ -288,13 +300,14 @@ class FlowPolicy(BasePolicy):
 
     def _make_actor(self) -> FlowActor:
         extractor = self.make_features_extractor()
-        velocity = self.make_velocity(extractor.features_dim, get_action_dim(self.action_space))
+        velocity = self.make_velocity(extractor.features_dim)
         return FlowActor(
             self.observation_space,
             self.action_space,
             extractor,
             extractor.features_dim,
             velocity,
+            self.chunk_dim,
             self.flow_steps,
             self.rollout,
             self.normalize_images,
@@ -307,6 +320,7 @@ class FlowPolicy(BasePolicy):
             self.action_space,
             extractor,
             extractor.features_dim,
+            self.chunk_dim,
             self.critic_kind,
             self.arch("qf", self.critic_kind.net_arch),
             self.n_critics,
@@ -318,6 +332,7 @@ class FlowPolicy(BasePolicy):
         data.update(
             lr_schedule=self._dummy_schedule,
             net_arch=self.net_arch,
+            horizon_length=self.horizon_length,
             flow_steps=self.flow_steps,
             rollout=self.rollout,
             noise_std=self.noise_std,
@@ -336,6 +351,40 @@ class FlowPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.actor._predict(observation, deterministic)
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """The next action of every environment, and with chunks the queue of those decided but not executed yet.
+
+        :param observation: one observation, or one for each of n environments
+        :param state: what the last call returned; None to decide anew
+        :param episode_start: (n,) whether an episode has just begun, which empties the environment's queue
+        :param deterministic: without noise
+        :return: actions, and the state: the chunks (n, h, *action shape) and how many of each are executed (n,)
+        """
+        if self.horizon_length == 1:
+            return super().predict(observation, state, episode_start, deterministic)
+        obs, vectorized = self.obs_to_tensor(observation)
+        shape = (_batch_size(obs), self.horizon_length, *self.action_space.shape)
+        if state is None or state[0].shape != shape:
+            state = np.zeros(shape, self.action_space.dtype), np.full(shape[0], self.horizon_length)
+        chunks, executed = state[0].copy(), state[1].copy()
+        used_up = executed == self.horizon_length
+        if episode_start is not None:
+            used_up |= np.asarray(episode_start, dtype=bool)
+        if used_up.any():
+            self.set_training_mode(False)
+            with th.no_grad():
+                decided = self._predict(obs, deterministic).cpu().numpy().reshape(shape)
+            chunks[used_up] = self.unscale_action(decided)[used_up]
+            executed[used_up] = 0
+        actions = chunks[np.arange(shape[0]), executed]
+        return actions if vectorized else actions[0], (chunks, executed + 1)
 
     def set_training_mode(self, mode: bool) -> None:
         """Training or evaluation mode of actor and critic; a target critic is always in evaluation mode."""
@@ -379,7 +428,7 @@ class FlowTPolicy(FlowPolicy):
         require(state_tokens >= 1, "state_tokens", state_tokens, "an integer >= 1")
         super().__init__(*args, **kwargs)
 
-    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
+    def make_velocity(self, features_dim: int) -> VelocityNet:
         require(
             not (isinstance(self.net_arch, dict) and "pi" in self.net_arch),
             "net_arch",
@@ -388,7 +437,7 @@ class FlowTPolicy(FlowPolicy):
         )
         return DecoderVelocity(
             features_dim,
-            action_dim,
+            self.chunk_dim,
             self.log_std_range,
             self.noise_std,
             self.d_model,
@@ -406,15 +455,17 @@ class FlowTPolicy(FlowPolicy):
 class FlowGPolicy(FlowPolicy):
     """Flow-G: the velocity is gated, as in a GRU. The parameters are those of `FlowPolicy`."""
 
-    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
-        return GatedVelocity(features_dim, action_dim, self.log_std_range, self.noise_std, self.arch("pi", [128]))
+    def make_velocity(self, features_dim: int) -> VelocityNet:
+        return GatedVelocity(features_dim, self.chunk_dim, self.log_std_range, self.noise_std, self.arch("pi", [128]))
 
 
 class FlowMLPPolicy(FlowPolicy):
     """The naive flow policy: the velocity is a plain MLP. The parameters are those of `FlowPolicy`."""
 
-    def make_velocity(self, features_dim: int, action_dim: int) -> VelocityNet:
-        return MLPVelocity(features_dim, action_dim, self.log_std_range, self.noise_std, self.arch("pi", [512, 512]))
+    def make_velocity(self, features_dim: int) -> VelocityNet:
+        return MLPVelocity(
+            features_dim, self.chunk_dim, self.log_std_range, self.noise_std, self.arch("pi", [512, 512])
+        )
 
 
 def default_features_extractor(observation_space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:

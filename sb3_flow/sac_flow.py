@@ -9,29 +9,23 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import (
-    DictReplayBufferSamples,
-    GymEnv,
-    MaybeCallback,
-    PyTorchObs,
-    ReplayBufferSamples,
-    Schedule,
-)
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow import losses
+from sb3_flow.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, to_batch
 from sb3_flow.checks import check_finite, check_spaces, require, require_choice
 from sb3_flow.flow import auto_target_entropy
 from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 
 SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
-ReplaySamples = ReplayBufferSamples | DictReplayBufferSamples
 
 
 class SACFlow(OffPolicyAlgorithm):
@@ -54,7 +48,8 @@ class SACFlow(OffPolicyAlgorithm):
     :param replay_buffer_class: for instance `HerReplayBuffer`; None for the one that fits the observation space
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: the memory-efficient variant of the buffer
-    :param n_steps: n-step returns
+    :param n_steps: n-step returns; with chunks the return is that of h steps
+    :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
     :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0
     :param target_entropy: target of the path's entropy in nats; "auto" for `sb3_flow.flow.auto_target_entropy`
     :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions, a float or a schedule
@@ -101,6 +96,7 @@ class SACFlow(OffPolicyAlgorithm):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
+        horizon_length: int = 1,
         ent_coef: str | float = "auto_0.2",
         target_entropy: str | float = "auto",
         bc_coef: float | Schedule = 0.0,
@@ -147,6 +143,7 @@ class SACFlow(OffPolicyAlgorithm):
             self.policy_class,
             "it must be a FlowPolicy; if this is a saved model, another algorithm saved it: load it with that one",
         )
+        self.horizon_length = horizon_length
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
         self.bc_coef = bc_coef
@@ -154,11 +151,14 @@ class SACFlow(OffPolicyAlgorithm):
         self.policy_delay = policy_delay
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Optimizer | None = None
+        self._chunk_state: tuple[NDArray[Any], ...] | None = None
         if _init_setup_model:
             self._setup_model()
 
     def _check_arguments(self) -> None:
         require(self.n_steps >= 1, "n_steps", self.n_steps, "an integer >= 1")
+        if self.horizon_length != 1:
+            self._check_chunks()
         require(
             self.policy_delay is None or self.policy_delay >= 1, "policy_delay", self.policy_delay, "an integer >= 1"
         )
@@ -182,6 +182,20 @@ class SACFlow(OffPolicyAlgorithm):
             finite = math.isfinite(self.target_entropy)
             require(finite, "target_entropy", self.target_entropy, "'auto' or a finite number")
 
+    def _check_chunks(self) -> None:
+        h, buffer = self.horizon_length, self.replay_buffer_class
+        require(isinstance(h, int) and h >= 1, "horizon_length", h, "an integer >= 1")
+        hindsight = buffer is not None and issubclass(buffer, HerReplayBuffer)
+        require(not hindsight, "horizon_length", h, "HerReplayBuffer relabels single steps; use horizon_length=1")
+        chunks = buffer is None or issubclass(buffer, ChunkSampling)
+        require(
+            chunks, "replay_buffer_class", buffer, f"horizon_length={h} needs a buffer of sb3_flow.buffers, or None"
+        )
+        require(
+            self.n_steps == 1, "n_steps", self.n_steps, f"the return of a chunk is that of horizon_length={h} steps"
+        )
+        require(self.action_noise is None, "action_noise", self.action_noise, "a chunk is executed as it was decided")
+
     @classmethod
     def _get_policy_from_name(cls, policy_name: str) -> type[BasePolicy]:
         require_choice("policy", policy_name, tuple(cls.policy_aliases))
@@ -201,6 +215,7 @@ class SACFlow(OffPolicyAlgorithm):
             self.n_steps,
             "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them",
         )
+        self._setup_chunks()
         super()._setup_model()
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
         kind = self.policy.critic_kind
@@ -211,7 +226,7 @@ class SACFlow(OffPolicyAlgorithm):
         self.bc_schedule = FloatSchedule(self.bc_coef)
         if self.target_entropy == "auto":
             self.target_entropy = auto_target_entropy(
-                get_action_dim(self.action_space), self.policy.flow_steps, self.policy.rollout, self.policy.noise_std
+                self.policy.chunk_dim, self.policy.flow_steps, self.policy.rollout, self.policy.noise_std
             )
         self.target_entropy = float(self.target_entropy)
         if isinstance(self.ent_coef, str):
@@ -222,6 +237,16 @@ class SACFlow(OffPolicyAlgorithm):
             )
         else:
             self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
+
+    def _setup_chunks(self) -> None:
+        """Give the policy and the buffer the chunk's length."""
+        if self.horizon_length == 1:
+            return
+        self.policy_kwargs = {**self.policy_kwargs, "horizon_length": self.horizon_length}
+        if self.replay_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.replay_buffer_class = ChunkDictReplayBuffer if is_dict else ChunkReplayBuffer
+        self.replay_buffer_kwargs.update(horizon_length=self.horizon_length, gamma=self.gamma)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         self.policy.set_training_mode(True)
@@ -250,8 +275,8 @@ class SACFlow(OffPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
 
-    def _sample(self, batch_size: int) -> ReplaySamples:
-        batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+    def _sample(self, batch_size: int) -> Batch:
+        batch = to_batch(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env), self.gamma)
         check_finite(
             "replay batch",
             observations=batch.observations,
@@ -261,7 +286,7 @@ class SACFlow(OffPolicyAlgorithm):
         )
         return batch
 
-    def _update_critic(self, batch: ReplaySamples, ent_coef: th.Tensor, log: "_Log") -> None:
+    def _update_critic(self, batch: Batch, ent_coef: th.Tensor, log: "_Log") -> None:
         """One step on the TD error (Eq. 10)."""
         self.actor.set_training_mode(False)
         self.critic.set_training_mode(True)
@@ -271,21 +296,21 @@ class SACFlow(OffPolicyAlgorithm):
         _step(self.critic.optimizer, critic.loss, "critic")
         log.add(critic_loss=critic.loss, q_mean=critic.q)
 
-    def _critic_loss(self, batch: ReplaySamples, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
+    def _critic_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
         with th.no_grad():
             path = self.actor.path(batch.next_observations, noise)
         q, next_q = self._q_and_next_q(batch, th.tanh(path.x))
         target_q = losses.td_target(
-            batch.rewards.flatten(),
-            batch.dones.flatten(),
-            self.gamma if batch.discounts is None else batch.discounts.flatten(),
+            batch.rewards,
+            batch.dones,
+            batch.discounts,
             self.critic.reduce(next_q),
             path.log_prob,
             ent_coef,
         )
-        return losses.critic_loss(q, target_q)
+        return losses.critic_loss(q, target_q, batch.valid)
 
-    def _q_and_next_q(self, batch: ReplaySamples, next_actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _q_and_next_q(self, batch: Batch, next_actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Q of (s, a) and of (s', a'), each (N, B)."""
         if self.critic_target is not None:
             with th.no_grad():
@@ -296,7 +321,7 @@ class SACFlow(OffPolicyAlgorithm):
         q, next_q = self.critic(obs, th.cat([batch.actions, next_actions])).chunk(2, dim=1)
         return q, next_q
 
-    def _update_actor(self, batch: ReplaySamples, ent_coef: th.Tensor, bc_coef: float, log: "_Log") -> th.Tensor:
+    def _update_actor(self, batch: Batch, ent_coef: th.Tensor, bc_coef: float, log: "_Log") -> th.Tensor:
         """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12). Returns log pi, (B,)."""
         self.actor.set_training_mode(True)
         self.critic.set_training_mode(False)
@@ -316,13 +341,11 @@ class SACFlow(OffPolicyAlgorithm):
         )
         return actor.log_prob
 
-    def _actor_loss(
-        self, batch: ReplaySamples, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: float
-    ) -> losses.ActorLoss:
+    def _actor_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: float) -> losses.ActorLoss:
         path = self.actor.path(batch.observations, noise)
         actions = th.tanh(path.x)
         q = self.critic.reduce(self.critic(batch.observations, actions))
-        return losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef)
+        return losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef, batch.in_episode)
 
     def _update_temperature(self, log_prob: th.Tensor, log: "_Log") -> None:
         """One step on alpha towards the target entropy (Eq. 24)."""
@@ -332,6 +355,28 @@ class SACFlow(OffPolicyAlgorithm):
         loss = losses.ent_coef_loss(self.log_ent_coef, log_prob, self.target_entropy)
         _step(self.ent_coef_optimizer, loss, "temperature")
         log.add(ent_coef_loss=loss)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        if self.horizon_length == 1 or self.num_timesteps < learning_starts:
+            self._chunk_state = None
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        assert self._last_obs is not None
+        actions, self._chunk_state = self.predict(self._last_obs, self._chunk_state, self._last_episode_starts)
+        return actions, self.policy.scale_action(actions)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: NDArray[Any],
+        new_obs: NDArray[Any] | dict[str, NDArray[Any]],
+        reward: NDArray[Any],
+        dones: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones  # empties the queues of the environments that were reset
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self.actor.optimizer)

@@ -53,7 +53,7 @@ def test_predict_fills_the_action_space(policy: str, action_space: spaces.Box) -
     obs = observations(model, 200)
     actions, _ = model.predict(obs)
     with th.no_grad():
-        zeros = th.zeros(model.actor.flow_steps + 1, len(obs), model.actor.action_dim)
+        zeros = th.zeros(model.actor.flow_steps + 1, len(obs), model.actor.chunk_dim)
         path = model.actor.path(th.as_tensor(obs), zeros)
     deterministic, _ = model.predict(obs, deterministic=True)
     np.testing.assert_allclose(deterministic, unscaled(model, th.tanh(path.x)), rtol=1e-5, atol=1e-5)

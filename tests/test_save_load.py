@@ -114,6 +114,7 @@ def test_learning_after_loading_is_bit_identical_to_never_having_stopped(
         {"train_freq": (1, "episode"), "gradient_steps": -1},
         {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}},
         {"buffer_size": 12},
+        {"horizon_length": 4},
         {"env": DummyVecEnv([RandomEnv, RandomEnv])},
         {"net": {"noise_std": 0.2, "rollout": "noise", "flow_steps": 3, "state_tokens": 2}},
         {"net": {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"amsgrad": True}}},

@@ -1,0 +1,202 @@
+"""Chunk sampling against a slow reference that walks the episodes one step at a time."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import RandomEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_flow.buffers import ChunkDictReplayBuffer, ChunkReplayBuffer, to_batch
+
+GAMMA = 0.9
+OBS = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+ACTION = spaces.Box(-1, 1, (2,), np.float32)
+
+
+class Step(NamedTuple):
+    """One stored step; `tag` identifies it: it is the observation, and the next one's is tag + 0.5."""
+
+    tag: float
+    reward: float
+    done: bool
+    timeout: bool
+
+
+class Layout(NamedTuple):
+    """A buffer, and per environment the steps it should hold, oldest first."""
+
+    buffer: ChunkReplayBuffer
+    stored: list[list[Step]]
+
+
+def action_of(tag: float) -> NDArray[np.float32]:
+    return np.array([np.sin(tag), np.cos(tag)], dtype=np.float32)
+
+
+def fill(buffer: Any, n_steps: int, seed: int, end_probability: float = 0.3) -> list[list[Step]]:
+    """Add random episodes; returns what the buffer should hold, per environment, oldest first."""
+    rng = np.random.default_rng(seed)
+    history: list[list[Step]] = [[] for _ in range(buffer.n_envs)]
+    for index in range(n_steps):
+        row = []
+        for env in range(buffer.n_envs):
+            done = bool(rng.random() < end_probability)
+            tag = float(index * buffer.n_envs + env)
+            row.append(Step(tag, float(np.float32(rng.normal())), done, done and bool(rng.random() < 0.5)))
+            history[env].append(row[-1])
+        tags = np.array([[step.tag] for step in row], dtype=np.float32)
+        obs, next_obs = (
+            (tags, tags + 0.5)
+            if isinstance(buffer.observation_space, spaces.Box)
+            else (
+                {"a": tags, "b": -tags},
+                {"a": tags + 0.5, "b": -tags - 0.5},
+            )
+        )
+        buffer.add(
+            obs,
+            next_obs,
+            np.stack([action_of(step.tag) for step in row]),
+            np.array([step.reward for step in row]),
+            np.array([step.done for step in row]),
+            [{"TimeLimit.truncated": step.timeout} for step in row],
+        )
+    return [steps[-buffer.buffer_size :] for steps in history]
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    n_envs = draw(st.integers(1, 3))
+    rows = draw(st.integers(1, 12))
+    horizon = draw(st.integers(1, rows))
+    buffer = ChunkReplayBuffer(rows * n_envs, OBS, ACTION, "cpu", n_envs, horizon_length=horizon, gamma=GAMMA)
+    n_steps = draw(st.integers(horizon, 3 * rows))
+    return Layout(buffer, fill(buffer, n_steps, draw(st.integers(0, 2**31)), draw(st.sampled_from([0.0, 0.3, 0.8]))))
+
+
+def expected(steps: list[Step]) -> dict[str, Any]:
+    """What one chunk must look like, step by step."""
+    reward, alive, in_episode = 0.0, True, []
+    for j, step in enumerate(steps):
+        in_episode.append(float(alive))
+        if alive:
+            reward += GAMMA**j * step.reward
+        if step.done:
+            alive = False
+    last = steps[-1]
+    return {
+        "observations": [steps[0].tag],
+        "actions": np.concatenate([action_of(step.tag) for step in steps]),
+        "next_observations": [last.tag + 0.5],
+        "rewards": [reward],
+        "dones": [float(last.done and not last.timeout)],
+        "discounts": [GAMMA ** len(steps)],
+        "valid": [in_episode[-1]],
+        "in_episode": np.repeat(in_episode, 2),
+    }
+
+
+@settings(deadline=None, max_examples=150)
+@given(layout=layouts())
+def test_every_sampled_chunk_is_what_walking_the_episode_gives(layout: Layout) -> None:
+    buffer, stored = layout
+    horizon = buffer.horizon_length
+    starts = {steps[i].tag: steps[i : i + horizon] for steps in stored for i in range(len(steps) - horizon + 1)}
+    samples = buffer.sample(64)
+    for row in range(64):
+        chunk = starts[float(samples.observations[row])]  # a KeyError is a chunk that starts where none may
+        for name, value in expected(chunk).items():
+            got = getattr(samples, name)[row].numpy()
+            np.testing.assert_allclose(got, np.asarray(value, dtype=np.float32), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("n_steps", [20, 30, 47])
+def test_every_start_is_sampled_equally_often(n_steps: int) -> None:
+    buffer = ChunkReplayBuffer(60, OBS, ACTION, "cpu", 2, horizon_length=4, gamma=GAMMA)
+    stored = fill(buffer, n_steps, seed=1)
+    starts = sorted(step.tag for steps in stored for step in steps[: len(steps) - 3])
+    np.random.seed(0)
+    tags = buffer.sample(40_000).observations.numpy().ravel()
+    values, counts = np.unique(tags, return_counts=True)
+    assert values.tolist() == starts
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_chunks_that_do_not_cross_an_end_have_the_n_step_return_of_sb3() -> None:
+    horizon = 3
+    chunks = ChunkReplayBuffer(40, OBS, ACTION, "cpu", 2, horizon_length=horizon, gamma=GAMMA)
+    n_step = NStepReplayBuffer(40, OBS, ACTION, "cpu", 2, n_steps=horizon, gamma=GAMMA)
+    fill(chunks, 33, seed=3)
+    fill(n_step, 33, seed=3)
+    oldest = chunks.pos
+    inds = (oldest + np.arange(chunks.buffer_size - horizon + 1)) % chunks.buffer_size
+    np.random.seed(0)
+    ours = chunks._get_samples(inds)
+    np.random.seed(0)
+    theirs = n_step._get_samples(inds)
+    valid = ours.valid.flatten() == 1
+    assert 0 < valid.sum() < len(valid)
+    assert theirs.discounts is not None
+    for name in ("observations", "next_observations", "rewards", "dones", "discounts"):
+        th.testing.assert_close(getattr(ours, name)[valid], getattr(theirs, name)[valid])
+
+
+def test_dict_observations_are_gathered_key_by_key() -> None:
+    space = spaces.Dict({"a": OBS, "b": OBS})
+    arrays = ChunkReplayBuffer(20, OBS, ACTION, "cpu", 2, horizon_length=3, gamma=GAMMA)
+    dicts = ChunkDictReplayBuffer(20, space, ACTION, "cpu", 2, horizon_length=3, gamma=GAMMA)
+    fill(arrays, 17, seed=5)
+    fill(dicts, 17, seed=5)
+    np.random.seed(0)
+    plain = arrays.sample(32)
+    np.random.seed(0)
+    keyed = dicts.sample(32)
+    assert isinstance(keyed.next_observations, dict)
+    assert isinstance(keyed.observations, dict)
+    assert th.equal(keyed.observations["b"], -plain.observations)
+    assert th.equal(keyed.next_observations["a"], plain.next_observations)
+    assert th.equal(keyed.rewards, plain.rewards)
+    assert th.equal(keyed.actions, plain.actions)
+
+
+def test_rewards_and_observations_are_normalised_with_vec_normalize() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: RandomEnv(OBS)]), gamma=GAMMA)
+    buffer = ChunkReplayBuffer(20, OBS, ACTION, "cpu", 1, horizon_length=2, gamma=GAMMA)
+    fill(buffer, 10, seed=2, end_probability=0)
+    env.obs_rms.mean, env.obs_rms.var = np.full(1, 3.0), np.full(1, 4.0)  # type: ignore[union-attr]
+    env.ret_rms.var = np.asarray(25.0)
+    np.random.seed(0)
+    raw = buffer.sample(8)
+    np.random.seed(0)
+    normalised = buffer.sample(8, env=env)
+    th.testing.assert_close(normalised.rewards, raw.rewards / 5, rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(normalised.observations, ((raw.observations - 3) / 2).clamp(-10, 10), rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_step_batch_carries_the_plain_discount_and_no_masks() -> None:
+    buffer = ChunkReplayBuffer(20, OBS, ACTION, "cpu", 1, horizon_length=1, gamma=GAMMA)
+    fill(buffer, 10, seed=2)
+    chunks = to_batch(buffer.sample(8), GAMMA)
+    assert chunks.valid is not None
+    assert chunks.valid.min() == 1
+    th.testing.assert_close(chunks.discounts, th.full((8,), GAMMA))
+
+
+def test_a_buffer_shorter_than_the_chunk_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"horizon_length=5.*buffer_size"):
+        ChunkReplayBuffer(4, OBS, ACTION, "cpu", 1, horizon_length=5, gamma=GAMMA)
+
+
+def test_sampling_before_a_whole_chunk_is_stored_says_what_to_raise() -> None:
+    buffer = ChunkReplayBuffer(20, OBS, ACTION, "cpu", 1, horizon_length=5, gamma=GAMMA)
+    fill(buffer, 4, seed=0)
+    with pytest.raises(ValueError, match=r"holds 4 steps.*horizon_length=5.*learning_starts"):
+        buffer.sample(8)

@@ -1,0 +1,223 @@
+"""Action chunks are executed open loop, exactly as decided, wherever SB3 calls `predict`."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import CRITICS, LEARNING_STARTS, POLICIES, RandomEnv, differences, make_model, snapshot
+from numpy.typing import NDArray
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_flow import SACFlow
+
+H = 5
+
+
+class Recorder(gym.Env[Any, Any]):
+    """Shows its step number and writes down the actions of every episode; lengths are given and repeat."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-2.0, 1.0, (2,), np.float32)
+
+    def __init__(self, lengths: list[int], name: int = 0):
+        self.lengths = lengths
+        self.name = name
+        self.episodes: list[list[NDArray[np.float32]]] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episodes.append([])
+        return self._observe(), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        episode = self.episodes[-1]
+        episode.append(np.array(action))
+        over = len(episode) >= self.lengths[(len(self.episodes) - 1) % len(self.lengths)]
+        return self._observe(), 0.0, over, False, {}
+
+    def _observe(self) -> NDArray[np.float32]:
+        return np.array([self.name, len(self.episodes[-1])], dtype=np.float32)
+
+
+def envs(n: int) -> list[Recorder]:
+    """Environments whose episodes have different lengths, most of them no multiple of H."""
+    return [Recorder([3 + i, 2 * H, 7 + i], i) for i in range(n)]
+
+
+def vec(recorders: list[Recorder]) -> DummyVecEnv:
+    return DummyVecEnv([lambda env=env: env for env in recorders])  # type: ignore[misc]
+
+
+def decided(model: SACFlow, name: int, step: int) -> NDArray[Any]:
+    """The deterministic chunk for an observation of `Recorder`, (H, 2), in the environment's units."""
+    obs, _ = model.policy.obs_to_tensor(np.array([[name, step]], dtype=np.float32))
+    model.policy.set_training_mode(False)
+    with th.no_grad():
+        chunk = model.policy.actor(obs, deterministic=True).numpy().reshape(H, 2)
+    return np.asarray(model.policy.unscale_action(chunk))
+
+
+def check_episode(model: SACFlow, name: int, episode: list[NDArray[np.float32]]) -> None:
+    for start in range(0, len(episode), H):
+        executed = np.stack(episode[start : start + H])
+        np.testing.assert_allclose(executed, decided(model, name, start)[: len(executed)], rtol=1e-4, atol=1e-5)
+
+
+def recorder_model(policy: str = "FlowTPolicy", critic: str = "crossq", n: int = 1, **kwargs: Any) -> SACFlow:
+    return make_model(policy, vec(envs(n)), critic, horizon_length=H, **kwargs)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("n", [1, 8])
+def test_evaluate_policy_executes_every_chunk_as_decided(policy: str, n: int) -> None:
+    model = recorder_model(policy)
+    recorders = envs(n)
+    evaluate_policy(model, vec(recorders), n_eval_episodes=3 * n, deterministic=True, warn=False)
+    for recorder in recorders:
+        finished = [e for e, length in zip(recorder.episodes, recorder.lengths, strict=False) if len(e) == length]
+        assert len(finished) >= 3
+        for episode in finished:
+            check_episode(model, recorder.name, episode)
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_eval_callback_executes_every_chunk_as_decided(n: int) -> None:
+    model = recorder_model(n=n, learning_starts=10_000)
+    recorders = envs(n)
+    model.learn(8, callback=EvalCallback(vec(recorders), n_eval_episodes=2 * n, eval_freq=4, verbose=0, warn=False))
+    for recorder in recorders:
+        for episode in recorder.episodes:
+            check_episode(model, recorder.name, episode)
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_learn_executes_every_chunk_as_decided_and_starts_episodes_with_a_new_one(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders = envs(n)
+    model = make_model("FlowTPolicy", vec(recorders), horizon_length=H, learning_starts=0)
+    monkeypatch.setattr(model, "train", lambda **kwargs: None)  # a fixed policy
+    forward = model.policy.actor.forward
+    monkeypatch.setattr(model.policy.actor, "forward", lambda obs, deterministic=False: forward(obs, True))
+    model.learn(40 * n)
+    for recorder in recorders:
+        assert len(recorder.episodes) > 2
+        for episode in recorder.episodes:
+            check_episode(model, recorder.name, episode)
+
+
+def test_the_buffer_holds_the_actions_that_were_executed() -> None:
+    recorders = envs(2)
+    model = make_model("FlowTPolicy", vec(recorders), horizon_length=H)
+    model.learn(60)
+    for i, recorder in enumerate(recorders):
+        executed = np.concatenate([np.stack(e) for e in recorder.episodes if e])
+        stored = model.policy.unscale_action(model.replay_buffer.actions[: len(executed), i])
+        np.testing.assert_allclose(stored, executed, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_state_predict_decides_anew_and_one_observation_gives_one_action() -> None:
+    model = recorder_model()
+    obs = np.array([0.0, 3.0], dtype=np.float32)
+    first, state = model.predict(obs, deterministic=True)
+    assert first.shape == (2,)
+    np.testing.assert_allclose(first, decided(model, 0, 3)[0], rtol=1e-4, atol=1e-5)
+    again, _ = model.predict(obs, deterministic=True)
+    np.testing.assert_array_equal(first, again)
+    second, _ = model.predict(np.zeros(2, dtype=np.float32), state, deterministic=True)
+    np.testing.assert_allclose(second, decided(model, 0, 3)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_predict_leaves_the_state_it_was_given_alone() -> None:
+    model = recorder_model()
+    _, state = model.predict(np.zeros((3, 2), dtype=np.float32))
+    assert state is not None
+    before = [part.copy() for part in state]
+    model.predict(np.ones((3, 2), dtype=np.float32), state, np.array([True, False, False]))
+    for part, copy in zip(state, before, strict=True):
+        np.testing.assert_array_equal(part, copy)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_chunks_train_save_and_load(policy: str, critic: str, tmp_path: Any) -> None:
+    model = recorder_model(policy, critic, n=2, bc_coef=1.0)
+    model.learn(LEARNING_STARTS + 20)
+    assert model._n_updates > 0
+    model.save(tmp_path / "model")
+    loaded = SACFlow.load(tmp_path / "model", device="cpu")
+    assert loaded.horizon_length == H
+    assert not differences(snapshot(model), snapshot(loaded))
+    obs = np.ones((4, 2), dtype=np.float32)
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Discrete(3)}),
+        spaces.Box(0, 255, (3, 36, 36), np.uint8),
+    ],
+    ids=["dict", "image"],
+)
+def test_chunks_of_dict_and_image_observations_train(space: spaces.Space[Any]) -> None:
+    model = make_model("FlowTPolicy", RandomEnv(space), horizon_length=3)
+    model.learn(LEARNING_STARTS + 6)
+    assert model._n_updates > 0
+
+
+def test_what_lies_beyond_an_episode_s_end_reaches_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = recorder_model("FlowTPolicy", "target", bc_coef=10.0, learning_starts=40)
+    model.learn(39)
+    batch = model._sample(64)
+    assert batch.valid is not None
+    assert batch.in_episode is not None
+    assert 0 < batch.valid.sum() < 64
+    noise = model.actor.sample_noise(64)
+    ent_coef = th.tensor(0.1)
+    changed = batch._replace(
+        rewards=th.where(batch.valid == 1, batch.rewards, 1e3),
+        actions=th.where(batch.in_episode == 1, batch.actions, 0.9),
+    )
+    th.testing.assert_close(
+        model._actor_loss(changed, noise, ent_coef, 10.0).loss, model._actor_loss(batch, noise, ent_coef, 10.0).loss
+    )
+    th.testing.assert_close(
+        model._critic_loss(changed, noise, ent_coef).loss, model._critic_loss(batch, noise, ent_coef).loss
+    )
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"horizon_length": 0}, "horizon_length=0"),
+        ({"horizon_length": 2.5}, "horizon_length=2.5"),
+        ({"horizon_length": 3, "n_steps": 2}, "n_steps=2"),
+        ({"horizon_length": 3, "action_noise": NormalActionNoise(np.zeros(2), np.ones(2))}, "action_noise="),
+        (
+            {
+                "horizon_length": 3,
+                "optimize_memory_usage": True,
+                "replay_buffer_kwargs": {"handle_timeout_termination": False},
+            },
+            "optimize_memory_usage=True",
+        ),
+    ],
+)
+def test_arguments_that_chunks_do_not_go_with_are_refused(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(**kwargs)
+
+
+def test_her_with_chunks_is_refused() -> None:
+    env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=3)
+    with pytest.raises(ValueError, match=r"horizon_length=2.*HerReplayBuffer"):
+        make_model("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, horizon_length=2)
