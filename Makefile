@@ -1,5 +1,6 @@
 # `make demo` and `make test` do everything from a bare clone; the environment in .venv is made once.
-PYTHON ?= python3
+# numpy 1.26 has no wheels for 3.13
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -1,14 +1,17 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sb3_flow" / "__init__.py").read_text())
+assert VERSION is not None
 
 setup(
     name="sb3_flow",
-    version="0.1.0",
+    version=VERSION.group(1),
     description="Flow-matching policies for Stable-Baselines3: SAC Flow, trained off-policy and end to end",
-    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
@@ -20,7 +23,7 @@ setup(
         "stable-baselines3>=2.9,<3",
         "sb3-contrib>=2.9,<3",
         "rl-zoo3>=2.9,<3",
-        "torch>=2.5",
+        "torch>=2.8",
         "gymnasium[classic-control,mujoco]>=1.0",
         "optuna>=4",
         "tqdm",

@@ -42,7 +42,7 @@ def step_gradient_norms(model: SACFlow, batch_size: int) -> list[float]:
         return out
 
     noise = actor.sample_noise(batch_size).requires_grad_(True)
-    path = rollout(velocity, noise, actor.kind)
+    path = rollout(velocity, noise, actor.rollout_kind)
     path.x.retain_grad()
     q = critic.reduce(critic(batch.observations, th.tanh(path.x)))
     assert model.log_ent_coef is not None

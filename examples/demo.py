@@ -43,7 +43,8 @@ def record_video(model: SACFlow, env_id: str, folder: Path, length: int) -> Path
             action, _ = model.predict(obs, deterministic=True)
             obs = recorder.step(action)[0]
         recorder.close()
-    except (gym.error.DependencyNotInstalled, ImportError, RuntimeError) as error:
+    except (gym.error.DependencyNotInstalled, AttributeError, ImportError, RuntimeError) as error:
+        # Without libEGL, PyOpenGL fails with an AttributeError
         print(f"No video: this machine cannot render ({error}). Everything else is done.")
         return None
     return max(folder.glob("policy*.mp4"), key=os.path.getmtime)

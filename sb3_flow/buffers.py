@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_flow.checks import require
+from sb3_flow.checks import require, require_integer
 
 ReplaySamples = ReplayBufferSamples | DictReplayBufferSamples
 
@@ -76,7 +76,7 @@ class ChunkSampling(ReplayBuffer):
 
     def __init__(self, *args: Any, horizon_length: int, gamma: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        require(horizon_length >= 1, "horizon_length", horizon_length, "an integer >= 1")
+        require_integer("horizon_length", horizon_length)
         require(
             horizon_length <= self.buffer_size,
             "horizon_length",
@@ -94,11 +94,18 @@ class ChunkSampling(ReplayBuffer):
         if starts < 1:
             raise ValueError(
                 f"The replay buffer holds {self.size()} steps of each environment, fewer than "
-                f"horizon_length={self.horizon_length}: raise learning_starts."
+                f"horizon_length={self.horizon_length}: raise learning_starts, or load the replay buffer as well."
             )
         oldest = self.pos if self.full else 0
         batch_inds = (oldest + np.random.randint(0, starts, size=batch_size)) % self.buffer_size
         return self._get_samples(batch_inds, env)
+
+    def end_episodes(self) -> None:
+        """Mark what was stored last as truncated, because the environments are about to be reset."""
+        if self.size() > 0:
+            last = self.pos - 1
+            self.timeouts[last] = np.where(self.dones[last], self.timeouts[last], 1)
+            self.dones[last] = 1
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None

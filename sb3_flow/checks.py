@@ -1,5 +1,7 @@
 """Checks that fail early, and say what was wrong, what is allowed and how to get there."""
 
+import math
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,25 @@ def require(condition: bool, name: str, value: Any, allowed: str) -> None:
 def require_choice(name: str, value: Any, choices: tuple[str, ...] | list[str]) -> None:
     """Refuse a value that is not one of a few strings."""
     require(value in choices, name, value, f"choose one of {', '.join(map(repr, choices))}")
+
+
+def is_integer(value: Any, lowest: int = 1) -> bool:
+    """Whether a value is a whole number >= lowest."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
+
+
+def require_integer(name: str, value: Any, lowest: int = 1) -> None:
+    """Refuse what is not a whole number >= lowest."""
+    require(is_integer(value, lowest), name, value, f"an integer >= {lowest}")
+
+
+def require_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:
+    """Refuse what is not a finite number in [lowest, highest].
+
+    :param allowed: what is allowed, in words
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    require(number and lowest <= value <= highest, name, value, allowed)
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
@@ -74,7 +95,7 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
                 label = f"{name}[{key!r}]" if key else name
                 raise NonFiniteError(
                     f"Training stopped in the {where}: `{label}` has {bad} NaN or infinite of {leaf.numel()} values. "
-                    "The parameters are those of the last good update. If it came from the environment, find the step "
+                    "No network took the bad step. If it came from the environment, find the step "
                     "with SB3's VecCheckNan wrapper; if not, lower the learning rate or the scale of "
                     "the rewards."
                 )

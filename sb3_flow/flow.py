@@ -67,14 +67,13 @@ def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde") -
     for i in range(steps):
         t = x.new_full((1, 1), i * dt)
         v, log_std = velocity(x, t)
-        std = log_std.exp()
-        if kind == "sde":
-            v, std, log_std = drift(x, v, t, std), std * math.sqrt(dt), log_std + 0.5 * math.log(dt)
-        x = x + v * dt + std * noise[i + 1]
-        log_prob = log_prob - log_std.expand_as(x).sum(dim=1)
         log_stds.append(log_std.mean())
-    mean_log_std = th.stack(log_stds).mean() - (0.5 * math.log(dt) if kind == "sde" else 0.0)
-    return Path(x, log_prob - log_det_tanh(x).sum(dim=1), mean_log_std)
+        b, std = v, log_std.exp()
+        if kind == "sde":
+            b, std, log_std = drift(x, v, t, std), std * math.sqrt(dt), log_std + 0.5 * math.log(dt)
+        x = x + b * dt + std * noise[i + 1]
+        log_prob = log_prob - log_std.expand_as(x).sum(dim=1)
+    return Path(x, log_prob - log_det_tanh(x).sum(dim=1), th.stack(log_stds).mean())
 
 
 def log_det_tanh(x: th.Tensor) -> th.Tensor:
@@ -103,8 +102,8 @@ def path_entropy(dim: int, steps: int, log_std: float, kind: RolloutKind) -> flo
 def auto_target_entropy(dim: int, steps: int, kind: RolloutKind, noise_std: float | None) -> float:
     """Target entropy of the temperature (Eq. 24) when the user gives none.
 
-    With sigma learned: 0 at K = 4, the paper's; at other K what asks for the same sigma of a step. With sigma fixed
-    only the squash can move the entropy: one nat of saturation per dimension is allowed.
+    With sigma learned: 0 at K = 4, the paper's; at other K what asks for the same sigma. With sigma fixed only the
+    squash can move the entropy: one nat of saturation per dimension is allowed.
 
     :param dim: D
     :param steps: K

@@ -12,7 +12,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, is_image_spac
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
-from sb3_flow.checks import require, require_choice
+from sb3_flow.checks import is_integer, require, require_choice, require_integer, require_number
 from sb3_flow.flow import ROLLOUT_KINDS, Path, RolloutKind, rollout
 from sb3_flow.layers import BatchRenorm, ensemble_mlp
 from sb3_flow.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
@@ -51,7 +51,7 @@ class FlowActor(BasePolicy):
     :param velocity: the velocity net
     :param chunk_dim: D, numbers in an action chunk
     :param flow_steps: K
-    :param kind: "sde" or "noise", see `sb3_flow.flow.rollout`
+    :param rollout_kind: "sde" or "noise", see `sb3_flow.flow.rollout`
     :param normalize_images: divide images by 255
     """
 
@@ -64,7 +64,7 @@ class FlowActor(BasePolicy):
         velocity: VelocityNet,
         chunk_dim: int,
         flow_steps: int,
-        kind: RolloutKind,
+        rollout_kind: RolloutKind,
         normalize_images: bool = True,
     ):
         super().__init__(
@@ -77,7 +77,7 @@ class FlowActor(BasePolicy):
         self.norm = BatchRenorm(features_dim)
         self.velocity = velocity
         self.flow_steps = flow_steps
-        self.kind: RolloutKind = kind
+        self.rollout_kind: RolloutKind = rollout_kind
         self.chunk_dim = chunk_dim
 
     def path(self, obs: PyTorchObs, noise: th.Tensor) -> Path:
@@ -88,14 +88,14 @@ class FlowActor(BasePolicy):
         """
         features = self.norm(self.extract_features(obs, self.features_extractor))
         context = self.velocity.encode(features)
-        return rollout(lambda x, t: self.velocity(context, x, t), noise, self.kind)
+        return rollout(lambda x, t: self.velocity(context, x, t), noise, self.rollout_kind)
 
     def sample_noise(self, batch_size: int) -> th.Tensor:
         """All the noise of one rollout, (K + 1, B, D), in one draw."""
         return th.randn(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Sampled actions (B, D) in [-1, 1] and the log-density (B,) of their paths."""
+        """Sampled actions (B, D) in [-1, 1] and the log-density (B,) of their paths, under the name SAC's actor has."""
         path = self.path(obs, self.sample_noise(_batch_size(obs)))
         return th.tanh(path.x), path.log_prob
 
@@ -196,6 +196,7 @@ class FlowPolicy(BasePolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
+        *,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         horizon_length: int = 1,
         flow_steps: int = 4,
@@ -210,27 +211,23 @@ class FlowPolicy(BasePolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ):
-        require(
-            isinstance(horizon_length, int) and horizon_length >= 1, "horizon_length", horizon_length, "an integer >= 1"
-        )
-        require(isinstance(flow_steps, int) and flow_steps >= 1, "flow_steps", flow_steps, "an integer >= 1")
+        for name, value in {"horizon_length": horizon_length, "flow_steps": flow_steps, "n_critics": n_critics}.items():
+            require_integer(name, value)
         require_choice("rollout", rollout, ROLLOUT_KINDS)
         require_choice("critic", critic, tuple(CRITIC_KINDS))
-        require(
-            noise_std is None or 0 < noise_std < math.inf, "noise_std", noise_std, "a number > 0, or None to learn it"
-        )
-        require(n_critics >= 1, "n_critics", n_critics, "an integer >= 1")
+        if noise_std is not None:
+            require_number("noise_std", noise_std, math.ulp(0.0), math.inf, "a number > 0, or None to learn it")
         log_std_range = LOG_STD_RANGES[rollout] if log_std_range is None else log_std_range
         require(
-            len(log_std_range) == 2 and -math.inf < log_std_range[0] < log_std_range[1] < math.inf,
+            len(log_std_range) == 2 and bool(np.isfinite(log_std_range).all()) and log_std_range[0] < log_std_range[1],
             "log_std_range",
             log_std_range,
             "(lowest, highest), two finite numbers",
         )
 
         kind = CRITIC_KINDS[critic]
-        if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
-            optimizer_kwargs = {"betas": (kind.adam_beta1, 0.999)}
+        if optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs = {"betas": (kind.adam_beta1, 0.999), **(optimizer_kwargs or {})}
         super().__init__(
             observation_space,
             action_space,
@@ -268,8 +265,8 @@ class FlowPolicy(BasePolicy):
             known = set(self.net_arch) <= {"pi", "qf"}
             require(known, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'")
         widths = list(self.net_arch.get(net, default) if isinstance(self.net_arch, dict) else self.net_arch)
-        valid = all(width > 0 for width in widths) and (net == "qf" or len(widths) > 0)
-        require(valid, "net_arch", self.net_arch, "widths > 0, and at least one for the actor")
+        require(all(map(is_integer, widths)), "net_arch", self.net_arch, "an integer >= 1 for every layer")
+        require(net == "qf" or len(widths) > 0, "net_arch", self.net_arch, "the actor needs at least one hidden layer")
         return widths
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
@@ -362,13 +359,15 @@ class FlowPolicy(BasePolicy):
         """The next action of every environment, and with chunks the queue of those decided but not executed yet.
 
         :param observation: one observation, or one for each of n environments
-        :param state: what the last call returned; None to decide anew
+        :param state: what the last call returned; None, or one of another number of environments, to decide anew
         :param episode_start: (n,) whether an episode has just begun, which empties the environment's queue
         :param deterministic: without noise
         :return: actions, and the state: the chunks (n, h, *action shape) and how many of each are executed (n,)
         """
         if self.horizon_length == 1:
             return super().predict(observation, state, episode_start, deterministic)
+        is_reset = isinstance(observation, tuple)
+        require(not is_reset, "observation", observation, "pass the first of the two that `env.reset()` returns")
         obs, vectorized = self.obs_to_tensor(observation)
         shape = (_batch_size(obs), self.horizon_length, *self.action_space.shape)
         if state is None or state[0].shape != shape:
@@ -406,7 +405,11 @@ class FlowTPolicy(FlowPolicy):
 
     def __init__(
         self,
-        *args: Any,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *,
+        critic: str = "crossq",
         d_model: int | None = None,
         n_layers: int = 2,
         n_heads: int = 4,
@@ -414,19 +417,16 @@ class FlowTPolicy(FlowPolicy):
         **kwargs: Any,
     ):
         # Before super().__init__(), which builds the nets
-        critic = kwargs.get("critic", "crossq")
         require_choice("critic", critic, tuple(CRITIC_KINDS))
         self.d_model = CRITIC_KINDS[critic].d_model if d_model is None else d_model
         self.n_layers = n_layers
         self.n_heads = n_heads
         self.state_tokens = state_tokens
-        require(self.d_model > 0 and self.d_model % 2 == 0, "d_model", d_model, "an even number > 0")
-        require(
-            n_heads >= 1 and self.d_model % n_heads == 0, "n_heads", n_heads, f"it must divide d_model={self.d_model}"
-        )
-        require(n_layers >= 1, "n_layers", n_layers, "an integer >= 1")
-        require(state_tokens >= 1, "state_tokens", state_tokens, "an integer >= 1")
-        super().__init__(*args, **kwargs)
+        for name in ("d_model", "n_layers", "n_heads", "state_tokens"):
+            require_integer(name, getattr(self, name))
+        require(self.d_model % 2 == 0, "d_model", d_model, "an even number")
+        require(self.d_model % n_heads == 0, "n_heads", n_heads, f"it must divide d_model={self.d_model}")
+        super().__init__(observation_space, action_space, lr_schedule, critic=critic, **kwargs)
 
     def make_velocity(self, features_dim: int) -> VelocityNet:
         require(

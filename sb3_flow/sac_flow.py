@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -21,7 +22,15 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow import losses
 from sb3_flow.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, to_batch
-from sb3_flow.checks import check_finite, check_spaces, require, require_choice
+from sb3_flow.checks import (
+    NonFiniteError,
+    check_finite,
+    check_spaces,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
 from sb3_flow.flow import auto_target_entropy
 from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 
@@ -156,17 +165,18 @@ class SACFlow(OffPolicyAlgorithm):
             self._setup_model()
 
     def _check_arguments(self) -> None:
-        require(self.n_steps >= 1, "n_steps", self.n_steps, "an integer >= 1")
-        if self.horizon_length != 1:
-            self._check_chunks()
-        require(
-            self.policy_delay is None or self.policy_delay >= 1, "policy_delay", self.policy_delay, "an integer >= 1"
-        )
+        require_integer("n_steps", self.n_steps)
+        require_integer("horizon_length", self.horizon_length)
+        require_integer("batch_size", self.batch_size, lowest=2)  # batches are normalised
+        if self.policy_delay is not None:
+            require_integer("policy_delay", self.policy_delay)
+        require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
+        require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
+        self._check_chunks()
         for name in ("learning_rate", "qf_learning_rate", "bc_coef"):
             value = getattr(self, name)
-            number = callable(value) or isinstance(value, float | int) or (value is None and name == "qf_learning_rate")
+            number = callable(value) or isinstance(value, Real) or (value is None and name == "qf_learning_rate")
             require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
-        require(self.batch_size >= 2, "batch_size", self.batch_size, "an integer >= 2: batches are normalised")
         for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
             bc_coef = FloatSchedule(self.bc_coef)(progress)
             allowed = "a number >= 0, at every progress if it is a schedule"
@@ -174,17 +184,19 @@ class SACFlow(OffPolicyAlgorithm):
         if isinstance(self.ent_coef, str):
             _initial_ent_coef(self.ent_coef)
         else:
-            allowed = "a number >= 0, 'auto' or 'auto_<initial value>'"
-            require(0 <= self.ent_coef < math.inf, "ent_coef", self.ent_coef, allowed)
+            require_number("ent_coef", self.ent_coef, 0, math.inf, "a number >= 0, 'auto' or 'auto_<initial value>'")
         if isinstance(self.target_entropy, str):
             require(self.target_entropy == "auto", "target_entropy", self.target_entropy, "'auto' or a number")
         else:
-            finite = math.isfinite(self.target_entropy)
-            require(finite, "target_entropy", self.target_entropy, "'auto' or a finite number")
+            require_number("target_entropy", self.target_entropy, -math.inf, math.inf, "'auto' or a finite number")
 
     def _check_chunks(self) -> None:
         h, buffer = self.horizon_length, self.replay_buffer_class
-        require(isinstance(h, int) and h >= 1, "horizon_length", h, "an integer >= 1")
+        built_for = self.policy_kwargs.get("horizon_length", h)
+        advice = f"the policy's is {built_for}; set it in SACFlow, not in policy_kwargs and not when loading"
+        require(built_for == h, "horizon_length", h, advice)
+        if h == 1:
+            return
         hindsight = buffer is not None and issubclass(buffer, HerReplayBuffer)
         require(not hindsight, "horizon_length", h, "HerReplayBuffer relabels single steps; use horizon_length=1")
         chunks = buffer is None or issubclass(buffer, ChunkSampling)
@@ -246,7 +258,8 @@ class SACFlow(OffPolicyAlgorithm):
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = ChunkDictReplayBuffer if is_dict else ChunkReplayBuffer
-        self.replay_buffer_kwargs.update(horizon_length=self.horizon_length, gamma=self.gamma)
+        chunks = {"horizon_length": self.horizon_length, "gamma": self.gamma}
+        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **chunks}
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         self.policy.set_training_mode(True)
@@ -268,6 +281,8 @@ class SACFlow(OffPolicyAlgorithm):
                 self._update_temperature(log_prob, log)
             if self.critic_target is not None:
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                for target, online in zip(self.critic_target.buffers(), self.critic.buffers(), strict=True):
+                    target.copy_(online)  # running statistics of a features extractor
             log.add(ent_coef=ent_coef)
 
         for key, value in log.means():
@@ -326,10 +341,9 @@ class SACFlow(OffPolicyAlgorithm):
         self.actor.set_training_mode(True)
         self.critic.set_training_mode(False)
         # Gradients flow through the critic to the actions, not into its parameters
-        self.critic.requires_grad_(False)
         noise = self.actor.sample_noise(len(batch.actions))
-        actor = self._actor_loss(batch, noise, ent_coef, bc_coef)
-        self.critic.requires_grad_(True)
+        with _frozen(self.critic):
+            actor = self._actor_loss(batch, noise, ent_coef, bc_coef)
         check_finite("actor update", log_prob=actor.log_prob, actor_loss=actor.loss)
         _step(self.actor.optimizer, actor.loss, "actor")
         log.add(
@@ -395,6 +409,9 @@ class SACFlow(OffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSACFlow:
+        will_reset = reset_num_timesteps or self._last_obs is None
+        if will_reset and isinstance(self.replay_buffer, ChunkSampling):
+            self.replay_buffer.end_episodes()
         return super().learn(
             total_timesteps=int(total_timesteps),
             callback=callback,
@@ -429,12 +446,25 @@ class _Log:
 
 
 @contextmanager
+def _frozen(net: th.nn.Module) -> Iterator[None]:
+    """No gradient into the parameters; those that the user froze stay frozen afterwards."""
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def _statistics_restored(net: th.nn.Module) -> Iterator[None]:
     """Put the running statistics back if the update stops at a number that is not finite."""
     kept = [buffer.clone() for buffer in net.buffers()]
     try:
         yield
-    except FloatingPointError:
+    except NonFiniteError:
         for buffer, value in zip(net.buffers(), kept, strict=True):
             buffer.copy_(value)
         raise

@@ -1,9 +1,11 @@
 """Settings for all tests."""
 
 import os
+import sys
 
 # Before anything imports MuJoCo: without a display its default aborts the process
-os.environ.setdefault("MUJOCO_GL", "egl")
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")
 
 import pytest
 import torch as th

@@ -92,9 +92,12 @@ def test_evaluate_policy_executes_every_chunk_as_decided(policy: str, n: int) ->
 def test_eval_callback_executes_every_chunk_as_decided(n: int) -> None:
     model = recorder_model(n=n, learning_starts=10_000)
     recorders = envs(n)
-    model.learn(8, callback=EvalCallback(vec(recorders), n_eval_episodes=2 * n, eval_freq=4, verbose=0, warn=False))
+    callback = EvalCallback(vec(recorders), n_eval_episodes=2 * n, eval_freq=4, verbose=0, warn=False)
+    model.learn(4 * n, callback=callback)
     for recorder in recorders:
-        for episode in recorder.episodes:
+        # The two that count; of an environment that has done its share SB3 reports a new episode at every step
+        for episode, length in zip(recorder.episodes[:2], recorder.lengths, strict=False):
+            assert len(episode) == length
             check_episode(model, recorder.name, episode)
 
 
@@ -215,6 +218,41 @@ def test_what_lies_beyond_an_episode_s_end_reaches_no_loss(monkeypatch: pytest.M
 def test_arguments_that_chunks_do_not_go_with_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_model(**kwargs)
+
+
+def test_a_policy_of_another_horizon_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=r"horizon_length=1.*policy's is 3"):
+        make_model(net={"horizon_length": 3})
+    make_model(horizon_length=3).save(tmp_path / "model")
+    for horizon in (1, 5):
+        with pytest.raises(ValueError, match=rf"horizon_length={horizon}.*policy's is 3"):
+            SACFlow.load(tmp_path / "model", horizon_length=horizon)
+
+
+def test_the_buffer_arguments_of_one_model_serve_the_next() -> None:
+    shared: dict[str, Any] = {"handle_timeout_termination": True}
+    make_model(horizon_length=3, replay_buffer_kwargs=shared)
+    make_model(replay_buffer_kwargs=shared).learn(LEARNING_STARTS + 2)
+
+
+def test_a_reset_between_two_calls_of_learn_ends_the_episode_in_the_buffer() -> None:
+    model = make_model(env=RandomEnv(episode_length=10), horizon_length=3)
+    model.learn(15)
+    model.learn(15)
+    assert np.flatnonzero(model.replay_buffer.dones[:30, 0]).tolist() == [9, 14, 24]
+    assert np.flatnonzero(model.replay_buffer.timeouts[:30, 0]).tolist() == [9, 14, 24]
+
+
+def test_going_on_without_a_reset_leaves_the_episode_whole() -> None:
+    model = make_model(env=RandomEnv(episode_length=10), horizon_length=3)
+    model.learn(15)
+    model.learn(15, reset_num_timesteps=False)
+    assert np.flatnonzero(model.replay_buffer.dones[:30, 0]).tolist() == [9, 19, 29]
+
+
+def test_a_reset_observation_with_its_info_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"observation=.*env.reset"):
+        recorder_model().predict((np.zeros(2, dtype=np.float32), {}))  # type: ignore[arg-type]
 
 
 def test_her_with_chunks_is_refused() -> None:

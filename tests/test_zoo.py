@@ -23,7 +23,7 @@ HYPERPARAMS = yaml.safe_load(CONFIG.read_text())
 
 
 def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
 
 

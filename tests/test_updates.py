@@ -1,0 +1,58 @@
+"""What one update may touch, and what it must leave alone."""
+
+from typing import Any
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import LEARNING_STARTS, make_model
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+
+class NormalisedFeatures(BaseFeaturesExtractor):
+    """A layer that the user froze, then BatchNorm."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, 4)
+        self.frozen = nn.Linear(observation_space.shape[0], 4).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        out: th.Tensor = self.norm(self.frozen(observations))
+        return out
+
+
+def test_a_frozen_features_extractor_stays_frozen_and_unchanged() -> None:
+    model = make_model(net={"features_extractor_class": NormalisedFeatures}, policy_delay=1)
+    extractors = [net.features_extractor.frozen for net in (model.actor, model.critic)]
+    before = [extractor.weight.clone() for extractor in extractors]
+    model.learn(LEARNING_STARTS + 4)
+    for extractor, weight in zip(extractors, before, strict=True):
+        assert not extractor.weight.requires_grad
+        assert th.equal(extractor.weight, weight)
+
+
+def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(policy_delay=1)
+    model.learn(LEARNING_STARTS + 2)
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_actor_loss", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.train(1, 8)
+    model.train(1, 8)
+    assert all(parameter.requires_grad for parameter in model.critic.parameters())
+
+
+def test_the_target_critic_has_the_running_statistics_of_the_critic() -> None:
+    model = make_model(critic="target", net={"features_extractor_class": NormalisedFeatures})
+    model.learn(LEARNING_STARTS + 5)
+    assert model.critic_target is not None
+    online, target = (net.features_extractor.norm for net in (model.critic, model.critic_target))
+    assert not th.equal(online.running_var, th.ones(4))
+    assert th.equal(online.running_var, target.running_var)
+    assert th.equal(online.running_mean, target.running_mean)
