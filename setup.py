@@ -37,6 +37,6 @@ setup(
         "robomimic": ["robosuite>=1.5.2,<1.6", "h5py>=3.8"],
         # rliable's dependency arch breaks on pandas 3
         "plots": ["rliable>=1.2", "matplotlib>=3.8", "pandas<3"],
-        "dev": ["pytest>=8", "hypothesis>=6", "scipy>=1.10", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
+        "dev": ["setuptools>=70", "wheel", "pytest>=8", "hypothesis>=6", "scipy>=1.10", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
     },
 )

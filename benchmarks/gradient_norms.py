@@ -4,13 +4,15 @@
 
 For each velocity net and K one run is trained as a user would; every `--every` steps the actor's loss is
 differentiated on a fresh batch with respect to each point x_0 ... x_K of its paths, and the root mean square over the
-batch of the norms is written down. Nothing is changed in the training itself. Runs that are in the CSV are skipped.
+batch of the norms is written down. Nothing is changed in the training itself, but that matrix products run with
+"medium" precision (benchmarks/learning.py says why). Runs that are in the CSV are skipped.
 """
 
 import argparse
 import csv
 import multiprocessing as mp
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -19,7 +21,6 @@ from report import machine
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_flow import SACFlow, losses
-from sb3_flow.flow import Velocity, rollout
 
 POLICIES = {"MLP": "FlowMLPPolicy", "Flow-G": "FlowGPolicy", "Flow-T": "FlowTPolicy"}
 COLORS = {"MLP": "#9467bd", "Flow-G": "#2a9d5c", "Flow-T": "#0b6e99"}
@@ -28,33 +29,30 @@ FIELDS = ["env", "net", "K", "seed", "step", "i", "norm"]
 
 def step_gradient_norms(model: SACFlow, batch_size: int) -> list[float]:
     """Root mean square over a batch of ||dL/dx_i||, L the actor's loss of one transition, for i = 0 ... K."""
-    batch = model.replay_buffer.sample(batch_size)
+    batch = model._sample(batch_size)
     actor, critic = model.actor, model.critic
     model.policy.set_training_mode(False)
-    critic.requires_grad_(False)
-    context = actor.velocity.encode(actor.norm(actor.extract_features(batch.observations, actor.features_extractor)))
     points: list[th.Tensor] = []
 
-    def velocity(x: th.Tensor, t: th.Tensor) -> Velocity:
-        x.retain_grad()
-        points.append(x)
-        out: Velocity = actor.velocity(context, x, t)
-        return out
+    def keep(net: th.nn.Module, args: tuple[Any, th.Tensor, th.Tensor]) -> None:
+        args[1].retain_grad()
+        points.append(args[1])
 
-    noise = actor.sample_noise(batch_size).requires_grad_(True)
-    path = rollout(velocity, noise, actor.rollout_kind)
+    handle = actor.velocity.register_forward_pre_hook(keep)
+    path = actor.path(batch.observations, actor.sample_noise(batch_size).requires_grad_(True))
+    handle.remove()
     path.x.retain_grad()
     q = critic.reduce(critic(batch.observations, th.tanh(path.x)))
     assert model.log_ent_coef is not None
     ent_coef = model.log_ent_coef.detach().exp()
     loss = losses.actor_loss(path, q, ent_coef, th.tanh(path.x), batch.actions, bc_coef=0.0).loss
     th.autograd.backward(loss * batch_size)  # the loss is a mean: undo it, so that norms are those of one transition
-    critic.requires_grad_(True)
     norms = []
     for x in [*points, path.x]:
         assert x.grad is not None
         norms.append(x.grad.square().sum(dim=1).mean().sqrt().item())
-    actor.optimizer.zero_grad()
+    for optimizer in (actor.optimizer, critic.optimizer):
+        optimizer.zero_grad()
     return norms
 
 

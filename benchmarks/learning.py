@@ -3,8 +3,12 @@
     python benchmarks/learning.py --tasks HalfCheetah-v4 Hopper-v4 --algos flow_t crossq --seeds 0 1 2
 
 Every run is one process with one thread. It appends an evaluation to `<out>/<task>/<algo>/<seed>.csv` every
-`--eval-freq` steps and keeps a checkpoint in `runs/`, so that a stopped command goes on where it was when it is given
-again. `benchmarks/report.py` turns the CSVs into the table and the figures; it is called at the end.
+`--eval-freq` steps and keeps a checkpoint in `runs/`. A stopped command that is given again goes on from the last
+evaluation, in a new episode and with freshly seeded generators. Beside each CSV stands a JSON with the settings and
+the commit. `benchmarks/report.py` turns the CSVs into the table and the figure.
+
+Matrix products run with PyTorch's "medium" precision for every contender: on AMD CPUs this takes oneDNN instead of
+MKL, 10-20 % faster at the same precision (relative error 6e-7); elsewhere it may mean bf16.
 """
 
 import argparse
@@ -12,8 +16,10 @@ import csv
 import json
 import multiprocessing as mp
 import queue
+import shutil
+import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
+from report import machine
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
@@ -65,6 +72,13 @@ class Run:
     def checkpoint(self) -> Path:
         return Path("runs") / self.out.name / self.task / self.algo / str(self.seed)
 
+    def write_settings(self) -> None:
+        """Settings and commit, appended to at every start, beside the CSV."""
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+        record = {**asdict(self), "out": str(self.out), "commit": commit.strip(), "machine": machine()}
+        with open(self.csv.with_suffix(".jsonl"), "a") as f:
+            f.write(json.dumps(record) + "\n")
+
     def done_steps(self) -> int:
         if not self.csv.exists():
             return 0
@@ -98,9 +112,14 @@ def load_model(run: Run) -> OffPolicyAlgorithm:
 
 
 def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
-    run.checkpoint.mkdir(parents=True, exist_ok=True)
-    model.save(run.checkpoint / "model.zip")
-    model.save_replay_buffer(run.checkpoint / "buffer.pkl")
+    """Replace the checkpoint in one move, so that a kill leaves the old one or the new one."""
+    fresh = run.checkpoint.with_suffix(".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    model.save(fresh / "model.zip")
+    model.save_replay_buffer(fresh / "buffer.pkl")
+    shutil.rmtree(run.checkpoint, ignore_errors=True)
+    fresh.rename(run.checkpoint)
 
 
 def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
@@ -109,8 +128,10 @@ def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
     th.set_float32_matmul_precision("medium")  # oneDNN instead of MKL on AMD CPUs, for every contender
     eval_env = make_vec_env(run.task, n_envs=run.eval_episodes, seed=10_000 + run.seed)
     run.csv.parent.mkdir(parents=True, exist_ok=True)
-    done = run.done_steps()
-    model = load_model(run) if done else make_model(run)
+    run.write_settings()
+    model = load_model(run) if (run.checkpoint / "model.zip").exists() else make_model(run)
+    # The row of an evaluation is written before its checkpoint: of two rows for one step, the last counts
+    done = model.num_timesteps
     started = time.perf_counter()
 
     class Report(BaseCallback):
@@ -141,13 +162,13 @@ def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
             "ent_coef": "" if log_ent_coef is None else round(log_ent_coef.exp().item(), 5),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        save_model(run, model)
         new_file = not run.csv.exists()
         with open(run.csv, "a", newline="") as f:
             writer = csv.DictWriter(f, FIELDS)
             if new_file:
                 writer.writeheader()
             writer.writerow(row)
+        save_model(run, model)
 
 
 def run_all(runs: list[Run], jobs: int) -> None:

@@ -32,8 +32,8 @@ def read_curves(folder: Path) -> Curves:
     curves: Curves = defaultdict(dict)
     for path in sorted(folder.glob("*/*/*.csv")):
         with open(path) as f:
-            rows = [(float(row["step"]), float(row["deterministic_return"])) for row in csv.DictReader(f)]
-        curves[path.parts[-3], path.parts[-2]][int(path.stem)] = np.asarray(rows)
+            rows = {float(row["step"]): float(row["deterministic_return"]) for row in csv.DictReader(f)}
+        curves[path.parts[-3], path.parts[-2]][int(path.stem)] = np.asarray(sorted(rows.items()))
     return curves
 
 
