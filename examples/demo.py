@@ -1,6 +1,6 @@
 """`make demo`: train Flow-T on HalfCheetah for a few minutes, then leave a model, a learning curve and a video.
 
-python examples/demo.py --steps 25000 --out demo
+python examples/demo.py --steps 15000 --out demo
 """
 
 import argparse
@@ -35,7 +35,10 @@ def plot_curve(evaluations: Path, picture: Path, env_id: str) -> None:
 
 def record_video(model: SACFlow, env_id: str, folder: Path, length: int) -> Path | None:
     """Film the deterministic policy, if this machine can render."""
-    env = make_vec_env(env_id, env_kwargs={"render_mode": "rgb_array"}, seed=1)
+    kwargs = {"render_mode": "rgb_array"}
+    if str(gym.spec(env_id).entry_point).startswith("gymnasium.envs.mujoco"):
+        kwargs["camera_name"] = "track"  # the default camera stays where the robot started
+    env = make_vec_env(env_id, env_kwargs=kwargs, seed=1)
     try:
         recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, length, name_prefix="policy")
         obs: Any = recorder.reset()
@@ -53,10 +56,10 @@ def record_video(model: SACFlow, env_id: str, folder: Path, length: int) -> Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--steps", type=int, default=25_000)
+    parser.add_argument("--steps", type=int, default=15_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.add_argument("--video-length", type=int, default=400)
+    parser.add_argument("--video-length", type=int, default=300)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
