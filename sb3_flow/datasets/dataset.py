@@ -132,7 +132,8 @@ class OfflineDataset:
 
     def next_observations(self, rows: NDArray[np.integer[Any]]) -> Array:
         """Observations after the steps in some rows, as a copy."""
-        return self.observations[rows + 1] if self._next is None else self._next[rows]
+        after: Array = self.observations[rows + 1] if self._next is None else self._next[rows]
+        return after
 
     def at(self, update: int) -> "OfflineDataset":
         """The data that an update samples from: all of them. See `ShardedDataset.at`.

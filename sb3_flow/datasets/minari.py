@@ -9,6 +9,7 @@ from gymnasium import spaces
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
+from sb3_flow.datasets.hdf5 import check_stored
 
 
 def load_minari(name: str | Path) -> OfflineDataset:
@@ -28,10 +29,10 @@ def load_minari(name: str | Path) -> OfflineDataset:
     path = Path(name).expanduser()
     if not path.is_dir():
         path = _download(str(name))
+    _check_stored(path)
     with reading(path):
         data = minari.MinariDataset(path)
         action_space = data.action_space
-    # Minari keeps in a data folder what it makes of an id
     if not (isinstance(action_space, spaces.Box) and len(action_space.shape) == 1):
         raise DataError(path, "action_space", f"it is {action_space}, but a flow generates a vector of numbers")
     with reading(path):
@@ -61,6 +62,21 @@ def _download(name: str) -> Path:
     except Exception as error:  # whatever fails, the remedy is the same
         raise missing_file(f"Minari's {name}", [path], how, error) from error
     return path
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse damaged arrays, which Minari would read for hours; its other format needs no such check."""
+    file_path = path / "main_data.hdf5"
+    if not file_path.is_file():
+        return
+    import h5py
+
+    def check(key: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            check_stored(file_path, key, item)
+
+    with reading(file_path), h5py.File(file_path, "r") as file:
+        file.visititems(check)
 
 
 def _episode(

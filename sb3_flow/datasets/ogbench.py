@@ -3,6 +3,8 @@
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +21,7 @@ URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 TASK = re.compile(r"(?P<env>[a-z0-9-]+)-(?P<kind>[a-z]+)(?P<size>-\d+[mb])?-singletask(?P<task>-task\d)?-v0")
 # Relabelling reads these, and no more
 STATE_KEYS = ("qpos", "button_states")
+LABEL_ROWS = 1 << 16
 
 
 def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 1000) -> Dataset:
@@ -121,20 +124,29 @@ class _Task:
             self.env = gym.make(self.env_id)
         except gym.error.Error as error:
             raise ValueError(f"task={name!r} is not allowed: ogbench has no environment {self.env_id}") from error
+        # The reset sets the goal; it stays the same for all rows and files
+        self.env.reset()
+        self._at_goal = SimpleNamespace(unwrapped=self.env.unwrapped, reset=lambda: None)
 
     def label(self, path: Path, file: NpzReader, rows: int) -> tuple[Array, Array]:
         """Rewards and masks of all rows."""
-        states: dict[str, Array] = {}
-        for key in STATE_KEYS:
-            if key in file or key == "qpos":
-                states[key] = file.read(key)
-                check_shape(path, key, states[key], (rows, None))
-                check_finite(path, key, states[key])
-        width = len(self.env.unwrapped._data.qpos)  # type: ignore[attr-defined]
-        check_shape(path, "qpos", states["qpos"], (rows, width))
-        with reading(path, "button_states"):
-            self._relabel(self.env_id, self.env, states)
-        return states["rewards"], states["masks"]
+        states = {key: file.read(key) for key in STATE_KEYS if key in file or key == "qpos"}
+        for key, values in states.items():
+            check_shape(path, key, values, (rows, None))
+            check_finite(path, key, values)
+        env: Any = self.env.unwrapped
+        # Manipulation's simulator state is private, locomotion's is not
+        simulator = env._data if hasattr(env, "_data") else env.data
+        check_shape(path, "qpos", states["qpos"], (rows, len(simulator.qpos)))
+        rewards, masks = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.float32)
+        # In parts: ogbench's code makes temporary arrays as large as its input
+        for start in range(0, rows, LABEL_ROWS):
+            part = slice(start, start + LABEL_ROWS)
+            block = {key: values[part] for key, values in states.items()}
+            with reading(path, " and ".join(states)):
+                self._relabel(self.env_id, self._at_goal, block)
+            rewards[part], masks[part] = block["rewards"], block["masks"]
+        return rewards, masks
 
 
 def _load_file(path: Path, task: _Task | None) -> OfflineDataset:

@@ -16,6 +16,7 @@ import numpy as np
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
+from sb3_flow.datasets.hdf5 import check_stored
 
 DATA_DIR = Path("~/.robomimic")
 FILES = ("low_dim_v15.hdf5", "low_dim_v141.hdf5", "low_dim.hdf5")
@@ -216,5 +217,6 @@ def _read(path: Path, demo: Any, prefix: str, key: str) -> Array:
         raise DataError(path, f"{prefix}/{key}", f"it is missing; there are {', '.join(demo) or 'no arrays'}")
     with reading(path, f"{prefix}/{key}"):
         check_dtype(path, f"{prefix}/{key}", demo[key].dtype)
+        check_stored(path, f"{prefix}/{key}", demo[key])
         array: Array = demo[key][()]
         return array
