@@ -240,10 +240,12 @@ class ShardedDataset:
     def _take(self, index: int) -> OfflineDataset:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            read = ahead[1].result()
-            if ahead[0] == index:
-                return self._check(read, index)
-            del read, ahead
+            number, future = ahead
+            if number == index:
+                return self._check(future.result(), index)
+            # Whatever became of it: it must be gone before another is read
+            future.exception()
+            del ahead, future
         return self._check(self._load(self.paths[index]), index)
 
     def _read_ahead(self) -> None:

@@ -25,7 +25,7 @@ def load_minari(name: str | Path) -> OfflineDataset:
     try:
         import minari
     except ImportError as error:
-        raise ImportError("Minari's datasets need it: pip install 'minari[hdf5,hf]'") from error
+        raise ImportError("Minari's datasets need it: pip install 'sb3_flow[minari]'") from error
     path = Path(name).expanduser()
     if not path.is_dir():
         path = _download(str(name))

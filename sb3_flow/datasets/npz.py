@@ -16,6 +16,7 @@ from sb3_flow.datasets.errors import DataError, reading
 
 npy: Any = numpy_format  # without annotations
 LOCAL_HEADER = struct.Struct("<26x2H")  # lengths of the name and of the extra field, after 26 bytes of no interest here
+END_RECORD = struct.Struct("<10xH10x")  # number of members
 SUFFIX = ".npy"
 
 
@@ -40,14 +41,12 @@ class NpzReader:
         with reading(path):
             self._archive = zipfile.ZipFile(path)
         try:
-            self._members = {info.filename.removesuffix(SUFFIX): info for info in self._archive.infolist()}
-            for key, info in self._members.items():
-                # Opening compares both copies of the name: else a damaged one would hide an optional array
-                with reading(path, key), self._archive.open(info):
-                    pass
+            with reading(path):
+                self._check_directory()
         except DataError:
             self._archive.close()
             raise
+        self._members = {info.filename.removesuffix(SUFFIX): info for info in self._archive.infolist()}
 
     def __enter__(self) -> "NpzReader":
         return self
@@ -81,6 +80,19 @@ class NpzReader:
             if stored and target == header.dtype and not header.fortran_order:
                 return self._map(key, header)
             return self._stream(stream, header, target)
+
+    def _check_directory(self) -> None:
+        """Notice arrays that damage hides: zipfile does not, and optional ones would not be missed."""
+        infos = self._archive.infolist()
+        for info in infos:
+            # Opening compares both copies of the name
+            self._archive.open(info).close()
+        with self.path.open("rb") as file:
+            file.seek(-END_RECORD.size - len(self._archive.comment), 2)
+            (count,) = END_RECORD.unpack(file.read(END_RECORD.size))
+        # 0xFFFF: the number is elsewhere, in an archive of 4 GB or more
+        if count not in (len(infos), 0xFFFF) or len({info.filename for info in infos}) != len(infos):
+            raise DataError(self.path, None, f"its directory is damaged: {len(infos)} arrays of {count}; get it again")
 
     def _open(self, key: str) -> IO[bytes]:
         if key not in self._members:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_flow.checks import require_choice
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
@@ -42,6 +43,8 @@ def load_robomimic(
     :raises FileNotFoundError: if there is no such file
     """
     path = Path(path).expanduser()
+    if task is not None:
+        require_choice("task", task, list(ENVIRONMENTS))
     with _open(path) as file:
         if task is not None:
             _check_task(path, task, _env_args(path, file))
@@ -60,8 +63,11 @@ def find_robomimic(task: str, kind: str, data_dir: Path = DATA_DIR) -> Path:
     :param kind: "ph" (proficient human) or "mh" (multi-human)
     :param data_dir: where files are looked for, as <task>/<kind>/low_dim*.hdf5
     :raises FileNotFoundError: saying what was looked for, where, and how to get it
+    :raises ValueError: for another task or kind
     """
     data_dir = data_dir.expanduser()
+    require_choice("task", task, list(ENVIRONMENTS))
+    require_choice("dataset type", kind, ["ph", "mh"])
     looked = [folder / task / kind / name for name in FILES for folder in (data_dir, data_dir / "v1.5")]
     found = next(filter(Path.is_file, looked), None)
     if found is not None:
@@ -134,8 +140,6 @@ def _env_args(path: Path, file: Any) -> dict[str, Any]:
 
 
 def _check_task(path: Path, task: str, env_args: dict[str, Any]) -> None:
-    if task not in ENVIRONMENTS:
-        raise ValueError(f"task={task!r} is not allowed: choose one of {', '.join(map(repr, ENVIRONMENTS))}")
     if env_args.get("env_name") != ENVIRONMENTS[task]:
         problem = f"the demonstrations are of {env_args.get('env_name')!r}, but {task!r} is {ENVIRONMENTS[task]!r}"
         raise DataError(path, "data.attrs[env_args]", problem)
