@@ -411,7 +411,7 @@ def test_unknown_tasks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no environment sphere-singletask-v0"):
         load_dataset(f"ogbench:sphere-play-singletask-v0@{tmp_path}/a.npz")
     write_robomimic(tmp_path / "a.hdf5", [3])
-    with pytest.raises(ValueError, match="^task='juggle' is not allowed: choose one of 'lift', 'can', 'square'"):
+    with pytest.raises(ValueError, match=r"^task='juggle' is not allowed: choose one of 'lift', 'can', 'square'"):
         load_dataset(f"robomimic:juggle/mh@{tmp_path}/a.hdf5")
     with pytest.raises(ValueError, match="are of 'Lift', but 'can' is 'PickPlaceCan'"):
         load_dataset(f"robomimic:can/mh@{tmp_path}/a.hdf5")
