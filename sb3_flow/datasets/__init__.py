@@ -1,0 +1,24 @@
+"""Offline data: one loader a format, one `OfflineDataset` for all."""
+
+from sb3_flow.datasets.dataset import ARRAY_KEYS, Dataset, OfflineDataset, ShardedDataset, check_fits, from_arrays
+from sb3_flow.datasets.errors import DataError
+from sb3_flow.datasets.load import DatasetSpec, load_dataset
+from sb3_flow.datasets.minari import load_minari
+from sb3_flow.datasets.ogbench import load_ogbench
+from sb3_flow.datasets.robomimic import load_robomimic, read_env_args
+
+__all__ = [
+    "ARRAY_KEYS",
+    "DataError",
+    "Dataset",
+    "DatasetSpec",
+    "OfflineDataset",
+    "ShardedDataset",
+    "check_fits",
+    "from_arrays",
+    "load_dataset",
+    "load_minari",
+    "load_ogbench",
+    "load_robomimic",
+    "read_env_args",
+]

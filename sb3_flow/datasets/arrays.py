@@ -1,0 +1,114 @@
+"""Checks of single arrays, block by block: no check needs memory of the size of what it checks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_flow.datasets.errors import DataError
+
+Array = NDArray[Any]
+
+CLIP_TOLERANCE = 1e-3  # actions further outside [-1, 1] are another scale, not rounding
+BLOCK_BYTES = 1 << 20  # stays in the processor's cache between two passes
+
+
+def check_dtype(source: str | Path, key: str, dtype: np.dtype[Any]) -> None:
+    """Refuse everything but numbers.
+
+    :raises DataError: for objects, which only unpickling could read, and for text, dates and records
+    """
+    if dtype.hasobject:
+        raise DataError(source, key, "it holds pickled objects; unpickling runs code from the file, so it is refused")
+    if dtype.kind not in "biuf":
+        raise DataError(source, key, f"it has dtype {dtype}, not numbers")
+
+
+def check_shape(source: str | Path, key: str, array: Array, shape: tuple[int | None, ...]) -> None:
+    """Refuse another shape.
+
+    :param shape: what is allowed; None stands for any length
+    :raises DataError: naming both shapes
+    """
+    if len(array.shape) != len(shape) or any(b is not None and a != b for a, b in zip(array.shape, shape, strict=True)):
+        allowed = ", ".join("any" if n is None else str(n) for n in shape)
+        raise DataError(source, key, f"it has shape {array.shape}, not ({allowed})")
+
+
+def blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    """Consecutive rows of about BLOCK_BYTES, with the number of the first."""
+    rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
+
+
+def check_finite(source: str | Path, key: str, array: Array) -> None:
+    """Refuse NaN and infinities.
+
+    :raises DataError: naming the first row with one
+    """
+    if array.dtype.kind != "f":
+        return
+    with np.errstate(all="ignore"):
+        for start, block in blocks(array):
+            # A sum is finite only if every element is, and needs no array; an overflowing sum is looked at again
+            if not np.isfinite(block.sum()):
+                bad = ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
+                if bad.any():
+                    raise DataError(source, key, "it is NaN or infinite", start + int(bad.argmax()))
+
+
+def float_array(source: str | Path, key: str, values: Any) -> NDArray[np.float32]:
+    """Finite float32 numbers in C order, without a copy where they are that already.
+
+    :raises DataError: for other things than numbers, NaN, infinities, and numbers beyond float32
+    """
+    array = np.asarray(values)
+    check_dtype(source, key, array.dtype)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    check_finite(source, key, array)
+    return array
+
+
+def flag_array(source: str | Path, key: str, values: Any, rows: int) -> NDArray[np.bool_]:
+    """One boolean a row, from any dtype.
+
+    :param rows: how many
+    :raises DataError: for other values than 0 and 1
+    """
+    array = np.asarray(values)
+    check_dtype(source, key, array.dtype)
+    check_shape(source, key, array, (rows,))
+    flags: NDArray[np.bool_] = array == 1
+    bad = ~(flags | (array == 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(source, key, f"it is {array[row]}, not 0 or 1", row)
+    return flags
+
+
+def bounded_actions(source: str | Path, key: str, values: Any, limit: float = 1.0) -> NDArray[np.float32]:
+    """Finite float32 actions within the limit; copied only if some lie outside it.
+
+    :param limit: at most 1; actions are clipped to +-limit
+    :raises DataError: for actions more than CLIP_TOLERANCE outside [-1, 1]
+    """
+    actions = float_array(source, key, values)
+    clip = False
+    for start, block in blocks(actions):
+        largest = max(-float(block.min(initial=0.0)), float(block.max(initial=0.0)))
+        if largest > 1 + CLIP_TOLERANCE:
+            outside = (np.abs(block) > 1 + CLIP_TOLERANCE).reshape(len(block), -1).any(axis=1)
+            row = int(outside.argmax())
+            raise DataError(
+                source,
+                key,
+                f"actions must be in [-1, 1], the range that policies act in, but one is {np.abs(block[row]).max():g}; "
+                "scale them by the bounds of the action space",
+                start + row,
+            )
+        clip |= largest > limit
+    return np.clip(actions, np.float32(-limit), np.float32(limit)) if clip else actions

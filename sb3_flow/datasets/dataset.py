@@ -1,0 +1,325 @@
+"""Offline data as plain arrays indexed by row, checked once, and the same for sets too large for memory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sb3_flow.checks import require
+from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.errors import DataError
+
+ARRAY_KEYS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations", "valids")
+
+
+class OfflineDataset:
+    """Steps of an environment, one a row, the rows of an episode together and in order. Read-only.
+
+    There are two layouts. In one, every row is a step and `next_observations` is an array of its own. In the other,
+    the observation after a step is the one of the following row, and an episode of T steps has T + 1 rows: the last
+    only holds the final observation and is no step. It needs half the memory. Either way: draw steps, not rows
+    (`rows(numpy.random.randint(len(dataset), size=B))`), and index the arrays with rows.
+
+    :param observations: (N, ...) float32, or uint8 for images
+    :param actions: (N, d) in [-1, 1]; up to 1e-3 outside is clipped
+    :param rewards: (N,)
+    :param masks: (N,): 1 to bootstrap from the next observation, else 0; play data go on after a 0, so it ends nothing
+    :param ends: (N,): 1 at the last step of every episode, terminated or not
+    :param next_observations: (N, ...), or None if they are the observations of the following rows
+    :param is_step: (N,): 0 in rows that only hold an episode's final observation; None: every row is a step
+    :param source: the file, or what else to name in errors
+    :param names: names of these parameters in the source, where they differ
+    :param action_limit: actions are clipped to +-action_limit <= 1
+    :raises DataError: naming source, array and row
+    """
+
+    def __init__(
+        self,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        masks: Any,
+        ends: Any,
+        next_observations: Any = None,
+        is_step: Any = None,
+        *,
+        source: str | Path = "the dataset",
+        names: Mapping[str, str] | None = None,
+        action_limit: float = 1.0,
+    ):
+        self.source = source
+        self._names = {} if names is None else names
+        self.observations = self._observations("observations", observations)
+        rows = len(self.observations)
+        self.actions = bounded_actions(source, self._name("actions"), actions, action_limit)
+        check_shape(source, self._name("actions"), self.actions, (rows, None))
+        self.rewards = float_array(source, self._name("rewards"), rewards)
+        check_shape(source, self._name("rewards"), self.rewards, (rows,))
+        self.masks = flag_array(source, self._name("masks"), masks, rows).astype(np.float32)
+        self.ends = flag_array(source, self._name("ends"), ends, rows)
+        self._next: Array | None = None
+        if next_observations is not None:
+            self._next = self._observations("next_observations", next_observations)
+            check_shape(source, self._name("next_observations"), self._next, self.observations.shape)
+            if self._next.dtype != self.observations.dtype:
+                raise DataError(source, self._name("next_observations"), "its dtype differs from the observations'")
+        steps = np.ones(rows, dtype=np.bool_)
+        if is_step is not None:
+            steps = flag_array(source, self._name("is_step"), is_step, rows)
+        self._check_episodes(steps)
+        # Where every row is a step, no table is needed
+        self._rows = None if steps.all() else np.flatnonzero(steps).astype(np.int32 if rows < 2**31 else np.int64)
+        self._steps = int(steps.sum())
+        for name in ("observations", "actions", "rewards", "masks", "ends", "_next", "_rows"):
+            array = getattr(self, name)
+            if array is not None:
+                # A view: the user's own array stays as writeable as it was
+                view = array.view()
+                view.flags.writeable = False
+                setattr(self, name, view)
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return self._steps
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self._steps} steps, {self.n_episodes} episodes, "
+            f"observations {self.observation_shape}, actions {self.action_dim}, from {self.source})"
+        )
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes with at least one step."""
+        return int(np.count_nonzero(self.ends if self._rows is None else self.ends[self._rows]))
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        shape: tuple[int, ...] = self.observations.shape[1:]
+        return shape
+
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """float32, or uint8 for images."""
+        dtype: np.dtype[Any] = self.observations.dtype
+        return dtype
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in one action."""
+        return int(self.actions.shape[1])
+
+    def rows(self, steps: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+        """Rows of steps, which are counted without the rows that are none.
+
+        :param steps: numbers in 0 .. len(self) - 1
+        """
+        return steps if self._rows is None else self._rows[steps]
+
+    def chunk_rows(self, starts: NDArray[np.integer[Any]], horizon: int) -> NDArray[np.integer[Any]]:
+        """The rows of `horizon` consecutive steps; what follows an episode's end must be masked by `ends`.
+
+        :param starts: (B,) rows, of steps
+        :param horizon: steps a chunk
+        :return: (B, horizon), repeating the last row where the data end
+        """
+        return np.minimum(starts[:, None] + np.arange(horizon), len(self.ends) - 1)
+
+    def next_observations(self, rows: NDArray[np.integer[Any]]) -> Array:
+        """Observations after the steps in some rows, as a copy."""
+        after: Array = self.observations[rows + 1] if self._next is None else self._next[rows]
+        return after
+
+    def at(self, update: int) -> "OfflineDataset":
+        """The data that an update samples from: all of them. See `ShardedDataset.at`.
+
+        :param update: number of the update
+        """
+        return self
+
+    def _name(self, parameter: str) -> str:
+        return self._names.get(parameter, parameter)
+
+    def _observations(self, parameter: str, values: Any) -> Array:
+        array = np.asarray(values)
+        name = self._name(parameter)
+        array = np.ascontiguousarray(array) if array.dtype == np.uint8 else float_array(self.source, name, array)
+        if array.ndim < 2 or array.size == 0:
+            raise DataError(self.source, name, f"it has shape {array.shape}, not (steps, ...) with at least one step")
+        return array
+
+    def _check_episodes(self, steps: NDArray[np.bool_]) -> None:
+        """Refuse steps after which it is not known whether and where the episode goes on."""
+        if not steps.any():
+            raise DataError(self.source, None, "it has no steps")
+        next_is_step = np.append(steps[1:], False)
+        endless = steps & ~self.ends & ~next_is_step
+        if endless.any():
+            raise DataError(
+                self.source,
+                self._name("ends"),
+                "here the data stop, but the episode never ends: mark its last step",
+                int(endless.argmax()),
+            )
+        if self._next is None:
+            # Without a bootstrap any row may follow, but in the last row there is none
+            unknown = steps & self.ends & next_is_step & (self.masks == 1)
+            unknown[-1] |= steps[-1]
+            if unknown.any():
+                raise DataError(
+                    self.source,
+                    self._name("ends"),
+                    "the row after an episode's last step must hold its final observation, and be no step; or give "
+                    "next_observations",
+                    int(unknown.argmax()),
+                )
+
+
+class ShardedDataset:
+    """Files too large to be in memory together: one is resident and takes turns, the next is read in the background.
+
+    Which one is resident depends only on the number of the update, so a resumed run goes on with the same data.
+
+    :param paths: the files, in the order of their turns
+    :param load: reads one
+    :param count: number of steps in one, without reading all of it
+    :param rotate_every: updates a turn
+    :raises ValueError: if there is no file, or one is bad
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        load: Callable[[Path], OfflineDataset],
+        count: Callable[[Path], int],
+        rotate_every: int = 1000,
+    ):
+        require(len(paths) > 0, "paths", list(paths), "a sharded dataset needs at least one file")
+        require(rotate_every >= 1, "rotate_every", rotate_every, "an integer >= 1")
+        self.paths = list(paths)
+        self.rotate_every = rotate_every
+        self._load = load
+        self._steps = sum(count(path) for path in paths)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
+        self._ahead: tuple[int, Future[OfflineDataset]] | None = None
+        self._index = 0
+        self._resident: OfflineDataset | None = load(self.paths[0])
+        self.source = self.paths[0].parent
+        self.observation_shape = self._resident.observation_shape
+        self.observation_dtype = self._resident.observation_dtype
+        self.action_dim = self._resident.action_dim
+        self._read_ahead()
+
+    def __len__(self) -> int:
+        """Number of steps in all files together."""
+        return self._steps
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._steps} steps in {len(self.paths)} files, from {self.source})"
+
+    def at(self, update: int) -> OfflineDataset:
+        """The file whose turn it is. Keep no reference beyond the update, or a third file stays in memory.
+
+        :param update: number of the update, from 0; any order is allowed, rising is fast
+        :raises ValueError: if the file is bad, or its dimensions differ from the first one's
+        """
+        index = update // self.rotate_every % len(self.paths)
+        if index != self._index or self._resident is None:
+            # Before the next one is read: it must be gone by then
+            self._resident = None
+            self._resident = self._take(index)
+            self._index = index
+            self._read_ahead()
+        return self._resident
+
+    def _take(self, index: int) -> OfflineDataset:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            number, future = ahead
+            if number == index:
+                return self._check(future.result(), index)
+            # Whatever became of it: it must be gone before another is read
+            future.exception()
+            del ahead, future
+        return self._check(self._load(self.paths[index]), index)
+
+    def _read_ahead(self) -> None:
+        if len(self.paths) > 1:
+            index = (self._index + 1) % len(self.paths)
+            self._ahead = index, self._reader.submit(self._load, self.paths[index])
+
+    def _check(self, shard: OfflineDataset, index: int) -> OfflineDataset:
+        for name in ("observation_shape", "observation_dtype", "action_dim"):
+            ours, first = getattr(shard, name), getattr(self, name)
+            if ours != first:
+                raise DataError(self.paths[index], None, f"its {name} is {ours}, that of {self.paths[0].name} {first}")
+        return shard
+
+
+Dataset = OfflineDataset | ShardedDataset
+
+
+def from_arrays(
+    arrays: Mapping[str, Any], source: str | Path = "the dataset", action_limit: float = 1.0
+) -> OfflineDataset:
+    """A dataset from arrays under OGBench's names.
+
+    :param arrays: observations (N, ...), actions (N, d), rewards (N,), masks (N,), terminals (N,), which mark where a
+        trajectory ends and not whether to bootstrap, and one of next_observations (N, ...) and valids (N,): with
+        valids, OGBench's compact form, the next observation is the following row's, rows with 0 are no steps
+    :param source: what to name in errors
+    :param action_limit: actions are clipped to +-action_limit <= 1
+    :raises DataError: for a missing key or bad data
+    """
+    for key in ARRAY_KEYS[:5]:
+        if key not in arrays:
+            raise DataError(source, key, f"it is missing; there are {', '.join(map(repr, arrays)) or 'no arrays'}")
+    if ("next_observations" in arrays) == ("valids" in arrays):
+        raise DataError(source, "next_observations", "give it, or valids (OGBench's compact form), and not both")
+    return OfflineDataset(
+        arrays["observations"],
+        arrays["actions"],
+        arrays["rewards"],
+        arrays["masks"],
+        arrays["terminals"],
+        arrays.get("next_observations"),
+        arrays.get("valids"),
+        source=source,
+        names={"ends": "terminals", "is_step": "valids"},
+        action_limit=action_limit,
+    )
+
+
+def check_fits(
+    dataset: Dataset, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], env: str = "environment"
+) -> None:
+    """Refuse data of another environment.
+
+    :param dataset: the data
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :param env: what to call it
+    :raises DataError: naming both shapes
+    """
+    fits = isinstance(observation_space, spaces.Box) and observation_space.shape == dataset.observation_shape
+    if not fits:
+        raise DataError(
+            dataset.source,
+            "observations",
+            f"one has shape {dataset.observation_shape}, but the {env} shows {observation_space}; is it the data of "
+            "another environment?",
+        )
+    if dataset.observation_dtype == np.uint8 and observation_space.dtype != np.uint8:
+        raise DataError(dataset.source, "observations", f"they are uint8, but the {env} shows {observation_space}")
+    if not isinstance(action_space, spaces.Box) or action_space.shape != (dataset.action_dim,):
+        raise DataError(
+            dataset.source,
+            "actions",
+            f"one has {dataset.action_dim} numbers, but the {env} takes {action_space}; is it the data of another "
+            "environment?",
+        )

@@ -1,0 +1,72 @@
+"""From whatever names offline data to the data."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, from_arrays
+from sb3_flow.datasets.errors import missing_file
+from sb3_flow.datasets.minari import load_minari
+from sb3_flow.datasets.ogbench import find_ogbench, load_ogbench
+from sb3_flow.datasets.robomimic import find_robomimic, load_robomimic
+
+DatasetSpec = Dataset | Mapping[str, Any] | str | PathLike[str]
+
+FORMS = (
+    '"ogbench:cube-double-play-singletask-task2-v0", "robomimic:lift/mh", "robomimic:lift/mh/<filter key>", '
+    '"minari:mujoco/hopper/medium-v0", each with "@/path" behind it if the data are elsewhere; or a path'
+)
+
+
+def load_dataset(spec: DatasetSpec) -> Dataset:
+    """Load offline data.
+
+    :param spec: a path: an npz file with rewards, a directory of them, a Robomimic HDF5 file, Minari's data directory;
+        a string "suite:name" or "suite:name@path" with the suites ogbench, robomimic and minari; a dict of arrays
+        under OGBench's names; or a dataset, which is returned as it is
+    :raises ValueError: for an unknown form, and for bad data of every kind, naming file, key and row
+    :raises FileNotFoundError: saying what was looked for, where, and how to get it
+    """
+    if isinstance(spec, (OfflineDataset, ShardedDataset)):
+        return spec
+    if isinstance(spec, Mapping):
+        return from_arrays(spec)
+    if not isinstance(spec, (str, PathLike)):
+        raise ValueError(f"offline_dataset={spec!r} is not allowed: give {FORMS}, a dict of arrays, or a dataset")
+    text = str(spec)
+    suite, colon, rest = text.partition(":")
+    if not (colon and suite in LOADERS):
+        return _load_path(Path(text).expanduser())
+    name, _, path = rest.partition("@")
+    return LOADERS[suite](name, Path(path) if path else None)
+
+
+def _load_ogbench(name: str, path: Path | None) -> Dataset:
+    return load_ogbench(find_ogbench(name) if path is None else path, task=name)
+
+
+def _load_robomimic(name: str, path: Path | None) -> Dataset:
+    task, _, kind = name.partition("/")
+    kind, _, filter_key = kind.partition("/")
+    if not kind:
+        raise ValueError(f'offline_dataset="robomimic:{name}" is not allowed: write it like "robomimic:lift/mh"')
+    return load_robomimic(find_robomimic(task, kind) if path is None else path, task, filter_key or None)
+
+
+def _load_minari(name: str, path: Path | None) -> Dataset:
+    return load_minari(name if path is None else path)
+
+
+LOADERS = {"ogbench": _load_ogbench, "robomimic": _load_robomimic, "minari": _load_minari}
+
+
+def _load_path(path: Path) -> Dataset:
+    if path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.npz"))):
+        return load_ogbench(path)
+    if path.suffix in (".hdf5", ".h5"):
+        return load_robomimic(path)
+    if path.is_dir():
+        inner = path / "data"
+        return load_minari(inner if inner.is_dir() else path)
+    raise missing_file(f"The dataset {str(path)!r}", [path], f"What can be loaded: {FORMS}.")

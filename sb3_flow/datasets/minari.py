@@ -1,0 +1,121 @@
+"""Minari's datasets, read by Minari."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.dataset import OfflineDataset
+from sb3_flow.datasets.errors import DataError, missing_file, reading
+from sb3_flow.datasets.hdf5 import check_stored
+
+
+def load_minari(name: str | Path) -> OfflineDataset:
+    """Read a dataset by its id, downloaded by Minari if it is not there, or from its directory.
+
+    Actions are scaled from the bounds of their space to [-1, 1], as SB3 does; Dict observations are joined as by
+    gymnasium.wrappers.FlattenObservation.
+
+    :param name: e.g. "mujoco/hopper/medium-v0", or a directory with metadata.json and the data
+    :raises ValueError: for bad data of every kind, naming file, key and row
+    :raises FileNotFoundError: saying what was looked for, where, and how to get it
+    """
+    try:
+        import minari
+    except ImportError as error:
+        raise ImportError("Minari's datasets need it: pip install 'sb3_flow[minari]'") from error
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        path = _download(str(name))
+    _check_stored(path)
+    with reading(path):
+        data = minari.MinariDataset(path)
+        action_space = data.action_space
+    if not (isinstance(action_space, spaces.Box) and len(action_space.shape) == 1):
+        raise DataError(path, "action_space", f"it is {action_space}, but a flow generates a vector of numbers")
+    with reading(path):
+        stated = int(data.storage.metadata["total_steps"])
+        episodes = [_episode(path, episode, data.observation_space, action_space) for episode in data]
+        columns = list(zip(*episodes, strict=True))
+    if not episodes:
+        raise DataError(path, "episodes", "it has none")
+    steps = sum(len(episode[0]) - 1 for episode in episodes)
+    if steps != stated:
+        raise DataError(path, "total_steps", f"the metadata say {stated} steps, but the episodes have {steps}")
+    observations, actions, rewards, masks, ends, is_step = map(np.concatenate, columns)
+    return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path)
+
+
+def _download(name: str) -> Path:
+    import minari
+    from minari.storage import get_dataset_path
+
+    with reading(name):
+        path = Path(get_dataset_path(name)) / "data"
+    if path.is_dir():
+        return path
+    how = f"Get it by: minari download {name}, and see: minari list remote"
+    try:
+        minari.download_dataset(name)
+    except Exception as error:  # whatever fails, the remedy is the same
+        raise missing_file(f"Minari's {name}", [path], how, error) from error
+    return path
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse damaged arrays, which Minari would read for hours; its other format needs no such check."""
+    file_path = path / "main_data.hdf5"
+    if not file_path.is_file():
+        return
+    import h5py
+
+    def check(key: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            check_stored(file_path, key, item)
+
+    with reading(file_path), h5py.File(file_path, "r") as file:
+        file.visititems(check)
+
+
+def _episode(
+    path: Path, episode: Any, observation_space: spaces.Space[Any], action_space: spaces.Box
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Observations, actions, rewards, masks, ends, and which rows are steps, in T + 1 rows: the last has no action."""
+    prefix = f"episode_{episode.id}"
+    rewards = float_array(path, f"{prefix}/rewards", episode.rewards)
+    steps = len(rewards)
+    if steps == 0:
+        raise DataError(path, f"{prefix}/rewards", "the episode has no steps")
+    check_shape(path, f"{prefix}/rewards", rewards, (steps,))
+    raw = float_array(path, f"{prefix}/actions", episode.actions)
+    check_shape(path, f"{prefix}/actions", raw, (steps, *action_space.shape))
+    low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+    actions = bounded_actions(path, f"{prefix}/actions", 2 * (raw - low) / (high - low) - 1)
+    terminated = flag_array(path, f"{prefix}/terminations", episode.terminations, steps)
+    truncated = flag_array(path, f"{prefix}/truncations", episode.truncations, steps)
+    if not (terminated[-1] or truncated[-1]):
+        raise DataError(path, f"{prefix}/terminations", "the episode never ends", steps - 1)
+    observations = _observations(path, prefix, episode.observations, observation_space)
+    if len(observations) != steps + 1:
+        problem = f"it has {len(observations)} rows, but {steps} steps need {steps + 1}"
+        raise DataError(path, f"{prefix}/observations", problem)
+    row = ((0, 1), (0, 0))
+    is_step = np.arange(steps + 1) < steps
+    ends = np.append(terminated | truncated, False)
+    return observations, np.pad(actions, row), np.append(rewards, 0), np.append(~terminated, True), ends, is_step
+
+
+def _observations(path: Path, prefix: str, values: Any, space: spaces.Space[Any]) -> Array:
+    """Observations as float32 vectors, or as uint8 images."""
+    key = f"{prefix}/observations"
+    if isinstance(space, spaces.Dict):
+        parts = [_observations(path, f"{key}/{name}", values[name], part) for name, part in space.spaces.items()]
+        return np.hstack([part.reshape(len(part), -1) for part in parts])
+    if not isinstance(space, spaces.Box):
+        raise DataError(path, key, f"the space is {space}; only numbers, and Dicts of them, can be read")
+    array: Array = np.asarray(values)
+    array = array if array.dtype == np.uint8 else float_array(path, key, array)
+    check_shape(path, key, array, (None, *space.shape))
+    return array

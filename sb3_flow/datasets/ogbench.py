@@ -1,0 +1,189 @@
+"""OGBench's npz files and directories of them, relabelled for a task by ogbench itself."""
+
+import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_flow.checks import require
+from sb3_flow.datasets.arrays import Array, check_finite, check_shape, flag_array
+from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, check_fits
+from sb3_flow.datasets.errors import DataError, missing_file, reading
+from sb3_flow.datasets.npz import NpzReader
+
+DATA_DIR = Path("~/.ogbench/data")
+ACTION_LIMIT = 1 - 1e-5  # the papers' clipping
+URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+TASK = re.compile(r"(?P<env>[a-z0-9-]+)-(?P<kind>[a-z]+)(?P<size>-\d+[mb])?-singletask(?P<task>-task\d)?-v0")
+# Relabelling reads these, and no more
+STATE_KEYS = ("qpos", "button_states")
+LABEL_ROWS = 1 << 16
+
+
+def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 1000) -> Dataset:
+    """Read OGBench data: a file as published, one in ogbench's regular or compact form, or a directory of them.
+
+    :param path: an npz file, or a directory, whose files but *-val.npz take turns
+    :param task: e.g. "cube-double-play-singletask-task2-v0", for rewards and masks; None takes those in the file
+    :param rotate_every: updates until the next file of a directory
+    :raises ValueError: for another task's data, and bad data of every kind, naming file, key and row
+    :raises FileNotFoundError: if there is no such file, or none in the directory
+    """
+    path = Path(path).expanduser()
+    load = partial(_load_file, task=None if task is None else _Task(task))
+    if path.is_file():
+        return load(path)
+    shards = sorted(file for file in path.glob("*.npz") if not file.stem.endswith("-val"))
+    if not shards:
+        raise missing_file("OGBench data", [path, path / "*.npz"], "Give the path of an npz file, or of a directory.")
+    return load(shards[0]) if len(shards) == 1 else ShardedDataset(shards, load, count_steps, rotate_every)
+
+
+def find_ogbench(task: str, data_dir: Path = DATA_DIR) -> Path:
+    """The file or directory with a task's data, downloaded by ogbench if it is not there.
+
+    :param task: e.g. "cube-double-play-singletask-task2-v0"; "cube-quadruple-play-100m-singletask-v0" is a directory
+    :param data_dir: where ogbench keeps its files
+    :raises FileNotFoundError: saying what was looked for, where, and how to get it
+    :raises ValueError: for a name that is no task's
+    """
+    parts = _parse(task)
+    name = f"{parts['env']}-{parts['kind']}{parts['size'] or ''}-v0"
+    data_dir = data_dir.expanduser()
+    file, directory = data_dir / f"{name}.npz", data_dir / name
+    if file.is_file():
+        return file
+    if directory.is_dir():
+        return directory
+    if parts["size"]:
+        how = f'Get it by: wget -r -np -nH --cut-dirs=2 -A "*.npz" -P {data_dir} {URL}/{name}/'
+        raise missing_file(f"OGBench's {name}", [directory], how)
+    how = f"Get {URL}/{name}.npz by hand, or generate data, and name its place: ogbench:{task}@/path/to/data.npz"
+    try:
+        import ogbench
+
+        ogbench.download_datasets([name], str(data_dir))
+    except Exception as error:  # whatever fails, from a missing package to a missing network, the remedy is the same
+        raise missing_file(f"OGBench's {name}", [file, directory], how, error) from error
+    return file
+
+
+def env_id(task: str) -> str:
+    """Gymnasium id of a task's environment in ogbench, after `import ogbench`.
+
+    :param task: e.g. "cube-double-play-singletask-task2-v0"
+    """
+    parts = _parse(task)
+    return f"{parts['env']}-singletask{parts['task'] or ''}-v0"
+
+
+def count_steps(path: Path) -> int:
+    """Number of steps in a file, from its marks of trajectories' ends; shapes and dtypes are checked on the way.
+
+    :param path: an npz file
+    :raises ValueError: if an array is missing or of another length
+    """
+    with NpzReader(path) as file:
+        rows = file.header("observations").shape[0]
+        for key in ("actions", "terminals"):
+            if file.header(key).shape[:1] != (rows,):
+                raise DataError(path, key, f"it has shape {file.header(key).shape}, but there are {rows} observations")
+        if "next_observations" in file:
+            return rows
+        if "valids" in file:
+            return int(flag_array(path, "valids", file.read("valids"), rows).sum())
+        return rows - int(flag_array(path, "terminals", file.read("terminals"), rows).sum())
+
+
+def _parse(task: str) -> dict[str, str | None]:
+    match = TASK.fullmatch(task)
+    require(match is not None, "task", task, 'write it like "cube-double-play-singletask-task2-v0"')
+    assert match is not None
+    return match.groupdict()
+
+
+class _Task:
+    """Makes rewards and masks from simulator states by ogbench's own code.
+
+    :param name: e.g. "cube-double-play-singletask-task2-v0"
+    """
+
+    def __init__(self, name: str):
+        self.env_id = env_id(name)
+        try:
+            import ogbench  # noqa: F401 (registers the environments)
+            from ogbench.relabel_utils import relabel_dataset
+        except ImportError as error:
+            raise ImportError("Rewards of OGBench's tasks need ogbench: pip install 'sb3_flow[ogbench]'") from error
+        self._relabel = relabel_dataset
+        try:
+            self.env = gym.make(self.env_id)
+        except gym.error.Error as error:
+            raise ValueError(f"task={name!r} is not allowed: ogbench has no environment {self.env_id}") from error
+        # The reset sets the goal; it stays the same for all rows and files
+        self.env.reset()
+        self._at_goal = SimpleNamespace(unwrapped=self.env.unwrapped, reset=lambda: None)
+
+    def label(self, path: Path, file: NpzReader, rows: int) -> tuple[Array, Array]:
+        """Rewards and masks of all rows."""
+        states = {key: file.read(key) for key in STATE_KEYS if key in file or key == "qpos"}
+        for key, values in states.items():
+            check_shape(path, key, values, (rows, None))
+            check_finite(path, key, values)
+        env: Any = self.env.unwrapped
+        # Manipulation's simulator state is private, locomotion's is not
+        simulator = env._data if hasattr(env, "_data") else env.data
+        check_shape(path, "qpos", states["qpos"], (rows, len(simulator.qpos)))
+        rewards, masks = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.float32)
+        # In parts: ogbench's code makes temporary arrays as large as its input
+        for start in range(0, rows, LABEL_ROWS):
+            part = slice(start, start + LABEL_ROWS)
+            block = {key: values[part] for key, values in states.items()}
+            with reading(path, " and ".join(states)):
+                self._relabel(self.env_id, self._at_goal, block)
+            rewards[part], masks[part] = block["rewards"], block["masks"]
+        return rewards, masks
+
+
+def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
+    with NpzReader(path) as file:
+        observations = file.read("observations", None if _is_image(file) else np.float32)
+        rows = len(observations)
+        ends = flag_array(path, "terminals", file.read("terminals"), rows)
+        is_step = following = None
+        if "next_observations" in file:
+            following = file.read("next_observations", observations.dtype.type)
+        elif "valids" in file:
+            is_step = file.read("valids")
+        else:
+            # As published: the mark is on the row after the last step
+            is_step, ends = ~ends, np.append(ends[1:], False)
+        if task is not None:
+            rewards, masks = task.label(path, file, rows)
+        elif "rewards" in file:
+            rewards, masks = file.read("rewards", np.float32), file.read("masks")
+        else:
+            raise DataError(path, "rewards", "it is missing; name a task to make it: ogbench:<task>@<this path>")
+        dataset = OfflineDataset(
+            observations,
+            file.read("actions", np.float32),
+            rewards,
+            masks,
+            ends,
+            following,
+            is_step,
+            source=path,
+            names={"ends": "terminals", "is_step": "valids"},
+            action_limit=ACTION_LIMIT,
+        )
+    if task is not None:
+        check_fits(dataset, task.env.observation_space, task.env.action_space, f"environment of {task.env_id}")
+    return dataset
+
+
+def _is_image(file: NpzReader) -> bool:
+    return file.header("observations").dtype == np.uint8

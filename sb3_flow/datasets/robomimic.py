@@ -1,0 +1,226 @@
+"""Robomimic's low-dimensional HDF5 files, official or in their form, of robosuite 1.4 and 1.5."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_flow.checks import require_choice
+from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
+from sb3_flow.datasets.dataset import OfflineDataset
+from sb3_flow.datasets.errors import DataError, missing_file, reading
+from sb3_flow.datasets.hdf5 import check_stored
+
+DATA_DIR = Path("~/.robomimic")
+FILES = ("low_dim_v15.hdf5", "low_dim_v141.hdf5", "low_dim.hdf5")
+OBSERVATION_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+ENVIRONMENTS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}
+STEP_REWARD = -1.0
+DEMO = re.compile(r"demo_(\d+)")
+
+
+def load_robomimic(
+    path: str | Path,
+    task: str | None = None,
+    filter_key: str | None = None,
+    observation_keys: Sequence[str] = OBSERVATION_KEYS,
+) -> OfflineDataset:
+    """Read demonstrations: reward -1 a step, no bootstrap where `dones` is 1.
+
+    :param path: an HDF5 file with data/demo_<i>/{actions,dones,obs,next_obs}
+    :param task: "lift", "can" or "square", to be sure that it is that one's data; None accepts any
+    :param filter_key: load only the demos listed in mask/<filter_key>; None loads all
+    :param observation_keys: what an observation is made of, in this order
+    :raises ValueError: for bad data of every kind, naming file, key and row
+    :raises FileNotFoundError: if there is no such file
+    """
+    path = Path(path).expanduser()
+    if task is not None:
+        require_choice("task", task, list(ENVIRONMENTS))
+    with _open(path) as file:
+        if task is not None:
+            _check_task(path, task, _env_args(path, file))
+        names = _demo_names(path, file, filter_key)
+        demos = [_read_demo(path, file["data"][name], name, observation_keys) for name in names]
+    with reading(path):
+        observations, actions, masks, ends, is_step = map(np.concatenate, zip(*demos, strict=True))
+    rewards = np.full(len(actions), STEP_REWARD, dtype=np.float32)
+    return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path)
+
+
+def find_robomimic(task: str, kind: str, data_dir: Path = DATA_DIR) -> Path:
+    """The file with a task's demonstrations, downloaded by robomimic if that is installed and the file is not there.
+
+    :param task: "lift", "can" or "square"
+    :param kind: "ph" (proficient human) or "mh" (multi-human)
+    :param data_dir: where files are looked for, as <task>/<kind>/low_dim*.hdf5
+    :raises FileNotFoundError: saying what was looked for, where, and how to get it
+    :raises ValueError: for another task or kind
+    """
+    data_dir = data_dir.expanduser()
+    require_choice("task", task, list(ENVIRONMENTS))
+    require_choice("dataset type", kind, ["ph", "mh"])
+    looked = [folder / task / kind / name for name in FILES for folder in (data_dir, data_dir / "v1.5")]
+    found = next(filter(Path.is_file, looked), None)
+    if found is not None:
+        return found
+    cause = None
+    if importlib.util.find_spec("robomimic") is not None:
+        command = [
+            sys.executable,
+            "-m",
+            "robomimic.scripts.download_datasets",
+            "--tasks",
+            task,
+            "--dataset_types",
+            kind,
+        ]
+        try:
+            subprocess.run([*command, "--hdf5_types", "low_dim", "--download_dir", str(data_dir)], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            cause = error
+        found = next(filter(Path.is_file, looked), None)
+        if found is not None:
+            return found
+    how = (
+        f"Get it from https://robomimic.github.io/docs/datasets/robomimic_v0.1.html into {looked[0].parent}, or "
+        f"generate data, and name its place: robomimic:{task}/{kind}@/path/to/low_dim.hdf5"
+    )
+    raise missing_file(f"Robomimic's {task}/{kind}", looked, how, cause) from cause
+
+
+def read_env_args(path: str | Path) -> dict[str, Any]:
+    """What the demonstrations' environment was made with, in the form that robosuite 1.5 takes.
+
+    :param path: an HDF5 file
+    :return: env_name, env_version, env_kwargs, ...; a flat controller of robosuite 1.4 is nested
+    :raises ValueError: if they are missing or damaged
+    :raises FileNotFoundError: if there is no such file
+    """
+    path = Path(path).expanduser()
+    with _open(path) as file:
+        env_args = deepcopy(_env_args(path, file))
+    kwargs = env_args["env_kwargs"]
+    controller = kwargs.get("controller_configs")
+    if isinstance(controller, dict) and "body_parts" not in controller:
+        arm = controller | {"gripper": {"type": "GRIP"}}
+        kwargs["controller_configs"] = {"type": "BASIC", "body_parts": {"right": arm}}
+    return env_args
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("Robomimic's files need h5py: pip install 'sb3_flow[robomimic]'") from error
+    if not path.is_file():
+        raise missing_file(
+            "A Robomimic file", [path], 'Name the data, e.g. "robomimic:lift/mh", to be told how to get it.'
+        )
+    with reading(path), h5py.File(path, "r") as file:
+        yield file
+
+
+def _env_args(path: Path, file: Any) -> dict[str, Any]:
+    key = "data.attrs[env_args]"
+    with reading(path, key):
+        env_args = json.loads(file["data"].attrs["env_args"])
+    if not (isinstance(env_args, dict) and isinstance(env_args.get("env_kwargs"), dict)):
+        raise DataError(path, key, "it must be a JSON object with env_name and env_kwargs")
+    return env_args
+
+
+def _check_task(path: Path, task: str, env_args: dict[str, Any]) -> None:
+    if env_args.get("env_name") != ENVIRONMENTS[task]:
+        problem = f"the demonstrations are of {env_args.get('env_name')!r}, but {task!r} is {ENVIRONMENTS[task]!r}"
+        raise DataError(path, "data.attrs[env_args]", problem)
+
+
+def _demo_names(path: Path, file: Any, filter_key: str | None) -> list[str]:
+    """The demos to load, demo_2 before demo_10."""
+    if "data" not in file:
+        raise DataError(path, "data", "it is missing")
+    present = list(file["data"])
+    names = present
+    if filter_key is not None:
+        key = f"mask/{filter_key}"
+        if key not in file:
+            raise DataError(path, key, f"there is no such filter; there are {list(file.get('mask', ())) or 'none'}")
+        with reading(path, key):
+            names = [bytes(name).decode() for name in file[key][()]]
+    for name in names:
+        if DEMO.fullmatch(name) is None or name not in present:
+            raise DataError(
+                path, f"data/{name}", "it is no demo" if name in present else "a filter names it; it is missing"
+            )
+    if not names:
+        raise DataError(path, "data", "it has no demos")
+    _check_total(path, file["data"], present)
+    return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
+
+
+def _check_total(path: Path, data: Any, names: list[str]) -> None:
+    """Notice demos that have vanished."""
+    with reading(path, "data.attrs[total]"):
+        total = data.attrs.get("total")
+        steps = sum(int(data[name].attrs["num_samples"]) for name in names) if total is not None else None
+    if total != steps:
+        raise DataError(
+            path, "data.attrs[total]", f"it says {total} steps, but the demos' num_samples add up to {steps}"
+        )
+
+
+def _read_demo(path: Path, demo: Any, name: str, keys: Sequence[str]) -> tuple[Array, Array, Array, Array, Array]:
+    """Observations, actions, masks, ends, and which rows are steps, in T + 1 rows: the last has no action."""
+    prefix = f"data/{name}"
+    actions = bounded_actions(path, f"{prefix}/actions", _read(path, demo, prefix, "actions"))
+    frames = len(actions) if actions.ndim == 2 else 0
+    if frames == 0:
+        raise DataError(path, f"{prefix}/actions", f"it has shape {actions.shape}: the demo has no frames")
+    stated = demo.attrs.get("num_samples", frames)
+    if stated != frames:
+        raise DataError(path, f"{prefix}/actions", f"it has {frames} frames, but the demo's num_samples is {stated}")
+    done = flag_array(path, f"{prefix}/dones", _read(path, demo, prefix, "dones"), frames)
+    columns = [_observations(path, demo, prefix, key, frames, bool(done[-1])) for key in keys]
+    rows = len(columns[0])
+    is_step = np.arange(rows) < rows - 1
+    ends = np.arange(rows) == rows - 2
+    ends[:frames] |= done
+    masks = np.ones(rows, dtype=np.bool_)
+    masks[:frames] = ~done
+    return np.hstack(columns), np.pad(actions, ((0, rows - frames), (0, 0))), masks, ends, is_step
+
+
+def _observations(path: Path, demo: Any, prefix: str, key: str, frames: int, terminal: bool) -> Array:
+    """One part of the observations and after them the final one; without it if the file has none and it is needed."""
+    obs_key, next_key = f"obs/{key}", f"next_obs/{key}"
+    obs = float_array(path, f"{prefix}/{obs_key}", _read(path, demo, prefix, obs_key))
+    check_shape(path, f"{prefix}/{obs_key}", obs, (frames, None))
+    if "next_obs" not in demo:
+        return np.concatenate([obs, obs[-1:]]) if terminal else obs
+    after = float_array(path, f"{prefix}/{next_key}", _read(path, demo, prefix, next_key))
+    check_shape(path, f"{prefix}/{next_key}", after, obs.shape)
+    differs = (after[:-1] != obs[1:]).any(axis=1)
+    if differs.any():
+        problem = f"it differs from the following row of obs/{key}: one is damaged; else pass the data as arrays"
+        raise DataError(path, f"{prefix}/{next_key}", problem, int(differs.argmax()))
+    return np.concatenate([obs, after[-1:]])
+
+
+def _read(path: Path, demo: Any, prefix: str, key: str) -> Array:
+    if key not in demo:
+        raise DataError(path, f"{prefix}/{key}", f"it is missing; there are {', '.join(demo) or 'no arrays'}")
+    with reading(path, f"{prefix}/{key}"):
+        check_dtype(path, f"{prefix}/{key}", demo[key].dtype)
+        check_stored(path, f"{prefix}/{key}", demo[key])
+        array: Array = demo[key][()]
+        return array

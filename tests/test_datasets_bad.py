@@ -1,0 +1,407 @@
+"""Bad data are refused with an error that names file, key and row; damaged files never crash, hang or pass unseen."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_files import (
+    COLUMNS,
+    compact_arrays,
+    damage,
+    env_args,
+    raw_arrays,
+    regular_arrays,
+    steps_of,
+    trajectories,
+    write_minari,
+    write_robomimic,
+)
+
+from sb3_flow.datasets import (
+    DataError,
+    OfflineDataset,
+    from_arrays,
+    load_dataset,
+    load_minari,
+    load_ogbench,
+    load_robomimic,
+    read_env_args,
+)
+
+LENGTHS = [4, 3]
+FUZZED = 500
+
+
+def changed(key: str, value: Any, row: Any = ...) -> Callable[[dict[str, Any]], None]:
+    """A change of an array, from some row on or in one."""
+
+    def change(arrays: dict[str, Any]) -> None:
+        arrays[key] = np.array(arrays[key])
+        arrays[key][row] = value
+
+    return change
+
+
+def replaced(key: str, make: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    def change(arrays: dict[str, Any]) -> None:
+        arrays[key] = make(arrays[key])
+
+    return change
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    def change(arrays: dict[str, Any]) -> None:
+        del arrays[key]
+
+    return change
+
+
+# Of the arrays of ogbench's regular form: what is changed, and what the error says
+BAD_ARRAYS = [
+    *[(without(key), f"'{key}': it is missing") for key in ("observations", "actions", "terminals")],
+    (changed("observations", np.nan, (5, 1)), "'observations' row 5: it is NaN or infinite"),
+    (changed("observations", -np.inf, (6, 2)), "'observations' row 6: it is NaN or infinite"),
+    (changed("next_observations", np.nan, (2, 0)), "'next_observations' row 2"),
+    (changed("rewards", np.inf, 3), "'rewards' row 3"),
+    (changed("actions", np.nan, (3, 1)), "'actions' row 3: it is NaN or infinite"),
+    (changed("actions", 1.002, (3, 1)), r"'actions' row 3: actions must be in \[-1, 1\].*one is 1.002"),
+    (changed("actions", -2.0, (6, 0)), r"'actions' row 6: actions must be in \[-1, 1\].*one is 2"),
+    (changed("masks", 0.5, 1), "'masks' row 1: it is 0.5, not 0 or 1"),
+    (replaced("terminals", lambda v: 2 * v), "'terminals' row 3: it is 2, not 0 or 1"),
+    (changed("terminals", 0, 6), "'terminals' row 6: here the data stop, but the episode never ends"),
+    (replaced("actions", lambda v: v[:-1]), r"'actions': it has shape \(6, 2\), not \(7, any\)"),
+    (replaced("actions", lambda v: v[:, 0]), r"'actions': it has shape \(7,\), not \(7, any\)"),
+    (replaced("rewards", lambda v: v[:, None]), r"'rewards': it has shape \(7, 1\), not \(7\)"),
+    (replaced("terminals", lambda v: v[1:]), r"'terminals': it has shape \(6,\), not \(7\)"),
+    (replaced("observations", lambda v: v[:, 0]), r"'observations': it has shape \(7,\)"),
+    (replaced("next_observations", lambda v: v[:, 1:]), r"'next_observations': it has shape \(7, 2\), not \(7, 3\)"),
+    (replaced("rewards", lambda v: v.astype(str)), "'rewards': it has dtype <U.*, not numbers"),
+    (replaced("actions", lambda v: v.astype(complex)), "'actions': it has dtype complex128, not numbers"),
+    (replaced("rewards", lambda v: v.astype(object)), "'rewards': it holds pickled objects"),
+    (replaced("observations", lambda v: v.astype(np.float64) * 1e300), "'observations' row 0: it is NaN or infinite"),
+]
+
+
+@pytest.mark.parametrize("form", ["arrays", "npz", "compressed npz"])
+@pytest.mark.parametrize(("change", "message"), BAD_ARRAYS)
+def test_bad_arrays(tmp_path: Path, form: str, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    arrays: dict[str, Any] = regular_arrays(trajectories(LENGTHS))
+    change(arrays)
+    if form == "arrays":
+        with pytest.raises(DataError, match=message):
+            load_dataset(arrays)
+    else:
+        path = tmp_path / "data.npz"
+        (np.savez if form == "npz" else np.savez_compressed)(path, **arrays)
+        with pytest.raises(DataError, match=rf"data\.npz: {message}"):
+            load_dataset(path)
+
+
+@pytest.mark.parametrize("key", ["rewards", "masks"])
+def test_arrays_without_labels(tmp_path: Path, key: str) -> None:
+    arrays = regular_arrays(trajectories(LENGTHS))
+    del arrays[key]
+    np.savez(tmp_path / "data.npz", **arrays)
+    for load in (lambda: from_arrays(arrays), lambda: load_ogbench(tmp_path / "data.npz")):
+        with pytest.raises(DataError, match=f"'{key}': it is missing"):
+            load()
+
+
+def test_arrays_whose_next_observations_are_unknown() -> None:
+    arrays = compact_arrays(trajectories(LENGTHS))
+    with pytest.raises(DataError, match="'next_observations': give it, or valids"):
+        from_arrays({key: values for key, values in arrays.items() if key != "valids"})
+    with pytest.raises(DataError, match="'next_observations': give it, or valids"):
+        from_arrays(arrays | {"next_observations": arrays["observations"]})
+    bad = arrays | {"valids": np.ones_like(arrays["valids"])}
+    bad["masks"] = np.ones_like(bad["masks"])
+    with pytest.raises(DataError, match="'terminals' row 3: the row after an episode's last step"):
+        from_arrays(bad)
+    with pytest.raises(DataError, match="it has no steps"):
+        from_arrays(arrays | {"valids": np.zeros_like(arrays["valids"])})
+
+
+@pytest.mark.parametrize("arrays", [{}, {"observations": np.zeros((0, 3))}])
+def test_no_data(arrays: dict[str, Any]) -> None:
+    empty = {key: values[:0] for key, values in regular_arrays(trajectories(LENGTHS)).items()}
+    with pytest.raises(DataError, match="'observations'"):
+        from_arrays(arrays and empty | arrays)
+
+
+def test_a_published_file_that_stops_in_an_episode(tmp_path: Path) -> None:
+    arrays = raw_arrays(trajectories(LENGTHS))
+    arrays["terminals"][-1] = False
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(DataError, match=r"data\.npz: 'terminals' row 8: .* never ends"):
+        load_ogbench(tmp_path / "data.npz")
+
+
+class Bomb:
+    """Sets a flag when it is unpickled."""
+
+    exploded = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return explode, ()
+
+
+def explode() -> None:
+    Bomb.exploded = True
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    arrays = raw_arrays(trajectories(LENGTHS))
+    for key in ("observations", "actions", "terminals", "rewards"):
+        np.savez(tmp_path / "data.npz", **arrays | {key: np.array([Bomb()], dtype=object)})
+        with pytest.raises(DataError, match=f"'{key}': it holds pickled objects"):
+            load_ogbench(tmp_path / "data.npz")
+    (tmp_path / "data.npz").write_bytes(__import__("pickle").dumps(Bomb()))
+    with pytest.raises(DataError, match=r"data\.npz: cannot be read"):
+        load_ogbench(tmp_path / "data.npz")
+    assert not Bomb.exploded
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("qpos", None, "'qpos': it is missing"),
+        ("qpos", np.zeros((3, 21), np.float32), r"'qpos': it has shape \(3, 21\), not \(9, any\)"),
+        ("qpos", np.zeros((9, 28), np.float32), r"'qpos': it has shape \(9, 28\), not \(9, 21\)"),
+        ("qpos", np.full((9, 21), np.nan, np.float32), "'qpos' row 0: it is NaN"),
+        ("observations", np.zeros((9, 37), np.float32), r"'observations': one has shape \(37,\), but the environment"),
+        ("actions", np.zeros((9, 4), np.float32), "'actions': one has 4 numbers, but the environment"),
+    ],
+)
+def test_another_tasks_data(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    pytest.importorskip("ogbench")
+    arrays = raw_arrays(trajectories(LENGTHS))
+    arrays |= {"observations": np.zeros((9, 28), np.float32), "actions": np.zeros((9, 5), np.float32)}
+    arrays["qpos"] = np.zeros((9, 21), np.float32)
+    if value is None:
+        del arrays[key]
+    else:
+        arrays[key] = value
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(DataError, match=rf"data\.npz: {message}"):
+        load_ogbench(tmp_path / "data.npz", "cube-single-play-singletask-task1-v0")
+
+
+# Robomimic
+
+
+def set_array(key: str, make: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def change(file: Any) -> None:
+        values = make(file[key][()])
+        del file[key]
+        file[key] = values
+
+    return change
+
+
+def at(index: Any, value: Any) -> Callable[[Any], Any]:
+    def make(values: Any) -> Any:
+        values[index] = value
+        return values
+
+    return make
+
+
+def remove(key: str) -> Callable[[Any], None]:
+    def change(file: Any) -> None:
+        del file[key]
+
+    return change
+
+
+def attribute(key: str, name: str, value: Any) -> Callable[[Any], None]:
+    def change(file: Any) -> None:
+        file[key].attrs[name] = value
+
+    return change
+
+
+def unwritten(file: Any) -> None:
+    del file["data/demo_0/actions"]
+    file["data/demo_0"].create_dataset("actions", shape=(4, 7), dtype="f8")
+
+
+def extra_demo(file: Any) -> None:
+    file["data"].create_group("demo_x")
+
+
+def no_demos(file: Any) -> None:
+    del file["data"]
+    file.create_group("data")
+
+
+BAD_DEMOS = [
+    (remove("data"), "'data': it is missing"),
+    (no_demos, "'data': it has no demos"),
+    (extra_demo, "'data/demo_x': it is no demo"),
+    (remove("data/demo_1/actions"), "'data/demo_1/actions': it is missing"),
+    (remove("data/demo_1/dones"), "'data/demo_1/dones': it is missing"),
+    (remove("data/demo_1/obs/object"), "'data/demo_1/obs/object': it is missing"),
+    (remove("data/demo_1/next_obs/object"), "'data/demo_1/next_obs/object': it is missing"),
+    (remove("data/demo_1"), r"'data.attrs\[total\]': it says 7 steps, but the demos' num_samples add up to 4"),
+    (set_array("data/demo_1/actions", lambda v: v[:0]), r"'data/demo_1/actions': .*\(0, 7\): the demo has no frames"),
+    (set_array("data/demo_1/actions", lambda v: v[:, 0]), "'data/demo_1/actions': .*the demo has no frames"),
+    (set_array("data/demo_1/actions", lambda v: v[1:]), "'data/demo_1/actions': it has 2 frames, .*num_samples is 3"),
+    (set_array("data/demo_1/actions", lambda v: v.astype("S8")), "'data/demo_1/actions': it has dtype"),
+    (set_array("data/demo_1/actions", at((2, 6), np.nan)), "'data/demo_1/actions' row 2: it is NaN"),
+    (set_array("data/demo_1/actions", at((1, 0), 1.1)), "'data/demo_1/actions' row 1: actions must be in"),
+    (set_array("data/demo_0/dones", at(3, 7)), "'data/demo_0/dones' row 3: it is 7, not 0 or 1"),
+    (set_array("data/demo_0/dones", lambda v: v[1:]), r"'data/demo_0/dones': it has shape \(3,\), not \(4\)"),
+    (set_array("data/demo_0/obs/object", at((3, 1), np.inf)), "'data/demo_0/obs/object' row 3: it is NaN"),
+    (set_array("data/demo_0/obs/object", lambda v: v[1:]), r"'data/demo_0/obs/object': it has shape \(3, 10\)"),
+    (set_array("data/demo_0/obs/object", at((2, 1), 0.5)), "'data/demo_0/next_obs/object' row 1: it differs"),
+    (unwritten, "'data/demo_0/actions': the file does not hold all numbers"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_DEMOS)
+def test_bad_demos(tmp_path: Path, change: Callable[[Any], None], message: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "low_dim.hdf5"
+    write_robomimic(path, LENGTHS)
+    with h5py.File(path, "a") as file:
+        change(file)
+    with pytest.raises(DataError, match=rf"low_dim\.hdf5: {message}"):
+        load_robomimic(path)
+
+
+@pytest.mark.parametrize("value", ["{", "[]", '{"env_name": "Lift"}', 3])
+def test_bad_env_args(tmp_path: Path, value: Any) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "low_dim.hdf5"
+    write_robomimic(path, LENGTHS)
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = value
+    with pytest.raises(DataError, match=r"low_dim\.hdf5: 'data\.attrs\[env_args\]'"):
+        read_env_args(path)
+    with pytest.raises(DataError, match=r"low_dim\.hdf5: 'data\.attrs\[env_args\]'"):
+        load_robomimic(path, "lift")
+
+
+def test_demos_of_another_task(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    write_robomimic(tmp_path / "a.hdf5", LENGTHS, args=env_args(name="PickPlaceCan"))
+    load_robomimic(tmp_path / "a.hdf5", "can")
+    with pytest.raises(DataError, match="of 'PickPlaceCan', but 'lift' is 'Lift'"):
+        load_robomimic(tmp_path / "a.hdf5", "lift")
+
+
+# Minari
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("episode_1"), ""),
+        (remove("episode_1/rewards"), ""),
+        (set_array("episode_1/rewards", at(1, np.nan)), "'episode_1/rewards' row 1: it is NaN"),
+        (set_array("episode_1/rewards", lambda v: v[1:]), r"'episode_1/actions': it has shape \(3, 2\), not \(2, 2\)"),
+        (set_array("episode_1/observations", lambda v: v[1:]), "'episode_1/observations': it has 3 rows, .*need 4"),
+        (set_array("episode_1/observations", at((3, 0), np.nan)), "'episode_1/observations' row 3: it is NaN"),
+        (set_array("episode_1/actions", at((2, 0), 1.5)), "'episode_1/actions' row 2: actions must be in"),
+        (set_array("episode_1/truncations", at(2, False)), "'episode_1/terminations' row 2: the episode never ends"),
+    ],
+)
+def test_bad_minari_data(tmp_path: Path, change: Callable[[Any], None], message: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("minari")
+    folder = write_minari(tmp_path / "data", LENGTHS)
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        change(file)
+    with pytest.raises(DataError, match=rf"data: {message}"):
+        load_minari(folder)
+
+
+# Damaged files
+
+
+class HangError(BaseException):
+    """Loading took too long."""
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise HangError
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def fuzz(path: Path, load: Callable[[], Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Load damaged copies of a file.
+
+    :return: right and read steps of those that were accepted although they differ
+    """
+    right, data = steps_of(load()), path.read_bytes()
+    accepted, refused = [], 0
+    for seed in range(FUZZED):
+        # A new file each time: what is mapped must not change under the reader
+        path.unlink()
+        path.write_bytes(damage(data, np.random.default_rng(seed)))
+        try:
+            with time_limit(5):
+                dataset = load()
+        except ValueError:
+            refused += 1
+        else:
+            assert isinstance(dataset, OfflineDataset)
+            read = steps_of(dataset)
+            if not all(np.array_equal(right[name], read[name]) for name in COLUMNS):
+                accepted.append((right, read))
+    assert refused > FUZZED // 4
+    return accepted
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("make", [raw_arrays, regular_arrays, compact_arrays])
+def test_no_damaged_npz_is_accepted(tmp_path: Path, save: Any, make: Any) -> None:
+    path = tmp_path / "data.npz"
+    save(path, **make(trajectories([6, 9, 4])))
+    assert not fuzz(path, lambda: load_ogbench(path))
+
+
+def test_no_damaged_hdf5_with_checksums_is_accepted(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    path = tmp_path / "low_dim.hdf5"
+    write_robomimic(path, [6, 9, 4], checksums=True)
+    assert not fuzz(path, lambda: load_robomimic(path, "lift"))
+
+
+def assert_only_numbers_changed(accepted: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Without checksums a changed digit is another number, and no reader can know; all else is noticed."""
+    assert len(accepted) < FUZZED // 10
+    for right, read in accepted:
+        for name in COLUMNS:
+            assert right[name].shape == read[name].shape
+            assert np.isfinite(read[name]).all()
+        assert np.array_equal(right["ends"], read["ends"])
+        assert np.abs(read["actions"]).max() <= 1
+
+
+@pytest.mark.parametrize("storage", [{}, {"compression": "gzip"}])
+def test_damaged_hdf5_of_robomimics_own_form(tmp_path: Path, storage: dict[str, Any]) -> None:
+    pytest.importorskip("h5py")
+    path = tmp_path / "low_dim.hdf5"
+    write_robomimic(path, [6, 9, 4], **storage)
+    assert_only_numbers_changed(fuzz(path, lambda: load_robomimic(path, "lift")))
+
+
+@pytest.mark.parametrize("name", ["main_data.hdf5", "metadata.json"])
+def test_damaged_minari(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("minari")
+    folder = write_minari(tmp_path / "data", [6, 9, 4])
+    assert_only_numbers_changed(fuzz(folder / name, lambda: load_minari(folder)))
