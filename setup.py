@@ -38,6 +38,9 @@ setup(
         "minari": ["minari[hdf5,hf]>=0.5.3"],
         # rliable's dependency arch breaks on pandas 3
         "plots": ["rliable>=1.2", "matplotlib>=3.8", "pandas<3"],
-        "dev": ["setuptools>=70", "wheel", "h5py>=3.8", "pytest>=8", "hypothesis>=6", "scipy>=1.10", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
+        "dev": [
+            *("setuptools>=70", "wheel", "h5py>=3.8", "pytest>=8", "hypothesis>=6", "scipy>=1.10"),
+            *("ruff>=0.6", "mypy>=1.11", "types-PyYAML"),
+        ],
     },
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import imageio.v3 as iio
 import numpy as np
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import EvalCallback
@@ -20,17 +21,25 @@ from stable_baselines3.common.vec_env import VecVideoRecorder
 from sb3_flow import SACFlow
 
 
-def plot_curve(evaluations: Path, picture: Path, env_id: str) -> None:
-    """Learning curve from the archive that `EvalCallback` writes."""
+def draw_picture(evaluations: Path, video: Path | None, picture: Path, env_id: str) -> None:
+    """The learning curve from `EvalCallback`'s archive, under six consecutive moments of the video."""
     data = np.load(evaluations)
     returns = data["results"]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    strip, curve = np.asarray(figure.subfigures(2, 1, height_ratios=[1, 1.8]))
+    axes = curve.subplots()
     axes.plot(data["timesteps"], returns.mean(axis=1), marker="o", ms=3, color="#0b6e99")
     axes.fill_between(data["timesteps"], returns.min(axis=1), returns.max(axis=1), alpha=0.2, color="#0b6e99", lw=0)
-    axes.set(xlabel="environment steps", ylabel="evaluation return (mean, min-max)", title=f"SAC Flow-T on {env_id}")
+    axes.set(xlabel="environment steps", ylabel="evaluation return (mean, min-max)")
     axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=150)
+    strip.suptitle(f"SAC Flow-T on {env_id}, from scratch")
+    if video is not None:
+        frames = iio.imread(video, plugin="FFMPEG")  # (n, height, width, 3)
+        moments = np.linspace(len(frames) // 3, len(frames) // 3 + len(frames) // 20, 6).astype(int)
+        for box, moment in zip(strip.subplots(1, 6), moments, strict=True):
+            box.imshow(frames[moment])
+            box.axis("off")
+    figure.savefig(picture, dpi=120)
 
 
 def record_video(model: SACFlow, env_id: str, folder: Path, length: int) -> Path | None:
@@ -83,8 +92,8 @@ def main() -> None:
 
     mean, std = evaluate_policy(model, eval_env, n_eval_episodes=10, deterministic=True)
     model.save(args.out / "model")
-    plot_curve(args.out / "evaluations.npz", args.out / "learning_curve.png", args.env)
     video = record_video(model, args.env, args.out, args.video_length)
+    draw_picture(args.out / "evaluations.npz", video, args.out / "learning_curve.png", args.env)
 
     print(f"\nTrained in {minutes:.1f} minutes. Return without noise: {mean:.0f} +- {std:.0f} over 10 episodes.")
     print(f"  model           {args.out / 'model.zip'}")
