@@ -169,7 +169,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        # Angular frequencies for t in [0, 1]: from one slow wave to a sixteenth of a Euler step at K = 16
+        # Angular frequencies for t in [0, 1]: from one slow wave to a wave in every Euler step at K = 16
         self.register_buffer("frequencies", th.logspace(0, 2, dim // 2), persistent=False)
         self.net = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 

@@ -166,6 +166,9 @@ class SACFlow(OffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         require_integer("n_steps", self.n_steps)
+        has_buffer = self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict)
+        advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
+        require(has_buffer, "n_steps", self.n_steps, advice)
         require_integer("horizon_length", self.horizon_length)
         require_integer("batch_size", self.batch_size, lowest=2)  # batches are normalised
         if self.policy_delay is not None:
@@ -221,12 +224,6 @@ class SACFlow(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Here and not in __init__: `load` sets the attributes in between
         self._check_arguments()
-        require(
-            self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict),
-            "n_steps",
-            self.n_steps,
-            "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them",
-        )
         self._setup_chunks()
         super()._setup_model()
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
@@ -340,8 +337,8 @@ class SACFlow(OffPolicyAlgorithm):
         """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12). Returns log pi, (B,)."""
         self.actor.set_training_mode(True)
         self.critic.set_training_mode(False)
-        # Gradients flow through the critic to the actions, not into its parameters
         noise = self.actor.sample_noise(len(batch.actions))
+        # Gradients flow through the critic to the actions, not into its parameters
         with _frozen(self.critic):
             actor = self._actor_loss(batch, noise, ent_coef, bc_coef)
         check_finite("actor update", log_prob=actor.log_prob, actor_loss=actor.loss)

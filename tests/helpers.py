@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
+from torch import nn
 
 from sb3_flow import SACFlow
 
@@ -150,3 +151,19 @@ def random_state_kept() -> Iterator[None]:
 def observations(model: SACFlow, n: int = 5) -> npt.NDArray[np.float32]:
     """Some observations of a model with a vector observation space."""
     return np.random.default_rng(0).normal(size=(n, *(model.observation_space.shape or ()))).astype(np.float32)
+
+
+def randn(*shape: int, seed: int = 0) -> th.Tensor:
+    return th.randn(*shape, dtype=th.float64, generator=th.Generator().manual_seed(seed))
+
+
+def randomize(module: nn.Module) -> None:
+    """Move every parameter off its initial value: a scale of 1 and a bias of 0 would hide mistakes."""
+    with th.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.add_(0.3 * randn(*parameter.shape, seed=100 + i))
+
+
+def gradients(output: th.Tensor, inputs: list[th.Tensor]) -> list[th.Tensor]:
+    """Vector-Jacobian products with a fixed, uneven cotangent."""
+    return list(th.autograd.grad(output, inputs, th.cos(th.arange(output.numel(), dtype=output.dtype)).view_as(output)))

@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 import torch as th
+from helpers import gradients, randn, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sb3_contrib.common.torch_layers import BatchRenorm1d
@@ -12,22 +13,6 @@ from torch import nn
 from sb3_flow.layers import BatchRenorm, ContextLinear, EnsembleLayerNorm, EnsembleLinear, TimeEmbedding, ensemble_mlp
 
 WARMUP = 100
-
-
-def randn(*shape: int, seed: int = 0) -> th.Tensor:
-    return th.randn(*shape, dtype=th.float64, generator=th.Generator().manual_seed(seed))
-
-
-def randomize(module: nn.Module) -> None:
-    """Move every parameter off its initial value: a scale of 1 and a bias of 0 would hide mistakes."""
-    with th.no_grad():
-        for i, parameter in enumerate(module.parameters()):
-            parameter.add_(0.3 * randn(*parameter.shape, seed=100 + i))
-
-
-def gradients(output: th.Tensor, inputs: list[th.Tensor]) -> list[th.Tensor]:
-    """Vector-Jacobian products with a fixed, uneven cotangent."""
-    return list(th.autograd.grad(output, inputs, th.cos(th.arange(output.numel(), dtype=output.dtype)).view_as(output)))
 
 
 def drifting_batch(step: int, members: int = 1) -> th.Tensor:

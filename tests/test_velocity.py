@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from helpers import gradients, randn, randomize
 from torch import nn
 from torch.nn.functional import gelu, linear, relu
 
@@ -36,27 +37,11 @@ every_net = pytest.mark.parametrize("name", NETS)
 every_sigma = pytest.mark.parametrize("noise_std", [None, 0.3], ids=["learned sigma", "fixed sigma"])
 
 
-def randn(*shape: int, seed: int = 0) -> th.Tensor:
-    return th.randn(*shape, dtype=th.float64, generator=th.Generator().manual_seed(seed))
-
-
-def randomize(module: nn.Module) -> None:
-    """Move every parameter off its initial value: a scale of 1 and a bias of 0 would hide mistakes."""
-    with th.no_grad():
-        for i, parameter in enumerate(module.parameters()):
-            parameter.add_(0.3 * randn(*parameter.shape, seed=100 + i))
-
-
 def make_net(name: str, noise_std: float | None = None) -> VelocityNet:
     th.manual_seed(0)
     net = NETS[name](noise_std).double()
     randomize(net)
     return net
-
-
-def gradients(output: th.Tensor, inputs: list[th.Tensor]) -> list[th.Tensor]:
-    """Vector-Jacobian products with a fixed, uneven cotangent."""
-    return list(th.autograd.grad(output, inputs, th.cos(th.arange(output.numel(), dtype=output.dtype)).view_as(output)))
 
 
 class Rollout(nn.Module):

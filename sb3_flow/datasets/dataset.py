@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_flow.checks import require
+from sb3_flow.checks import require, require_integer
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.errors import DataError
 
@@ -200,7 +200,7 @@ class ShardedDataset:
         rotate_every: int = 1000,
     ):
         require(len(paths) > 0, "paths", list(paths), "a sharded dataset needs at least one file")
-        require(rotate_every >= 1, "rotate_every", rotate_every, "an integer >= 1")
+        require_integer("rotate_every", rotate_every)
         self.paths = list(paths)
         self.rotate_every = rotate_every
         self._load = load
