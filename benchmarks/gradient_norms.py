@@ -4,8 +4,7 @@
 
 For each velocity net and K one run is trained as a user would; every `--every` steps the actor's loss is
 differentiated on a fresh batch with respect to each point x_0 ... x_K of its paths, and the root mean square over the
-batch of the norms is written down. Nothing is changed in the training itself, but that matrix products run with
-"medium" precision (benchmarks/learning.py says why). Runs that are in the CSV are skipped.
+batch of the norms is written down. Nothing is changed in the training itself. Runs that are in the CSV are skipped.
 """
 
 import argparse
@@ -78,7 +77,6 @@ class Record(BaseCallback):
 def measure(env: str, net: str, flow_steps: int, seed: int, steps: int, every: int) -> list[dict[str, object]]:
     """Train one run and return its rows."""
     th.set_num_threads(1)
-    th.set_float32_matmul_precision("medium")
     model = SACFlow(
         POLICIES[net],
         env,

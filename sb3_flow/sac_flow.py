@@ -242,7 +242,7 @@ class SACFlow(OffPolicyAlgorithm):
             initial = th.full((1,), _initial_ent_coef(self.ent_coef), device=self.device)
             self.log_ent_coef = initial.log().requires_grad_(True)
             self.ent_coef_optimizer = th.optim.Adam(
-                [self.log_ent_coef], lr=self.qf_lr_schedule(1), betas=(kind.adam_beta1, 0.999)
+                [self.log_ent_coef], lr=self.qf_lr_schedule(1), betas=(kind.adam_beta1, 0.999), fused=True
             )
         else:
             self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
