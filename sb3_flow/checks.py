@@ -1,6 +1,7 @@
 """Checks that fail early, and say what was wrong, what is allowed and how to get there."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,8 +27,8 @@ def require(condition: bool, name: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
 
 
-def require_choice(name: str, value: Any, choices: tuple[str, ...] | list[str]) -> None:
-    """Refuse a value that is not one of a few strings."""
+def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse a value that is not one of a few."""
     require(value in choices, name, value, f"choose one of {', '.join(map(repr, choices))}")
 
 

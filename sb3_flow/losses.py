@@ -67,7 +67,7 @@ def actor_loss(
     ent_coef: th.Tensor,
     actions: th.Tensor,
     replay_actions: th.Tensor,
-    bc_coef: float,
+    bc_coef: th.Tensor | float,
     in_episode: th.Tensor | None = None,
 ) -> ActorLoss:
     """`alpha log pi - Q + beta mean((a - a_replay)^2)` (Eq. 11; Eq. 12 with beta > 0).

@@ -31,6 +31,7 @@ from sb3_flow.checks import (
     require_integer,
     require_number,
 )
+from sb3_flow.compile import COMPILE_MODES, CompileMode, maybe_compile
 from sb3_flow.flow import auto_target_entropy
 from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 
@@ -64,6 +65,8 @@ class SACFlow(OffPolicyAlgorithm):
     :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions, a float or a schedule
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
     :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
+    :param compile: True for torch.compile of the losses, with CUDA graphs on CUDA; "max" to search longer for fast
+        kernels; it pays for itself after some ten thousand updates (docs/speed.md)
     :param use_sde: not supported: the rollout explores by itself
     :param stats_window_size: episodes that the logged return is averaged over
     :param tensorboard_log: folder of the TensorBoard log
@@ -111,6 +114,7 @@ class SACFlow(OffPolicyAlgorithm):
         bc_coef: float | Schedule = 0.0,
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int | None = None,
+        compile: CompileMode = False,
         use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -158,6 +162,7 @@ class SACFlow(OffPolicyAlgorithm):
         self.bc_coef = bc_coef
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
+        self.compile: CompileMode = compile
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Optimizer | None = None
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
@@ -173,6 +178,7 @@ class SACFlow(OffPolicyAlgorithm):
         require_integer("batch_size", self.batch_size, lowest=2)  # batches are normalised
         if self.policy_delay is not None:
             require_integer("policy_delay", self.policy_delay)
+        require_choice("compile", self.compile, COMPILE_MODES)
         require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
         require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
         self._check_chunks()
@@ -246,6 +252,8 @@ class SACFlow(OffPolicyAlgorithm):
             )
         else:
             self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
+        self._critic_loss_fn = maybe_compile(self._critic_loss, self.compile, self.device, self.verbose)
+        self._actor_loss_fn = maybe_compile(self._actor_loss, self.compile, self.device, self.verbose)
 
     def _setup_chunks(self) -> None:
         """Give the policy and the buffer the chunk's length."""
@@ -261,7 +269,8 @@ class SACFlow(OffPolicyAlgorithm):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         self.policy.set_training_mode(True)
         self._update_learning_rates()
-        bc_coef = self.bc_schedule(self._current_progress_remaining)
+        # A tensor: torch.compile would make a new graph for every number
+        bc_coef = th.tensor(self.bc_schedule(self._current_progress_remaining), device=self.device)
         assert self.policy_delay is not None
         log = _Log()
         start = time.perf_counter()
@@ -303,7 +312,7 @@ class SACFlow(OffPolicyAlgorithm):
         self.actor.set_training_mode(False)
         self.critic.set_training_mode(True)
         noise = self.actor.sample_noise(len(batch.actions))
-        critic = self._critic_loss(batch, noise, ent_coef)
+        critic = self._critic_loss_fn(batch, noise, ent_coef)
         check_finite("critic update", target_q=critic.target_q, critic_loss=critic.loss)
         _step(self.critic.optimizer, critic.loss, "critic")
         log.add(critic_loss=critic.loss, q_mean=critic.q)
@@ -333,14 +342,14 @@ class SACFlow(OffPolicyAlgorithm):
         q, next_q = self.critic(obs, th.cat([batch.actions, next_actions])).chunk(2, dim=1)
         return q, next_q
 
-    def _update_actor(self, batch: Batch, ent_coef: th.Tensor, bc_coef: float, log: "_Log") -> th.Tensor:
+    def _update_actor(self, batch: Batch, ent_coef: th.Tensor, bc_coef: th.Tensor, log: "_Log") -> th.Tensor:
         """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12). Returns log pi, (B,)."""
         self.actor.set_training_mode(True)
         self.critic.set_training_mode(False)
         noise = self.actor.sample_noise(len(batch.actions))
         # Gradients flow through the critic to the actions, not into its parameters
         with _frozen(self.critic):
-            actor = self._actor_loss(batch, noise, ent_coef, bc_coef)
+            actor = self._actor_loss_fn(batch, noise, ent_coef, bc_coef)
         check_finite("actor update", log_prob=actor.log_prob, actor_loss=actor.loss)
         _step(self.actor.optimizer, actor.loss, "actor")
         log.add(
@@ -352,7 +361,7 @@ class SACFlow(OffPolicyAlgorithm):
         )
         return actor.log_prob
 
-    def _actor_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: float) -> losses.ActorLoss:
+    def _actor_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor) -> losses.ActorLoss:
         path = self.actor.path(batch.observations, noise)
         actions = th.tanh(path.x)
         q = self.critic.reduce(self.critic(batch.observations, actions))
@@ -419,7 +428,14 @@ class SACFlow(OffPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "actor", "critic", "critic_target"]
+        return [
+            *super()._excluded_save_params(),
+            "actor",
+            "critic",
+            "critic_target",
+            "_critic_loss_fn",
+            "_actor_loss_fn",
+        ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "actor.optimizer", "critic.optimizer"]

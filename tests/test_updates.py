@@ -41,7 +41,7 @@ def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_actor_loss", interrupt)
+        patch.setattr(model, "_actor_loss_fn", interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.train(1, 8)
     model.train(1, 8)

@@ -1,0 +1,100 @@
+"""torch.compile and CUDA graphs; no other module knows of them."""
+
+import time
+import warnings
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
+
+import torch as th
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CompileMode = bool | Literal["max"]
+COMPILE_MODES: tuple[CompileMode, ...] = (False, True, "max")
+
+
+class Compiled(Generic[P, R]):
+    """A method that is compiled at its first call, and called as it is if that fails.
+
+    What it computes must be free of random draws and of branches on tensors. On CUDA the compiled code is recorded as
+    CUDA graphs: a result is overwritten by the next call.
+
+    :param method: a bound method
+    :param mode: True, or "max" to try more kernels while compiling
+    :param device: where it runs
+    :param verbose: 1 to print how long the compilation takes
+    """
+
+    def __init__(self, method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0):
+        self.method = method
+        self.mode = mode
+        self.device = device
+        self.verbose = verbose
+        self.failed = False
+        self._compiled: Callable[P, R] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.failed:
+            return self.method(*args, **kwargs)
+        try:
+            if self._compiled is None:
+                return self._first_call(*args, **kwargs)
+            return self._call(self._compiled, *args, **kwargs)
+        except (
+            Exception
+        ) as error:  # the compiler's failures have no common type; a mistake of ours is raised again below
+            self.failed = True
+            result = self.method(*args, **kwargs)
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"torch.compile failed, training goes on uncompiled, with the same numbers. It said: {reason}",
+                stacklevel=2,
+            )
+            return result
+
+    def _first_call(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        name = getattr(self.method, "__name__", "function").strip("_").replace("_", " ")
+        if self.verbose > 0:
+            print(f"Compiling the {name}: about a minute, or a few seconds if this machine has done it before")
+        start = time.perf_counter()
+        compiled = th.compile(_with_own_code(self.method), **_options(self.mode, self.device))
+        result = self._call(compiled, *args, **kwargs)
+        self._compiled = compiled
+        if self.verbose > 0:
+            print(f"Compiled the {name} in {time.perf_counter() - start:.0f} s")
+        return result
+
+    def _call(self, compiled: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.device.type == "cuda":
+            th.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return compiled(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
+
+
+def maybe_compile(method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0) -> Callable[P, R]:
+    """The method itself without compilation, or `Compiled`, whose parameters these are."""
+    return Compiled(method, mode, device, verbose) if mode else method
+
+
+def _options(mode: CompileMode, device: th.device) -> dict[str, Any]:
+    if mode == "max":
+        return {"mode": "max-autotune"}
+    # CUDA graphs: at these sizes the launches of the kernels take longer than their work
+    return {"mode": "reduce-overhead"} if device.type == "cuda" else {}
+
+
+def _with_own_code(method: Callable[P, R]) -> Callable[P, R]:
+    """The same method with a code object of its own.
+
+    Dynamo keeps what it has compiled by code object and gives up after eight variants: without this, that would be
+    after a few models in one process.
+    """
+    assert isinstance(method, MethodType)
+    function = method.__func__
+    copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return MethodType(copy, method.__self__)

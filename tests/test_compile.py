@@ -1,0 +1,159 @@
+"""compile=: the same numbers, one compilation where one is enough, and eager code when there is no compiler."""
+
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch as th
+from helpers import CRITICS, LEARNING_STARTS, POLICIES, RandomEnv, differences, make_model, random_state_kept, snapshot
+
+from sb3_flow import SACFlow
+from sb3_flow.compile import Compiled, maybe_compile
+
+CPU = th.device("cpu")
+
+
+class Counter:
+    """A backend that counts the graphs it is given and runs them as they are."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, module: th.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self.graphs += 1
+        return module.forward
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """torch.compile with its tracing, its guards and no code generation, which takes a minute a model."""
+    counter = Counter()
+    monkeypatch.setattr("sb3_flow.compile.th.compile", partial(th.compile, backend=counter, fullgraph=True))
+    return counter
+
+
+def no_compiler(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no compiler\nin a long message")
+
+    return compiled
+
+
+class Doubler:
+    def twice(self, x: th.Tensor, y: float = 2.0) -> th.Tensor:
+        return th.tanh(x) * y
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_compiled_model_learns_the_same(policy: str, critic: str, backend: Counter) -> None:
+    def trained(compile: bool) -> SACFlow:
+        return make_model(policy, critic=critic, compile=compile, policy_delay=1).learn(LEARNING_STARTS + 5)
+
+    eager, compiled = snapshot(trained(False)), snapshot(trained(True))
+    assert backend.graphs == 2  # the critics' loss and the actor's, each a single graph
+    assert differences(eager, compiled) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_code_generation_works() -> None:
+    x = th.linspace(-1, 1, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert th.allclose(Compiled(Doubler().twice, True, CPU)(x), th.tanh(x) * 2)
+
+
+def test_another_batch_size_or_weight_needs_no_new_graph_every_time(backend: Counter) -> None:
+    model = make_model(compile=True, policy_delay=1, bc_coef=lambda progress: 1 + progress)
+    model.learn(LEARNING_STARTS + 5)
+    assert backend.graphs == 2
+    for batch_size in (16, 24, 32, 40):
+        model.train(1, batch_size)
+    assert backend.graphs == 4  # the second size makes a graph for any size
+
+
+def test_many_models_in_one_process_are_all_compiled(backend: Counter) -> None:
+    for i in range(10):
+        make_model("FlowMLPPolicy", net={"flow_steps": 1}, compile=True).learn(LEARNING_STARTS + 1)
+        assert backend.graphs == i + 1  # one critic update each
+
+
+def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = snapshot(make_model().learn(LEARNING_STARTS + 8))
+    monkeypatch.setattr("sb3_flow.compile.th.compile", no_compiler)
+    with pytest.warns(UserWarning, match=r"torch.compile failed.*It said: no compiler$") as caught:
+        model = make_model(compile=True).learn(LEARNING_STARTS + 8)
+    assert len(caught) == 2  # once for each loss, not at every update
+    assert differences(eager, snapshot(model)) == []
+
+
+def test_a_mistake_in_the_computation_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_flow.compile.th.compile", no_compiler)
+    with pytest.raises(RuntimeError, match="must match"):
+        Compiled(Doubler().twice, True, CPU)(th.ones(2), th.ones(3))  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_saves_loads_and_goes_on_bit_identically(tmp_path: Path, backend: Counter) -> None:
+    model = make_model(compile=True, env=RandomEnv()).learn(LEARNING_STARTS + 5)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv())
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    graphs = backend.graphs
+    loaded.set_logger(model.logger)
+    for each in (model, loaded):
+        with random_state_kept():
+            each.train(6, 8)
+    assert backend.graphs == graphs + 2
+    assert differences(snapshot(model), snapshot(loaded)) == []
+
+
+def test_loaded_parameters_are_the_ones_that_are_trained(backend: Counter) -> None:
+    source, model = make_model(compile=True, seed=1), make_model(compile=True).learn(LEARNING_STARTS + 5)
+    parameters = source.get_parameters()
+    model.set_parameters(parameters)
+    eager = make_model().learn(LEARNING_STARTS + 5)
+    eager.set_parameters(parameters)
+    eager.replay_buffer = model.replay_buffer
+    for each in (model, eager):
+        with random_state_kept():
+            each.train(3, 8)
+    assert differences(snapshot(eager), snapshot(model)) == []
+
+
+def test_a_compiled_method_can_be_pickled(backend: Counter) -> None:
+    compiled = Compiled(Doubler().twice, True, CPU)
+    x = th.ones(3)
+    compiled(x)
+    assert th.equal(pickle.loads(pickle.dumps(compiled))(x), compiled(x))
+
+
+def test_the_time_it_takes_is_announced(backend: Counter, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled = Compiled(Doubler().twice, True, CPU, verbose=1)
+    compiled(th.ones(3))
+    compiled(th.ones(3))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Compiling the twice: about")
+    assert lines[1].startswith("Compiled the twice in ")
+
+
+def test_without_compilation_the_method_is_called_directly() -> None:
+    method = Doubler().twice
+    assert maybe_compile(method, False, CPU) is method
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", [True, "max"])
+def test_cuda_graphs_give_the_numbers_of_eager_code(mode: Any) -> None:
+    def trained(compile: Any) -> SACFlow:
+        return make_model(compile=compile, device="cuda", policy_delay=1).learn(LEARNING_STARTS + 5)
+
+    eager, compiled = snapshot(trained(False)), snapshot(trained(mode))
+    for name, value in eager.items():
+        th.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5, msg=name)
