@@ -1,4 +1,4 @@
-"""Action chunks from SB3's single-step replay storage, and the one batch format that the updates see.
+"""Action chunks from SB3's single-step storage and from offline data, and the one batch format that the updates see.
 
 Shapes: B batch, h horizon length, d action dimension, D = h d.
 """
@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flow.checks import require, require_integer
+from sb3_flow.datasets import OfflineDataset
 
 ReplaySamples = ReplayBufferSamples | DictReplayBufferSamples
 
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
     actions: th.Tensor  # (B, D)
     next_observations: PyTorchObs  # after the last step
     rewards: th.Tensor  # (B,): sum of gamma^j r_j
-    dones: th.Tensor  # (B,): 1 where the last step terminated the episode
+    dones: th.Tensor  # (B,): 1 where there is nothing to bootstrap from
     discounts: th.Tensor | float  # gamma^m, (B,) or a number
     valid: th.Tensor | None = None  # (B,): 0 where the chunk crosses an episode's end; None: 1 everywhere
     in_episode: th.Tensor | None = None  # (B, D): 0 from the first step after the episode's end on; None: 1 everywhere
@@ -59,6 +60,35 @@ def to_batch(samples: ReplaySamples | ChunkSamples, gamma: float) -> Batch:
         samples.valid.flatten() if isinstance(samples, ChunkSamples) else None,
         samples.in_episode if isinstance(samples, ChunkSamples) else None,
     )
+
+
+class Fold(NamedTuple):
+    """Chunks of single steps as one step each."""
+
+    rewards: NDArray[np.float32]  # (B, 1): sum of gamma^j r_j, up to the first step without a bootstrap
+    dones: NDArray[np.float32]  # (B, 1): 1 if there was such a step
+    in_episode: NDArray[np.float32]  # (B, h): 0 from the first step after the episode's end on
+
+
+def fold_chunks(
+    rewards: NDArray[np.float32], masks: NDArray[np.float32], ends: NDArray[np.float32], gamma: float
+) -> Fold:
+    """Return, end and mask of chunks.
+
+    In play data the episode goes on after the task is solved, which a mask of 0 marks: what follows it in the chunk is
+    no longer the task's.
+
+    :param rewards: (B, h)
+    :param masks: (B, h): 1 to bootstrap from the next observation, else 0
+    :param ends: (B, h): 1 at the last step of an episode, terminated or not
+    :param gamma: discount of a single step
+    """
+    in_episode, counts = np.ones((2, *rewards.shape), dtype=np.float32)
+    np.cumprod(1 - ends[:, :-1], axis=1, out=in_episode[:, 1:])
+    np.cumprod(masks[:, :-1], axis=1, out=counts[:, 1:])
+    discounts = (gamma ** np.arange(rewards.shape[1])).astype(np.float32)
+    returns = (rewards * discounts * in_episode * counts).sum(axis=1, keepdims=True)
+    return Fold(returns, ((1 - masks) * in_episode).max(axis=1, keepdims=True), in_episode)
 
 
 class ChunkSampling(ReplayBuffer):
@@ -111,26 +141,26 @@ class ChunkSampling(ReplayBuffer):
         self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
     ) -> ChunkSamples:
         env_inds = np.random.randint(0, self.n_envs, size=len(batch_inds))
-        steps = np.arange(self.horizon_length)
-        inds = (batch_inds[:, None] + steps) % self.buffer_size  # (B, h)
+        inds = (batch_inds[:, None] + np.arange(self.horizon_length)) % self.buffer_size  # (B, h)
         columns = env_inds[:, None]
-        dones = self.dones[inds, columns]
-        in_episode = np.ones_like(dones)
-        in_episode[:, 1:] = np.cumprod(1 - dones[:, :-1], axis=1)
-        rewards = self._normalize_reward(self.rewards[inds, columns], env)
-        discounts = (self.gamma**steps).astype(np.float32)
-        last = inds[:, -1]
-        actions = self.actions[inds, columns]  # (B, h, d)
+        ends = self.dones[inds, columns]
+        fold = fold_chunks(
+            self._normalize_reward(self.rewards[inds, columns], env),
+            1 - ends * (1 - self.timeouts[inds, columns]),
+            ends,
+            self.gamma,
+        )
         batch = len(batch_inds)
+        actions = self.actions[inds, columns]  # (B, h, d)
         return ChunkSamples(
             observations=self._gather(self.observations, batch_inds, env_inds, env),
             actions=self.to_torch(actions.reshape(batch, -1)),
-            next_observations=self._gather(self.next_observations, last, env_inds, env),
-            dones=self.to_torch((dones[:, -1] * (1 - self.timeouts[last, env_inds]))[:, None]),
-            rewards=self.to_torch((rewards * discounts * in_episode).sum(axis=1, keepdims=True)),
+            next_observations=self._gather(self.next_observations, inds[:, -1], env_inds, env),
+            dones=self.to_torch(fold.dones),
+            rewards=self.to_torch(fold.rewards),
             discounts=self.to_torch(np.full((batch, 1), self.gamma**self.horizon_length, dtype=np.float32)),
-            valid=self.to_torch(in_episode[:, -1:]),
-            in_episode=self.to_torch(in_episode.repeat(self.action_dim, axis=1)),
+            valid=self.to_torch(fold.in_episode[:, -1:]),
+            in_episode=self.to_torch(fold.in_episode.repeat(self.action_dim, axis=1)),
         )
 
     def _gather(
@@ -160,3 +190,72 @@ class ChunkDictReplayBuffer(ChunkSampling, DictReplayBuffer):  # type: ignore[mi
         obs = self._normalize_obs({key: values[inds, env_inds] for key, values in storage.items()}, env)
         assert isinstance(obs, dict)
         return {key: self.to_torch(values) for key, values in obs.items()}
+
+
+def sample_dataset(
+    dataset: OfflineDataset,
+    batch_size: int,
+    horizon_length: int,
+    gamma: float,
+    device: th.device | str = "cpu",
+    env: VecNormalize | None = None,
+) -> ChunkSamples:
+    """Sample h consecutive steps of offline data, starting at every step with equal probability.
+
+    :param dataset: the data; nothing is copied but the sample
+    :param batch_size: B
+    :param horizon_length: h >= 1
+    :param gamma: discount of a single step
+    :param device: of the sample
+    :param env: normalises observations and rewards as it does those of the environment
+    """
+    starts = dataset.rows(np.random.randint(len(dataset), size=batch_size))
+    rows = dataset.chunk_rows(starts, horizon_length)  # (B, h)
+    rewards = ReplayBuffer._normalize_reward(dataset.rewards[rows], env)
+    ends = dataset.ends[rows].astype(np.float32)
+    fold = fold_chunks(rewards, dataset.masks[rows], ends, gamma)
+    # Behind an episode's end there may be no row: such a chunk is not valid, and any observation will do
+    last = np.where(fold.in_episode[:, -1] == 1, rows[:, -1], starts)
+
+    def to_torch(array: NDArray[Any]) -> th.Tensor:
+        return th.as_tensor(array, device=device)
+
+    def observations(array: NDArray[Any]) -> th.Tensor:
+        normalized = ReplayBuffer._normalize_obs(array, env)
+        assert isinstance(normalized, np.ndarray)
+        return to_torch(normalized)
+
+    return ChunkSamples(
+        observations=observations(dataset.observations[starts]),
+        actions=to_torch(dataset.actions[rows].reshape(batch_size, -1)),
+        next_observations=observations(dataset.next_observations(last)),
+        dones=to_torch(fold.dones),
+        rewards=to_torch(fold.rewards),
+        discounts=to_torch(np.full((batch_size, 1), gamma**horizon_length, dtype=np.float32)),
+        valid=to_torch(fold.in_episode[:, -1:]),
+        in_episode=to_torch(fold.in_episode.repeat(dataset.action_dim, axis=1)),
+    )
+
+
+def join(first: Batch, second: Batch) -> Batch:
+    """Two batches of array observations as one."""
+
+    def both(field: str, like: str) -> th.Tensor:
+        parts = [getattr(batch, field) for batch in (first, second)]
+        # None stands for 1 everywhere, a number for itself
+        full = [
+            part if isinstance(part, th.Tensor) else th.full_like(getattr(batch, like), 1 if part is None else part)
+            for part, batch in zip(parts, (first, second), strict=True)
+        ]
+        return th.cat(full)
+
+    return Batch(
+        observations=both("observations", "observations"),
+        actions=both("actions", "actions"),
+        next_observations=both("next_observations", "next_observations"),
+        rewards=both("rewards", "rewards"),
+        dones=both("dones", "dones"),
+        discounts=both("discounts", "rewards"),
+        valid=both("valid", "rewards"),
+        in_episode=both("in_episode", "actions"),
+    )

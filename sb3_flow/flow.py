@@ -13,6 +13,10 @@ from torch.nn.functional import softplus
 
 RolloutKind = Literal["sde", "noise"]
 ROLLOUT_KINDS: tuple[str, ...] = get_args(RolloutKind)
+MatchingTarget = Literal["atanh", "raw"]
+MATCHING_TARGETS: tuple[str, ...] = get_args(MatchingTarget)
+# Where atanh ends: actions at the bounds have no point of the flow
+MAX_TARGET_ACTION = 0.99
 
 LOG_2PI = math.log(2 * math.pi)
 # log sigma* for which the path entropy at K = 4 under "sde" is the paper's target, 0 (docs/algorithm.md)
@@ -32,6 +36,13 @@ class Path(NamedTuple):
     x: th.Tensor  # (B, D): A_1, before the squash; the action is tanh(x)
     log_prob: th.Tensor  # (B,): joint density of the path, squash included (Eq. 15)
     log_std: th.Tensor  # (): mean log-std over batch, dimensions and steps
+
+
+class Line(NamedTuple):
+    """Where a straight path from noise to data starts, and the time at which the flow is compared with it."""
+
+    x_0: th.Tensor  # (B, D) standard normal
+    t: th.Tensor  # (B, 1) uniform in [0, 1)
 
 
 VelocityFn = Callable[[th.Tensor, th.Tensor], Velocity]  # (x, t) -> Velocity, the context already bound
@@ -74,6 +85,21 @@ def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde") -
         x = x + b * dt + std * noise[i + 1]
         log_prob = log_prob - log_std.expand_as(x).sum(dim=1)
     return Path(x, log_prob - log_det_tanh(x).sum(dim=1), th.stack(log_stds).mean())
+
+
+def matching_error(velocity: VelocityFn, actions: th.Tensor, line: Line, target: MatchingTarget) -> th.Tensor:
+    """Velocity minus that of the straight path from noise to the data, (B, D): what Eq. 3 squares.
+
+    :param velocity: `(x, t) -> Velocity`
+    :param actions: (B, D) in [-1, 1], the data
+    :param line: noise and time
+    :param target: the data before the squash: "atanh" of the actions, so that the squashed flow ends at them, or the
+        actions themselves, "raw", as the authors' code has it
+    """
+    x_1 = actions
+    if target == "atanh":
+        x_1 = th.atanh(actions.clamp(-MAX_TARGET_ACTION, MAX_TARGET_ACTION))
+    return velocity(th.lerp(line.x_0, x_1, line.t), line.t).v - (x_1 - line.x_0)
 
 
 def log_det_tanh(x: th.Tensor) -> th.Tensor:

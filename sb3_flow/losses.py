@@ -1,4 +1,4 @@
-"""SAC Flow's losses (arXiv 2509.25756, Eq. 10-12, 24). Pure: tensors in, named tensors out.
+"""SAC Flow's losses (arXiv 2509.25756, Eq. 3, 10-12, 24). Pure: tensors in, named tensors out.
 
 Shapes: B batch, N critics, D action dimension.
 """
@@ -29,6 +29,7 @@ class ActorLoss(NamedTuple):
     bc_loss: th.Tensor  # (), unweighted
     log_std: th.Tensor  # (), mean over the path
     saturated: th.Tensor  # (), share of the action's numbers close to their bounds
+    matching_loss: th.Tensor | None = None  # (), part of the loss while learning offline
 
 
 def td_target(
@@ -84,6 +85,17 @@ def actor_loss(
     loss = (ent_coef * path.log_prob - q).mean() + bc_coef * bc_loss
     saturated = (actions.detach().abs() > SATURATED).to(q.dtype).mean()
     return ActorLoss(loss, path.log_prob.detach(), bc_loss.detach(), path.log_std.detach(), saturated)
+
+
+def add_matching(actor: ActorLoss, error: th.Tensor, in_episode: th.Tensor | None = None) -> ActorLoss:
+    """The actor's loss of the offline phase: Eq. 12 plus the flow-matching loss (Eq. 3).
+
+    :param actor: result of `actor_loss`
+    :param error: (B, D) of `sb3_flow.flow.matching_error`
+    :param in_episode: (B, D) 0 for actions that were never taken; None: 1 everywhere
+    """
+    matching_loss = _mean(error.square(), in_episode)
+    return actor._replace(loss=actor.loss + matching_loss, matching_loss=matching_loss.detach())
 
 
 def _mean(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:

@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.checks import is_integer, require, require_choice, require_integer, require_number
-from sb3_flow.flow import ROLLOUT_KINDS, Path, RolloutKind, rollout
+from sb3_flow.flow import ROLLOUT_KINDS, Line, Path, RolloutKind, VelocityFn, rollout
 from sb3_flow.layers import BatchRenorm, ensemble_mlp
 from sb3_flow.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
 
@@ -86,9 +86,18 @@ class FlowActor(BasePolicy):
         :param obs: B observations
         :param noise: (K + 1, B, D) standard normal, or zeros for the deterministic path
         """
+        return rollout(self.field(obs), noise, self.rollout_kind)
+
+    def field(self, obs: PyTorchObs) -> VelocityFn:
+        """The velocity net in B states, which are encoded once: `(x, t) -> Velocity`."""
         features = self.norm(self.extract_features(obs, self.features_extractor))
         context = self.velocity.encode(features)
-        return rollout(lambda x, t: self.velocity(context, x, t), noise, self.rollout_kind)
+        return lambda x, t: self.velocity(context, x, t)
+
+    def sample_line(self, batch_size: int) -> Line:
+        """Noise and times for `sb3_flow.flow.matching_error`."""
+        x_0 = th.randn(batch_size, self.chunk_dim, device=self.device)
+        return Line(x_0, th.rand(batch_size, 1, device=self.device))
 
     def sample_noise(self, batch_size: int) -> th.Tensor:
         """All the noise of one rollout, (K + 1, B, D), in one draw."""

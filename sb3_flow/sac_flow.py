@@ -2,26 +2,45 @@
 
 import math
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
+from os import PathLike
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    RolloutReturn,
+    Schedule,
+    TrainFreq,
+)
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow import losses
-from sb3_flow.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, to_batch
+from sb3_flow.buffers import (
+    Batch,
+    ChunkDictReplayBuffer,
+    ChunkReplayBuffer,
+    ChunkSampling,
+    join,
+    sample_dataset,
+    to_batch,
+)
 from sb3_flow.checks import (
     NonFiniteError,
     check_finite,
@@ -32,10 +51,21 @@ from sb3_flow.checks import (
     require_number,
 )
 from sb3_flow.compile import COMPILE_MODES, CompileMode, maybe_compile
-from sb3_flow.flow import auto_target_entropy
+from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
+from sb3_flow.flow import (
+    MATCHING_TARGETS,
+    Line,
+    MatchingTarget,
+    auto_target_entropy,
+    matching_error,
+    rollout,
+)
 from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 
 SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
+
+BCCoef = float | Schedule
+OFFLINE_LOG_INTERVAL = 1000  # updates; there are no episodes to count
 
 
 class SACFlow(OffPolicyAlgorithm):
@@ -48,7 +78,7 @@ class SACFlow(OffPolicyAlgorithm):
     :param env: the environment, with a bounded Box action space
     :param learning_rate: of the actor; a float or a schedule of the progress remaining, from 1 to 0
     :param buffer_size: transitions in the replay buffer
-    :param learning_starts: steps of random actions before learning
+    :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data
     :param batch_size: transitions per update
     :param tau: Polyak coefficient of the target critics; unused by "crossq" critics, which have none
     :param gamma: discount factor
@@ -62,7 +92,15 @@ class SACFlow(OffPolicyAlgorithm):
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
     :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0
     :param target_entropy: target of the path's entropy in nats; "auto" for `sb3_flow.flow.auto_target_entropy`
-    :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions, a float or a schedule
+    :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions: a float, a schedule, or two of
+        these, for the offline and the online phase
+    :param offline_dataset: data to learn from: a path, a string such as
+        "ogbench:cube-double-play-singletask-task2-v0", a dict of arrays, or a dataset, see
+        `sb3_flow.datasets.load_dataset`
+    :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
+    :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
+        data and replay buffer
+    :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
     :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
     :param compile: True for torch.compile of the losses, with CUDA graphs on CUDA; "max" to search longer for fast
@@ -97,7 +135,7 @@ class SACFlow(OffPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
         buffer_size: int = 1_000_000,
-        learning_starts: int = 5_000,
+        learning_starts: int | None = None,
         batch_size: int = 256,
         tau: float = 0.005,
         gamma: float = 0.99,
@@ -111,7 +149,11 @@ class SACFlow(OffPolicyAlgorithm):
         horizon_length: int = 1,
         ent_coef: str | float = "auto_0.2",
         target_entropy: str | float = "auto",
-        bc_coef: float | Schedule = 0.0,
+        bc_coef: BCCoef | Sequence[BCCoef] = 0.0,
+        offline_dataset: DatasetSpec | None = None,
+        offline_steps: int = 0,
+        offline_ratio: float | None = None,
+        matching_target: MatchingTarget = "atanh",
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int | None = None,
         compile: CompileMode = False,
@@ -124,6 +166,8 @@ class SACFlow(OffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        if learning_starts is None:
+            learning_starts = 5_000 if offline_dataset is None else 0
         require(not use_sde, "use_sde", use_sde, "the rollout explores by itself; set its noise with `noise_std`")
         super().__init__(
             policy,
@@ -160,6 +204,13 @@ class SACFlow(OffPolicyAlgorithm):
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
         self.bc_coef = bc_coef
+        self.offline_dataset = offline_dataset
+        self.offline_steps = offline_steps
+        self.offline_ratio = offline_ratio
+        self.matching_target: MatchingTarget = matching_target
+        self._dataset: Dataset | None = None
+        self._dataset_name = ""
+        self._n_offline = 0  # updates of the offline phase that are done
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.compile: CompileMode = compile
@@ -168,6 +219,7 @@ class SACFlow(OffPolicyAlgorithm):
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
         if _init_setup_model:
             self._setup_model()
+            self._load_dataset()
 
     def _check_arguments(self) -> None:
         require_integer("n_steps", self.n_steps)
@@ -182,14 +234,11 @@ class SACFlow(OffPolicyAlgorithm):
         require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
         require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
         self._check_chunks()
-        for name in ("learning_rate", "qf_learning_rate", "bc_coef"):
+        self._check_offline()
+        for name in ("learning_rate", "qf_learning_rate"):
             value = getattr(self, name)
             number = callable(value) or isinstance(value, Real) or (value is None and name == "qf_learning_rate")
             require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
-        for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
-            bc_coef = FloatSchedule(self.bc_coef)(progress)
-            allowed = "a number >= 0, at every progress if it is a schedule"
-            require(0 <= bc_coef < math.inf, "bc_coef", bc_coef, allowed)
         if isinstance(self.ent_coef, str):
             _initial_ent_coef(self.ent_coef)
         else:
@@ -217,6 +266,41 @@ class SACFlow(OffPolicyAlgorithm):
         )
         require(self.action_noise is None, "action_noise", self.action_noise, "a chunk is executed as it was decided")
 
+    def _check_offline(self) -> None:
+        steps = self.offline_steps
+        whole = isinstance(steps, Real) and float(steps).is_integer() and steps >= 0
+        require(whole, "offline_steps", steps, "a whole number >= 0")
+        self.offline_steps = int(steps)  # 1e6 is fine, as in learn()
+        if self.offline_ratio is not None:
+            require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
+        require_choice("matching_target", self.matching_target, MATCHING_TARGETS)
+        allowed = "a number >= 0, a schedule, or two of these, offline and online; in YAML write 0.001 or !!float 1e-3"
+        for bc_coef in _offline_online(self.bc_coef):
+            require(callable(bc_coef) or isinstance(bc_coef, Real), "bc_coef", self.bc_coef, allowed)
+            for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
+                value = FloatSchedule(bc_coef)(progress)
+                allowed = "a number >= 0, at every progress if it is a schedule"
+                require(0 <= value < math.inf, "bc_coef", value, allowed)
+
+    def _load_dataset(self) -> None:
+        """The data behind `offline_dataset`, unless they are here; a loaded model reads them when it learns."""
+        if self.offline_dataset is None:
+            left = self.offline_steps - self._n_offline
+            advice = f"{left} of them are left, and there is no offline_dataset; pass it, to `load` as well"
+            require(left <= 0, "offline_steps", self.offline_steps, advice)
+            if self._dataset_name:
+                warnings.warn(
+                    f"Learning goes on without the offline data that this model had ({self._dataset_name}). To keep "
+                    "them, pass offline_dataset to `load`.",
+                    stacklevel=3,
+                )
+                self._dataset_name = ""
+        elif self._dataset is None:
+            require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
+            dataset = load_dataset(self.offline_dataset)
+            check_fits(dataset, self.observation_space, self.action_space)
+            self._dataset, self._dataset_name = dataset, repr(dataset)
+
     @classmethod
     def _get_policy_from_name(cls, policy_name: str) -> type[BasePolicy]:
         require_choice("policy", policy_name, tuple(cls.policy_aliases))
@@ -238,7 +322,7 @@ class SACFlow(OffPolicyAlgorithm):
             self.policy_delay = kind.policy_delay
         qf_learning_rate = kind.learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
         self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
-        self.bc_schedule = FloatSchedule(self.bc_coef)
+        self.bc_schedules = [FloatSchedule(bc_coef) for bc_coef in _offline_online(self.bc_coef)]
         if self.target_entropy == "auto":
             self.target_entropy = auto_target_entropy(
                 self.policy.chunk_dim, self.policy.flow_steps, self.policy.rollout, self.policy.noise_std
@@ -270,7 +354,8 @@ class SACFlow(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rates()
         # A tensor: torch.compile would make a new graph for every number
-        bc_coef = th.tensor(self.bc_schedule(self._current_progress_remaining), device=self.device)
+        bc_schedule = self.bc_schedules[0 if self.is_offline else 1]
+        bc_coef = th.tensor(bc_schedule(self._current_progress_remaining), device=self.device)
         assert self.policy_delay is not None
         log = _Log()
         start = time.perf_counter()
@@ -297,7 +382,17 @@ class SACFlow(OffPolicyAlgorithm):
         self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
 
     def _sample(self, batch_size: int) -> Batch:
-        batch = to_batch(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env), self.gamma)
+        n_offline = self._offline_share(batch_size)
+        batches = []
+        if n_offline < batch_size:
+            samples = self.replay_buffer.sample(batch_size - n_offline, env=self._vec_normalize_env)
+            batches.append(to_batch(samples, self.gamma))
+        if n_offline > 0:
+            assert self._dataset is not None
+            data, env = self._dataset.at(self._n_updates - 1), self._vec_normalize_env
+            chunks = sample_dataset(data, n_offline, self.horizon_length, self.gamma, self.device, env)
+            batches.append(to_batch(chunks, self.gamma))
+        batch = batches[0] if len(batches) == 1 else join(*batches)
         check_finite(
             "replay batch",
             observations=batch.observations,
@@ -306,6 +401,17 @@ class SACFlow(OffPolicyAlgorithm):
             next_observations=batch.next_observations,
         )
         return batch
+
+    def _offline_share(self, batch_size: int) -> int:
+        """How many of a batch come from the offline data."""
+        if self._dataset is None:
+            return 0
+        stored = (self.replay_buffer.size() - self.horizon_length + 1) * self.n_envs
+        if self.is_offline or stored <= 0:
+            return batch_size
+        if self.offline_ratio is not None:
+            return round(self.offline_ratio * batch_size)
+        return int(np.random.binomial(batch_size, len(self._dataset) / (len(self._dataset) + stored)))
 
     def _update_critic(self, batch: Batch, ent_coef: th.Tensor, log: "_Log") -> None:
         """One step on the TD error (Eq. 10)."""
@@ -343,13 +449,14 @@ class SACFlow(OffPolicyAlgorithm):
         return q, next_q
 
     def _update_actor(self, batch: Batch, ent_coef: th.Tensor, bc_coef: th.Tensor, log: "_Log") -> th.Tensor:
-        """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12). Returns log pi, (B,)."""
+        """One step on `alpha log pi - Q` and the proximity term (Eq. 11, 12), offline on Eq. 3 too. log pi, (B,)."""
         self.actor.set_training_mode(True)
         self.critic.set_training_mode(False)
         noise = self.actor.sample_noise(len(batch.actions))
+        line = self.actor.sample_line(len(batch.actions)) if self.is_offline else None
         # Gradients flow through the critic to the actions, not into its parameters
         with _frozen(self.critic):
-            actor = self._actor_loss_fn(batch, noise, ent_coef, bc_coef)
+            actor = self._actor_loss_fn(batch, noise, ent_coef, bc_coef, line)
         check_finite("actor update", log_prob=actor.log_prob, actor_loss=actor.loss)
         _step(self.actor.optimizer, actor.loss, "actor")
         log.add(
@@ -359,13 +466,22 @@ class SACFlow(OffPolicyAlgorithm):
             log_std=actor.log_std,
             saturated=actor.saturated,
         )
+        if actor.matching_loss is not None:
+            log.add(matching_loss=actor.matching_loss)
         return actor.log_prob
 
-    def _actor_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor) -> losses.ActorLoss:
-        path = self.actor.path(batch.observations, noise)
+    def _actor_loss(
+        self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor, line: Line | None = None
+    ) -> losses.ActorLoss:
+        velocity = self.actor.field(batch.observations)
+        path = rollout(velocity, noise, self.actor.rollout_kind)
         actions = th.tanh(path.x)
         q = self.critic.reduce(self.critic(batch.observations, actions))
-        return losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef, batch.in_episode)
+        actor = losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef, batch.in_episode)
+        if line is None:
+            return actor
+        error = matching_error(velocity, batch.actions, line, self.matching_target)
+        return losses.add_matching(actor, error, batch.in_episode)
 
     def _update_temperature(self, log_prob: th.Tensor, log: "_Log") -> None:
         """One step on alpha towards the target entropy (Eq. 24)."""
@@ -406,6 +522,45 @@ class SACFlow(OffPolicyAlgorithm):
         if self.ent_coef_optimizer is not None:
             update_learning_rate(self.ent_coef_optimizer, qf_learning_rate)
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether the next update belongs to the offline phase."""
+        return self._n_offline < self.offline_steps
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        goes_on = not self.is_offline or self._train_offline(callback, log_interval)
+        if not goes_on or self.num_timesteps >= self._total_timesteps:
+            return RolloutReturn(0, 0, continue_training=False)
+        return super().collect_rollouts(
+            env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+        )
+
+    def _train_offline(self, callback: BaseCallback, log_interval: int | None) -> bool:
+        """The offline phase, as far as the timesteps reach. Returns whether to go on."""
+        while self.is_offline and self.num_timesteps < self._total_timesteps:
+            # As many updates between two calls of the callback as there are steps when learning online
+            left = min(self.offline_steps - self._n_offline, self._total_timesteps - self.num_timesteps)
+            updates = min(self.n_envs, left)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self.train(updates, self.batch_size)
+            self._n_offline += updates
+            self.num_timesteps += updates
+            if log_interval is not None and self._n_offline % OFFLINE_LOG_INTERVAL < updates:
+                self.dump_logs()
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        return True
+
     def learn(
         self: SelfSACFlow,
         total_timesteps: float,
@@ -415,6 +570,13 @@ class SACFlow(OffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSACFlow:
+        """Learn for so many timesteps: first what is left of the `offline_steps`, then in the environment.
+
+        :param total_timesteps: updates of the offline phase and steps of the environment, together
+
+        The other parameters are those of SB3's `learn`.
+        """
+        self._load_dataset()
         will_reset = reset_num_timesteps or self._last_obs is None
         if will_reset and isinstance(self.replay_buffer, ChunkSampling):
             self.replay_buffer.end_episodes()
@@ -427,6 +589,17 @@ class SACFlow(OffPolicyAlgorithm):
             progress_bar=progress_bar,
         )
 
+    def learn_offline(self: SelfSACFlow, steps: float, **kwargs: Any) -> SelfSACFlow:
+        """Make some updates from the offline data alone, whatever `offline_steps` says; then `learn` goes on online.
+
+        :param steps: number of updates
+        :param kwargs: arguments of `learn`: callback, log_interval, progress_bar, ...
+        :raises ValueError: without `offline_dataset`
+        """
+        require_integer("steps", int(steps))
+        self.offline_steps = self._n_offline + int(steps)
+        return self.learn(steps, **kwargs)
+
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
@@ -435,6 +608,9 @@ class SACFlow(OffPolicyAlgorithm):
             "critic_target",
             "_critic_loss_fn",
             "_actor_loss_fn",
+            "_dataset",
+            # A name is kept, data are not
+            *([] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]),
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -499,6 +675,15 @@ def _cat_obs(obs: PyTorchObs, next_obs: PyTorchObs) -> PyTorchObs:
         return {key: th.cat([value, next_obs[key]]) for key, value in obs.items()}
     assert isinstance(next_obs, th.Tensor)
     return th.cat([obs, next_obs])
+
+
+def _offline_online(bc_coef: BCCoef | Sequence[BCCoef]) -> tuple[BCCoef, BCCoef]:
+    """The proximity term's weight in the two phases."""
+    if not isinstance(bc_coef, Sequence):
+        return bc_coef, bc_coef
+    two = not isinstance(bc_coef, str) and len(bc_coef) == 2
+    require(two, "bc_coef", bc_coef, "a number >= 0, a schedule, or two of these, offline and online")
+    return bc_coef[0], bc_coef[1]
 
 
 def _initial_ent_coef(ent_coef: str) -> float:

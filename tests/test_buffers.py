@@ -84,11 +84,12 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 def expected(steps: list[Step]) -> dict[str, Any]:
     """What one chunk must look like, step by step."""
-    reward, alive, in_episode = 0.0, True, []
+    reward, alive, in_episode, terminated = 0.0, True, [], False
     for j, step in enumerate(steps):
         in_episode.append(float(alive))
         if alive:
             reward += GAMMA**j * step.reward
+            terminated = step.done and not step.timeout
         if step.done:
             alive = False
     last = steps[-1]
@@ -97,7 +98,7 @@ def expected(steps: list[Step]) -> dict[str, Any]:
         "actions": np.concatenate([action_of(step.tag) for step in steps]),
         "next_observations": [last.tag + 0.5],
         "rewards": [reward],
-        "dones": [float(last.done and not last.timeout)],
+        "dones": [float(terminated)],
         "discounts": [GAMMA ** len(steps)],
         "valid": [in_episode[-1]],
         "in_episode": np.repeat(in_episode, 2),
