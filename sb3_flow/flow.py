@@ -13,6 +13,8 @@ from torch.nn.functional import softplus
 
 RolloutKind = Literal["sde", "noise"]
 ROLLOUT_KINDS: tuple[str, ...] = get_args(RolloutKind)
+Likelihood = Literal["action", "path"]
+LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 MatchingTarget = Literal["atanh", "raw"]
 MATCHING_TARGETS: tuple[str, ...] = get_args(MatchingTarget)
 # Where atanh ends: actions at the bounds have no point of the flow
@@ -34,7 +36,8 @@ class Path(NamedTuple):
     """One sampled path, ended."""
 
     x: th.Tensor  # (B, D): A_1, before the squash; the action is tanh(x)
-    log_prob: th.Tensor  # (B,): joint density of the path, squash included (Eq. 15)
+    log_prob: th.Tensor  # (B,): the log-density that is regularised, squash included; see `rollout`
+    path_log_prob: th.Tensor  # (B,): joint log-density of the path, squash included (Eq. 15)
     log_std: th.Tensor  # (): mean log-std over batch, dimensions and steps
 
 
@@ -61,7 +64,7 @@ def drift(x: th.Tensor, v: th.Tensor, t: th.Tensor, std: th.Tensor) -> th.Tensor
     return v + 0.5 * std.square() * (t * v - x) / (1 - t)
 
 
-def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde") -> Path:
+def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde", likelihood: Likelihood = "path") -> Path:
     """Integrate the noise-augmented flow from t = 0 to 1 in K Euler steps (Eq. 13-15).
 
     The deterministic path is the same call with all noise zero: x_0 = 0 and no diffusion, the drift correction kept.
@@ -69,11 +72,13 @@ def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde") -
     :param velocity: `(x, t) -> Velocity`; t has shape (1, 1)
     :param noise: (K + 1, B, D) standard normal: x_0, then the noise of each step
     :param kind: "sde" adds sigma sqrt(dt) eps with the drift correction, "noise" adds sigma eps without one
+    :param likelihood: "path" for the joint density (Eq. 15), "action" for that of the action given the point before the
+        last step: its entropy is at most the action's own, and noise that later steps cancel does not raise it
     """
     x, steps = noise[0], noise.shape[0] - 1
     dt = 1 / steps
     # log N(x_0; 0, I), then one Gaussian a step: (x_{i+1} - mean_i) / std_i is the noise itself
-    log_prob = -0.5 * (noise.square() + LOG_2PI).sum(dim=(0, 2))  # (K + 1, B, D) -> (B,)
+    gaussians = list((-0.5 * (noise.square() + LOG_2PI).sum(dim=2)).unbind())  # (K + 1, B, D) -> K + 1 times (B,)
     log_stds = []
     for i in range(steps):
         t = x.new_full((1, 1), i * dt)
@@ -83,8 +88,11 @@ def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde") -
         if kind == "sde":
             b, std, log_std = drift(x, v, t, std), std * math.sqrt(dt), log_std + 0.5 * math.log(dt)
         x = x + b * dt + std * noise[i + 1]
-        log_prob = log_prob - log_std.expand_as(x).sum(dim=1)
-    return Path(x, log_prob - log_det_tanh(x).sum(dim=1), th.stack(log_stds).mean())
+        gaussians[i + 1] = gaussians[i + 1] - log_std.expand_as(x).sum(dim=1)
+    log_det = log_det_tanh(x).sum(dim=1)
+    path_log_prob = sum(gaussians) - log_det
+    log_prob = path_log_prob if likelihood == "path" else gaussians[-1] - log_det
+    return Path(x, log_prob, path_log_prob, th.stack(log_stds).mean())
 
 
 def matching_error(velocity: VelocityFn, actions: th.Tensor, line: Line, target: MatchingTarget) -> th.Tensor:
@@ -113,31 +121,39 @@ def bound_log_std(raw: th.Tensor, low: float, high: float) -> th.Tensor:
     return low + 0.5 * (high - low) * (th.tanh(raw) + 1)
 
 
-def path_entropy(dim: int, steps: int, log_std: float, kind: RolloutKind) -> float:
-    """Entropy in nats of a path with constant sigma, squash left out: K + 1 complete Gaussians of `dim` numbers.
+def constant_entropy(dim: int, steps: int, log_std: float, kind: RolloutKind, likelihood: Likelihood = "path") -> float:
+    """Entropy in nats with constant sigma, squash left out: K + 1 complete Gaussians of `dim` numbers, or the last one.
 
     :param dim: D
     :param steps: K
     :param log_std: log sigma
     :param kind: "sde" scales each step's sigma by sqrt(1/K)
+    :param likelihood: of the path or of the action
     """
     step_log_std = log_std - 0.5 * math.log(steps) if kind == "sde" else log_std
-    return dim * ((steps + 1) * 0.5 * (LOG_2PI + 1) + steps * step_log_std)
+    one_step = 0.5 * (LOG_2PI + 1) + step_log_std
+    return dim * (one_step if likelihood == "action" else 0.5 * (LOG_2PI + 1) + steps * one_step)
 
 
-def auto_target_entropy(dim: int, steps: int, kind: RolloutKind, noise_std: float | None) -> float:
+def auto_target_entropy(
+    dim: int, steps: int, kind: RolloutKind, noise_std: float | None, likelihood: Likelihood = "path"
+) -> float:
     """Target entropy of the temperature (Eq. 24) when the user gives none.
 
-    With sigma learned: 0 at K = 4, the paper's; at other K what asks for the same sigma. With sigma fixed only the
-    squash can move the entropy: one nat of saturation per dimension is allowed.
+    With sigma learned: for the action -D, as in SAC; for the path 0 at K = 4, the paper's, and at other K what asks for
+    the same sigma. With sigma fixed only the squash can move the entropy: one nat of saturation per dimension is
+    allowed.
 
     :param dim: D
     :param steps: K
     :param kind: the rollout
     :param noise_std: fixed sigma, or None when it is learned
+    :param likelihood: whose entropy it is
     """
     if noise_std is not None:
-        return path_entropy(dim, steps, math.log(noise_std), kind) - dim
+        return constant_entropy(dim, steps, math.log(noise_std), kind, likelihood) - dim
+    if likelihood == "action":
+        return -float(dim)
     if steps == 4:
         return 0.0
-    return path_entropy(dim, steps, TARGET_LOG_STD - (0.5 * math.log(4) if kind == "noise" else 0.0), kind)
+    return constant_entropy(dim, steps, TARGET_LOG_STD - (0.5 * math.log(4) if kind == "noise" else 0.0), kind)

@@ -26,6 +26,7 @@ class ActorLoss(NamedTuple):
 
     loss: th.Tensor  # ()
     log_prob: th.Tensor  # (B,)
+    path_log_prob: th.Tensor  # (B,)
     bc_loss: th.Tensor  # (), unweighted
     log_std: th.Tensor  # (), mean over the path
     saturated: th.Tensor  # (), share of the action's numbers close to their bounds
@@ -46,7 +47,7 @@ def td_target(
     :param dones: (B,) 1 where the episode terminated
     :param discounts: gamma^m, (B,) or a number
     :param next_q: (B,) critics' verdict on (s', a'), already reduced over critics
-    :param next_log_prob: (B,) log-density of the path that led to a'
+    :param next_log_prob: (B,) log-density of a', or of the path that led to it
     :param ent_coef: () alpha
     """
     return (rewards + discounts * (1 - dones) * (next_q - ent_coef * next_log_prob)).detach()
@@ -84,7 +85,9 @@ def actor_loss(
     bc_loss = _mean((actions - replay_actions).square(), in_episode)
     loss = (ent_coef * path.log_prob - q).mean() + bc_coef * bc_loss
     saturated = (actions.detach().abs() > SATURATED).to(q.dtype).mean()
-    return ActorLoss(loss, path.log_prob.detach(), bc_loss.detach(), path.log_std.detach(), saturated)
+    return ActorLoss(
+        loss, path.log_prob.detach(), path.path_log_prob.detach(), bc_loss.detach(), path.log_std.detach(), saturated
+    )
 
 
 def add_matching(actor: ActorLoss, error: th.Tensor, in_episode: th.Tensor | None = None) -> ActorLoss:

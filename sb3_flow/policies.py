@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.checks import is_integer, require, require_choice, require_integer, require_number
-from sb3_flow.flow import ROLLOUT_KINDS, Line, Path, RolloutKind, VelocityFn, rollout
+from sb3_flow.flow import LIKELIHOODS, ROLLOUT_KINDS, Likelihood, Line, Path, RolloutKind, VelocityFn, rollout
 from sb3_flow.layers import BatchRenorm, ensemble_mlp
 from sb3_flow.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
 
@@ -52,6 +52,7 @@ class FlowActor(BasePolicy):
     :param chunk_dim: D, numbers in an action chunk
     :param flow_steps: K
     :param rollout_kind: "sde" or "noise", see `sb3_flow.flow.rollout`
+    :param likelihood: "action" or "path", see there
     :param normalize_images: divide images by 255
     """
 
@@ -65,6 +66,7 @@ class FlowActor(BasePolicy):
         chunk_dim: int,
         flow_steps: int,
         rollout_kind: RolloutKind,
+        likelihood: Likelihood,
         normalize_images: bool = True,
     ):
         super().__init__(
@@ -78,6 +80,7 @@ class FlowActor(BasePolicy):
         self.velocity = velocity
         self.flow_steps = flow_steps
         self.rollout_kind: RolloutKind = rollout_kind
+        self.likelihood: Likelihood = likelihood
         self.chunk_dim = chunk_dim
 
     def path(self, obs: PyTorchObs, noise: th.Tensor) -> Path:
@@ -86,7 +89,11 @@ class FlowActor(BasePolicy):
         :param obs: B observations
         :param noise: (K + 1, B, D) standard normal, or zeros for the deterministic path
         """
-        return rollout(self.field(obs), noise, self.rollout_kind)
+        return self.path_in(self.field(obs), noise)
+
+    def path_in(self, velocity: VelocityFn, noise: th.Tensor) -> Path:
+        """Roll the flow out in the states of a `field`. The parameters are those of `path`."""
+        return rollout(velocity, noise, self.rollout_kind, self.likelihood)
 
     def field(self, obs: PyTorchObs) -> VelocityFn:
         """The velocity net in B states, which are encoded once: `(x, t) -> Velocity`."""
@@ -104,7 +111,7 @@ class FlowActor(BasePolicy):
         return th.randn(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Sampled actions (B, D) in [-1, 1] and the log-density (B,) of their paths, under the name SAC's actor has."""
+        """Sampled actions (B, D) in [-1, 1] and their log-densities (B,), under the name SAC's actor has."""
         path = self.path(obs, self.sample_noise(_batch_size(obs)))
         return th.tanh(path.x), path.log_prob
 
@@ -183,6 +190,8 @@ class FlowPolicy(BasePolicy):
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop; SACFlow sets it
     :param flow_steps: K >= 1, Euler steps of the rollout
     :param rollout: "sde" (paper, Eq. 13) or "noise" (the authors' code: no drift correction)
+    :param likelihood: whose entropy is regularised: "path" (paper, Eq. 15), or "action", which is less than that of the
+        action itself and more than nothing when the path's noise cancels (docs/algorithm.md)
     :param noise_std: fixed sigma > 0 of the rollout's noise; None for a learned log-std head
     :param log_std_range: lowest and highest learned log-std; None for (-5, 0) with "sde", (-5, 2) with "noise"
     :param critic: "crossq" (from scratch) or "target" (offline-to-online)
@@ -210,6 +219,7 @@ class FlowPolicy(BasePolicy):
         horizon_length: int = 1,
         flow_steps: int = 4,
         rollout: RolloutKind = "sde",
+        likelihood: Likelihood = "action",
         noise_std: float | None = None,
         log_std_range: tuple[float, float] | None = None,
         critic: str = "crossq",
@@ -223,6 +233,7 @@ class FlowPolicy(BasePolicy):
         for name, value in {"horizon_length": horizon_length, "flow_steps": flow_steps, "n_critics": n_critics}.items():
             require_integer(name, value)
         require_choice("rollout", rollout, ROLLOUT_KINDS)
+        require_choice("likelihood", likelihood, LIKELIHOODS)
         require_choice("critic", critic, tuple(CRITIC_KINDS))
         if noise_std is not None:
             require_number("noise_std", noise_std, math.ulp(0.0), math.inf, "a number > 0, or None to learn it")
@@ -253,6 +264,7 @@ class FlowPolicy(BasePolicy):
         self.chunk_dim = horizon_length * get_action_dim(action_space)
         self.flow_steps = flow_steps
         self.rollout: RolloutKind = rollout
+        self.likelihood: Likelihood = likelihood
         self.noise_std = noise_std
         self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
         self.critic_name = critic
@@ -317,6 +329,7 @@ class FlowPolicy(BasePolicy):
             self.chunk_dim,
             self.flow_steps,
             self.rollout,
+            self.likelihood,
             self.normalize_images,
         ).to(self.device)
 
@@ -342,6 +355,7 @@ class FlowPolicy(BasePolicy):
             horizon_length=self.horizon_length,
             flow_steps=self.flow_steps,
             rollout=self.rollout,
+            likelihood=self.likelihood,
             noise_std=self.noise_std,
             log_std_range=self.log_std_range,
             critic=self.critic_name,

@@ -58,7 +58,6 @@ from sb3_flow.flow import (
     MatchingTarget,
     auto_target_entropy,
     matching_error,
-    rollout,
 )
 from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 
@@ -91,7 +90,7 @@ class SACFlow(OffPolicyAlgorithm):
     :param n_steps: n-step returns; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
     :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0
-    :param target_entropy: target of the path's entropy in nats; "auto" for `sb3_flow.flow.auto_target_entropy`
+    :param target_entropy: target of the entropy in nats; "auto" for `sb3_flow.flow.auto_target_entropy`
     :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions: a float, a schedule, or two of
         these, for the offline and the online phase
     :param offline_dataset: data to learn from: a path, a string such as
@@ -325,7 +324,11 @@ class SACFlow(OffPolicyAlgorithm):
         self.bc_schedules = [FloatSchedule(bc_coef) for bc_coef in _offline_online(self.bc_coef)]
         if self.target_entropy == "auto":
             self.target_entropy = auto_target_entropy(
-                self.policy.chunk_dim, self.policy.flow_steps, self.policy.rollout, self.policy.noise_std
+                self.policy.chunk_dim,
+                self.policy.flow_steps,
+                self.policy.rollout,
+                self.policy.noise_std,
+                self.policy.likelihood,
             )
         self.target_entropy = float(self.target_entropy)
         if isinstance(self.ent_coef, str):
@@ -462,7 +465,8 @@ class SACFlow(OffPolicyAlgorithm):
         log.add(
             actor_loss=actor.loss,
             bc_loss=actor.bc_loss,
-            path_entropy=-actor.log_prob.mean(),
+            entropy=-actor.log_prob,
+            path_entropy=-actor.path_log_prob,
             log_std=actor.log_std,
             saturated=actor.saturated,
         )
@@ -474,7 +478,7 @@ class SACFlow(OffPolicyAlgorithm):
         self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor, line: Line | None = None
     ) -> losses.ActorLoss:
         velocity = self.actor.field(batch.observations)
-        path = rollout(velocity, noise, self.actor.rollout_kind)
+        path = self.actor.path_in(velocity, noise)
         actions = th.tanh(path.x)
         q = self.critic.reduce(self.critic(batch.observations, actions))
         actor = losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef, batch.in_episode)

@@ -80,7 +80,7 @@ def update_once(model: OffPolicyAlgorithm, monkeypatch: pytest.MonkeyPatch, batc
 
     def path(obs: th.Tensor, noise: th.Tensor) -> Path:
         assert obs is batch.next_observations
-        return Path(th.atanh(next_actions), next_log_prob, th.tensor(0.0))
+        return Path(th.atanh(next_actions), next_log_prob, next_log_prob, th.tensor(0.0))
 
     def action_log_prob(obs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         assert obs is batch.next_observations

@@ -5,20 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from helpers import randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from sb3_flow.flow import (
+    LIKELIHOODS,
     ROLLOUT_KINDS,
+    Likelihood,
     RolloutKind,
     Velocity,
     VelocityFn,
     auto_target_entropy,
     bound_log_std,
+    constant_entropy,
     drift,
     log_det_tanh,
-    path_entropy,
     rollout,
 )
 
@@ -166,8 +169,11 @@ def test_log_prob_is_the_sum_of_the_step_densities_and_of_the_squash(
     # The transform's inverse is given x itself, since atanh(tanh(x)) has lost digits by |x| = 8
     squash = TanhTransform(cache_size=1)
     squashed = TransformedDistribution(step_law(field, points[-2], steps - 1, steps, kind), [squash])
-    expected = expected + squashed.log_prob(squash(points[-1]))
-    th.testing.assert_close(path.log_prob, expected.sum(dim=1))
+    last = squashed.log_prob(squash(points[-1]))
+    th.testing.assert_close(path.log_prob, (expected + last).sum(dim=1))
+    of_action = rollout(field, noise, kind, "action")
+    th.testing.assert_close(of_action.log_prob, last.sum(dim=1))
+    th.testing.assert_close(of_action.path_log_prob, path.log_prob)
 
 
 @kinds
@@ -211,6 +217,30 @@ def test_log_prob_marginalised_over_the_path_is_the_squashed_gaussian_of_an_affi
     std = math.hypot(1 - 0.8 - sigma**2 / 2, sigma)
     gaussian = Normal(0.4, th.tensor(std, dtype=th.float64))
     th.testing.assert_close(density, gaussian.log_prob(th.atanh(action)).exp() / (1 - action**2), rtol=1e-8, atol=1e-12)
+
+
+def test_noise_that_the_next_step_cancels_raises_the_entropy_of_the_path_alone() -> None:
+    def field(log_std: float) -> VelocityFn:
+        # Two steps without a correction: the second takes x_1 to 0, whatever the first added
+        return lambda x, t: Velocity(-2 * x, th.full((1, 1), log_std if t.item() == 0 else -1.0, dtype=th.float64))
+
+    noise = randn(3, 50_000, 1)
+    quiet, loud = (rollout(field(log_std), noise, "noise", "action") for log_std in (-3.0, 0.0))
+    th.testing.assert_close(loud.x, quiet.x)
+    assert -loud.path_log_prob.mean() == pytest.approx(3 - quiet.path_log_prob.mean().item())
+    assert loud.log_prob.mean() == pytest.approx(quiet.log_prob.mean().item())
+
+
+@pytest.mark.parametrize("slope", [-1.8, -1.0, 0.5])
+def test_the_entropy_of_the_action_given_the_point_before_is_at_most_its_own(slope: float) -> None:
+    def field(x: th.Tensor, t: th.Tensor) -> Velocity:
+        return Velocity(slope * x, th.full((1, 1), math.log(0.3), dtype=th.float64))
+
+    path = rollout(field, randn(3, 100_000, 1), "noise", "action")
+    before_squash = path.log_prob + log_det_tanh(path.x).sum(dim=1)
+    own = Normal(0.0, path.x.std()).entropy()  # the field is linear: x_K is Gaussian
+    assert -before_squash.mean() <= own + 1e-2
+    assert slope != -1.8 or -before_squash.mean() > own - 0.1  # what is cancelled leaves the bound tight
 
 
 @kinds
@@ -269,9 +299,12 @@ def test_bound_log_std_is_monotone_onto_its_range(raw: float, low: float, width:
 
 
 @kinds
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("dim", [1, 3])
 @pytest.mark.parametrize("steps", [1, 4, 7])
-def test_path_entropy_is_minus_the_mean_log_density_before_the_squash(kind: RolloutKind, steps: int, dim: int) -> None:
+def test_constant_entropy_is_minus_the_mean_log_density_before_the_squash(
+    kind: RolloutKind, likelihood: Likelihood, steps: int, dim: int
+) -> None:
     log_std = -0.9
 
     def field(x: th.Tensor, t: th.Tensor) -> Velocity:
@@ -279,9 +312,15 @@ def test_path_entropy_is_minus_the_mean_log_density_before_the_squash(kind: Roll
 
     # The log-density is linear in the squares of the noise, whose mean is 1: noise of +-1 gives the mean itself
     noise = 2.0 * th.arange((steps + 1) * dim, dtype=th.float64).fmod(2).view(steps + 1, 1, dim) - 1
-    path = rollout(field, noise, kind)
+    path = rollout(field, noise, kind, likelihood)
     before_squash = path.log_prob + log_det_tanh(path.x).sum(dim=1)
-    assert path_entropy(dim, steps, log_std, kind) == pytest.approx(-before_squash.item(), rel=1e-12)
+    assert constant_entropy(dim, steps, log_std, kind, likelihood) == pytest.approx(-before_squash.item(), rel=1e-12)
+
+
+@kinds
+@pytest.mark.parametrize("dim", [1, 6, 17])
+def test_learned_sigma_has_the_target_of_sac_for_the_action(kind: RolloutKind, dim: int) -> None:
+    assert auto_target_entropy(dim, 7, kind, None, "action") == -dim
 
 
 @kinds
@@ -296,8 +335,8 @@ def test_learned_sigma_has_the_target_that_asks_for_the_same_step_at_every_step_
     kind: RolloutKind, dim: int
 ) -> None:
     def log_std_at(steps: int) -> float:
-        # path_entropy is affine in log_std: solve it for the target
-        offset, slope = path_entropy(dim, steps, 0.0, kind), steps * dim
+        # constant_entropy is affine in log_std: solve it for the target
+        offset, slope = constant_entropy(dim, steps, 0.0, kind), steps * dim
         return (auto_target_entropy(dim, steps, kind, None) - offset) / slope
 
     for steps in (1, 2, 3, 5, 7, 10, 20):
@@ -308,12 +347,15 @@ def test_learned_sigma_has_the_target_that_asks_for_the_same_step_at_every_step_
 @kinds
 @pytest.mark.parametrize("steps", [1, 4, 10])
 @pytest.mark.parametrize("noise_std", [0.05, 0.1, 1.0])
-def test_fixed_sigma_has_the_path_entropy_less_one_nat_a_dimension(
+def test_fixed_sigma_has_its_own_entropy_less_one_nat_a_dimension(
     kind: RolloutKind, steps: int, noise_std: float
 ) -> None:
     std = noise_std / steps**0.5 if kind == "sde" else noise_std
-    entropy = Normal(0.0, 1.0).entropy() + steps * Normal(0.0, th.tensor(std, dtype=th.float64)).entropy()
+    one_step = Normal(0.0, th.tensor(std, dtype=th.float64)).entropy()
+    entropy = Normal(0.0, 1.0).entropy() + steps * one_step
     assert auto_target_entropy(5, steps, kind, noise_std) == pytest.approx(5 * (entropy.item() - 1), rel=1e-6)
+    of_action = auto_target_entropy(5, steps, kind, noise_std, "action")
+    assert of_action == pytest.approx(5 * (one_step.item() - 1), rel=1e-6)
 
 
 @kinds

@@ -18,6 +18,7 @@ TRAIN_KEYS = {
         "critic_loss",
         "ent_coef_loss",
         "ent_coef",
+        "entropy",
         "path_entropy",
         "log_std",
         "q_mean",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_flow.flow import Path
-from sb3_flow.losses import actor_loss, critic_loss, ent_coef_loss, td_target
+from sb3_flow.losses import actor_loss, add_matching, critic_loss, ent_coef_loss, td_target
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)
@@ -21,7 +21,7 @@ def randn(*shape: int, seed: int) -> th.Tensor:
 
 
 def path_of(x: th.Tensor, log_prob: th.Tensor) -> Path:
-    return Path(x, log_prob, th.tensor(-1.5, dtype=th.float64, requires_grad=True))
+    return Path(x, log_prob, log_prob - 1, th.tensor(-1.5, dtype=th.float64, requires_grad=True))
 
 
 @untimed
@@ -91,10 +91,28 @@ def test_actor_loss_reports_without_gradient() -> None:
     log_prob, q = randn(2, seed=0), randn(2, seed=1)
     result = actor_loss(path_of(actions, log_prob), q, th.tensor(0.2), actions, actions.detach(), 1.0)
     assert result.loss.requires_grad
-    assert not any(value.requires_grad for value in result[1:])
+    assert result.matching_loss is None
+    assert not any(value.requires_grad for value in result[1:-1])
     assert result.saturated.item() == pytest.approx(3 / 6)
     assert result.log_std.item() == -1.5
     th.testing.assert_close(result.log_prob, log_prob.detach())
+    th.testing.assert_close(result.path_log_prob, log_prob.detach() - 1)
+
+
+def test_the_matching_loss_is_the_mean_squared_error_in_the_episode_and_is_added() -> None:
+    actions, error = randn(2, 3, seed=0), randn(2, 3, seed=1)
+    actor = actor_loss(
+        path_of(actions, randn(2, seed=2)), randn(2, seed=3), th.tensor(0.2), actions, actions.detach(), 0
+    )
+    mask = th.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    both = add_matching(actor, error, mask)
+    expected = error[mask == 1].square().mean()
+    th.testing.assert_close(both.loss, actor.loss + expected)
+    assert both.matching_loss is not None
+    th.testing.assert_close(both.matching_loss, expected.detach())
+    assert not both.matching_loss.requires_grad
+    assert both.loss.requires_grad
+    th.testing.assert_close(add_matching(actor, error).loss, actor.loss + error.square().mean())
 
 
 @untimed

@@ -174,8 +174,8 @@ def test_fixed_ent_coef_stays() -> None:
 @pytest.mark.parametrize(
     ("target_entropy", "noise_std", "expected"),
     [
-        ("auto", None, auto_target_entropy(2, 2, "sde", None)),
-        ("auto", 0.3, auto_target_entropy(2, 2, "sde", 0.3)),
+        ("auto", None, auto_target_entropy(2, 2, "sde", None, "action")),
+        ("auto", 0.3, auto_target_entropy(2, 2, "sde", 0.3, "action")),
         (-7.5, None, -7.5),
         (3, 0.3, 3.0),
     ],

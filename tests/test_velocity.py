@@ -82,7 +82,7 @@ def test_gradients_through_the_rollout_are_the_finite_differences(
 @every_sigma
 def test_every_parameter_is_trained_by_the_rollout(name: str, noise_std: float | None) -> None:
     module = Rollout(make_net(name, noise_std), "sde")
-    x, log_prob, _ = module(randn(5, FEATURES, seed=1), randn(5, 5, DIM, seed=2))
+    x, log_prob, *_ = module(randn(5, FEATURES, seed=1), randn(5, 5, DIM, seed=2))
     (x.square().sum() + log_prob.sum()).backward()
     for parameter_name, parameter in module.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -93,7 +93,7 @@ def test_every_parameter_is_trained_by_the_rollout(name: str, noise_std: float |
 def test_rows_of_a_batch_do_not_see_each_other(name: str) -> None:
     module = Rollout(make_net(name), "sde")
     features, noise = randn(4, FEATURES, seed=1), randn(4, 4, DIM, seed=2)
-    x, log_prob, _ = module(features, noise)
+    x, log_prob, *_ = module(features, noise)
     for i in range(4):
         alone = module(features[i : i + 1], noise[:, i : i + 1])
         th.testing.assert_close(alone[0][0], x[i])
