@@ -148,7 +148,7 @@ def test_everything_the_user_chose_is_saved(tmp_path: Path) -> None:
     assert {name: getattr(loaded, name) for name in chosen} == chosen
     assert loaded.policy_kwargs == model.policy_kwargs
     assert isinstance(loaded.policy, FlowGPolicy)
-    assert loaded.bc_schedule(0.5) == 1.5
+    assert loaded.bc_schedules[1](0.5) == 1.5
     assert loaded.qf_lr_schedule(0.5) == 2e-3
 
 
@@ -245,7 +245,7 @@ def test_load_changes_arguments(tmp_path: Path) -> None:
     loaded = SACFlow.load(
         tmp_path / "model", env=RandomEnv(), device="cpu", bc_coef=3.0, policy_delay=1, learning_rate=1e-5, seed=4
     )
-    assert (loaded.bc_coef, loaded.bc_schedule(0.5)) == (3.0, 3.0)
+    assert (loaded.bc_coef, loaded.bc_schedules[1](0.5)) == (3.0, 3.0)
     assert loaded.policy_delay == 1
     assert loaded.seed == 4
     loaded.learn(12)
@@ -264,7 +264,7 @@ def test_custom_objects_replace_what_was_saved(tmp_path: Path) -> None:
     loaded = SACFlow.load(tmp_path / "model", device="cpu", custom_objects=custom)
     assert loaded.learning_rate == 1e-5
     assert loaded.lr_schedule(0.5) == 1e-5
-    assert loaded.bc_schedule(0.5) == 2.0
+    assert loaded.bc_schedules[1](0.5) == 2.0
 
 
 def test_save_excludes_and_includes(tmp_path: Path) -> None:
