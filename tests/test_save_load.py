@@ -269,7 +269,7 @@ def test_custom_objects_replace_what_was_saved(tmp_path: Path) -> None:
 
 def test_save_excludes_and_includes(tmp_path: Path) -> None:
     model = make_model(bc_coef=1.0).learn(20)
-    model.save(tmp_path / "model", exclude=["bc_coef", "bc_schedule"], include=["replay_buffer"])
+    model.save(tmp_path / "model", exclude=["bc_coef", "bc_schedules"], include=["replay_buffer"])
     data, _, _ = load_from_zip_file(tmp_path / "model")
     assert data is not None
     assert "bc_coef" not in data
