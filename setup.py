@@ -36,6 +36,7 @@ setup(
         "ogbench": ["ogbench>=1.2"],
         "robomimic": ["robosuite>=1.5.2,<1.6", "h5py>=3.8"],
         "minari": ["minari[hdf5,hf]>=0.5.3"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         # rliable's dependency arch breaks on pandas 3
         "plots": ["rliable>=1.2", "matplotlib>=3.8", "pandas<3"],
         "dev": [

@@ -34,7 +34,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import SACFlow
+from sb3_flow import SACFlow, envs
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
 POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
@@ -45,7 +45,15 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
     "MALLOC_TOP_PAD_": "100000000",
 }
-FIELDS = ["step", "deterministic_return", "stochastic_return", "episode_return_std", "ent_coef", "seconds"]
+FIELDS = [
+    "step",
+    "deterministic_return",
+    "stochastic_return",
+    "episode_return_std",
+    "ent_coef",
+    "seconds",
+    "success_rate",  # of the deterministic policy, where the environment tells
+]
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,7 @@ def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
 def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
     """Train one run from where it stopped, appending one CSV row an evaluation."""
     th.set_num_threads(1)
+    envs.register()
     eval_env = make_vec_env(run.task, n_envs=run.eval_episodes, seed=10_000 + run.seed)
     run.csv.parent.mkdir(parents=True, exist_ok=True)
     run.write_settings()
@@ -145,25 +154,39 @@ def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
                 progress.put((run.name, self.num_timesteps, self.last_return))
             return True
 
-    def returns(deterministic: bool) -> NDArray[np.float64]:
+    def returns(deterministic: bool) -> tuple[NDArray[np.float64], list[bool]]:
+        """Returns of the episodes, and their successes."""
+        successes: list[bool] = []
+
+        def collect(local: dict[str, Any], _: dict[str, Any]) -> None:
+            # Called at every step of every environment, after `dones` is known
+            if local["done"] and "is_success" in local["info"]:
+                successes.append(bool(local["info"]["is_success"]))
+
         values, _ = evaluate_policy(
-            model, eval_env, run.eval_episodes, deterministic=deterministic, return_episode_rewards=True
+            model,
+            eval_env,
+            run.eval_episodes,
+            deterministic=deterministic,
+            return_episode_rewards=True,
+            callback=collect,
         )
-        return np.asarray(values)
+        return np.asarray(values), successes
 
     report = Report()
     for step in range(done + run.eval_freq, run.steps + 1, run.eval_freq):
         model.learn(run.eval_freq, callback=report, reset_num_timesteps=False, log_interval=NEVER)
-        deterministic = returns(True)
+        deterministic, successes = returns(True)
         report.last_return = float(deterministic.mean())
         log_ent_coef = getattr(model, "log_ent_coef", None)
         row = {
             "step": step,
             "deterministic_return": round(report.last_return, 2),
-            "stochastic_return": round(float(returns(False).mean()), 2),
+            "stochastic_return": round(float(returns(False)[0].mean()), 2),
             "episode_return_std": round(float(deterministic.std()), 2),
             "ent_coef": "" if log_ent_coef is None else round(log_ent_coef.exp().item(), 5),
             "seconds": round(time.perf_counter() - started, 1),
+            "success_rate": round(float(np.mean(successes)), 3) if successes else "",
         }
         new_file = not run.csv.exists()
         with open(run.csv, "a", newline="") as f:

@@ -15,7 +15,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def relative_difference(ours: th.Tensor, theirs: th.Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
 
 
 def check(policy: str, args: argparse.Namespace) -> None:
@@ -140,7 +139,7 @@ def check(policy: str, args: argparse.Namespace) -> None:
     eager, compiled = (models[name] for name in models)
     assert isinstance(eager, SACFlow)
     assert isinstance(compiled, SACFlow)
-    compiled.set_parameters(deepcopy(eager.get_parameters()))
+    compiled.policy.load_state_dict(eager.policy.state_dict())
     results = {}
     for name, model in (("eager", eager), ("compiled", compiled)):
         model.set_random_seed(1)

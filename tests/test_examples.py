@@ -13,6 +13,7 @@ ARGUMENTS = {
     "vectorised.py": ["--steps", "60", "--n-envs", "2"],
     "her.py": ["--steps", "60"],
     "callbacks.py": ["--steps", "60"],
+    "onnx_export.py": ["--steps", "60"],
     "offline_to_online.py": ["--offline-steps", "10", "--online-steps", "20", "--episodes", "1"],
     "demo.py": ["--steps", "60", "--env", "Pendulum-v1", "--video-length", "5"],
     "load_and_render.py": ["--video-length", "5"],

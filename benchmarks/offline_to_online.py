@@ -1,0 +1,119 @@
+"""Offline-to-online on data that the suites' simulators made: success before, at and after the change of phases.
+
+    python benchmarks/generate_ogbench.py --env cube-single-play-v0 --steps 100000 --out data/cube-single.npz
+    python benchmarks/offline_to_online.py cube-single --data data/cube-single.npz --seeds 1 2 3
+    python benchmarks/offline_to_online.py lift --data data/lift.hdf5 --variants flow_t flow_t+bc
+
+Runs, checkpoints and CSVs are those of `benchmarks/learning.py`: resumable, one thread a run. Nets and budgets are
+smaller than the paper's, so that a run takes about an hour of one CPU core.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learning import Run, run_all
+
+
+@dataclass(frozen=True)
+class Study:
+    """A task and its budget."""
+
+    task: str
+    dataset: str  # without the place of the data
+    bc_coef: float | list[float]
+    offline_steps: int
+    steps: int
+    eval_freq: int = 5_000
+
+
+STUDIES = {
+    "cube-single": Study(
+        "cube-single-play-singletask-task1-v0",
+        "ogbench:cube-single-play-singletask-task1-v0",
+        bc_coef=300.0,
+        offline_steps=30_000,
+        steps=60_000,
+    ),
+    "cube-double": Study(
+        "cube-double-play-singletask-task1-v0",
+        "ogbench:cube-double-play-singletask-task1-v0",
+        bc_coef=300.0,
+        offline_steps=100_000,
+        steps=200_000,
+        eval_freq=10_000,
+    ),
+    "lift": Study(
+        "lift-mh-low_dim-v0", "robomimic:lift/mh", bc_coef=[10_000.0, 1_000.0], offline_steps=20_000, steps=50_000
+    ),
+}
+# What differs from Flow-T with the paper's settings; the name before the "+" is the policy
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flow_t": {},
+    "flow_g": {},
+    "flow_mlp": {},
+    "flow_t+free": {"bc_coef": 0.0},
+    "flow_t+raw": {"matching_target": "raw"},
+    "flow_t+mixed": {"offline_ratio": 0.5},
+    # So heavy that Q does not count: behaviour cloning
+    "flow_t+bc": {"bc_coef": 1e7},
+}
+
+
+def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) -> Run:
+    """One run of `benchmarks/learning.py`."""
+    overrides = {
+        "offline_dataset": f"{study.dataset}@{args.data.resolve()}",
+        "offline_steps": study.offline_steps,
+        "learning_starts": None,
+        "horizon_length": 5,
+        "bc_coef": study.bc_coef,
+        "ent_coef": 0.0,
+        "compile": args.compile,
+        "policy_kwargs": {
+            "critic": "target",
+            "noise_std": 0.1,
+            "net_arch": {"qf": [args.width] * 3},
+            **({"d_model": args.d_model} if variant.startswith("flow_t") else {}),
+        },
+        **VARIANTS[variant],
+    }
+    return Run(
+        study.task,
+        variant,
+        seed,
+        steps=study.steps,
+        eval_freq=study.eval_freq,
+        eval_episodes=args.eval_episodes,
+        learning_starts=0,
+        width=args.width,
+        batch_size=256,
+        out=args.out,
+        overrides=overrides,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="file or folder that a generator made, or the official"
+    )
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["flow_t"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--eval-episodes", type=int, default=20)
+    parser.add_argument("--width", type=int, default=256, help="width of the three critic layers")
+    parser.add_argument("--d-model", type=int, default=64)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/offline"))
+    args = parser.parse_args()
+    if not args.data.exists():
+        parser.error(f"--data {args.data}: there is no such file; benchmarks/generate_*.py make them")
+    runs = [make_run(STUDIES[args.study], variant, seed, args) for seed in args.seeds for variant in args.variants]
+    run_all(runs, args.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The deterministic policy on its own: a module from raw observations to actions, and its ONNX file."""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+from sb3_flow.policies import FlowPolicy
+from sb3_flow.sac_flow import SACFlow
+
+Observation = th.Tensor | dict[str, th.Tensor]
+
+
+class DeterministicPolicy(nn.Module):
+    """What `predict(deterministic=True)` computes from the environment's observations, without SB3 around it.
+
+    Its call takes B observations, a tensor or a dict of tensors, and returns actions in the environment's units,
+    (B, *action shape), or with chunks (B, h, *action shape), to be executed one after the other.
+
+    :param policy: the policy; it is not copied
+    :param normalize: the environment's VecNormalize, whose statistics are then built in; None if there is none
+    """
+
+    low: th.Tensor
+    high: th.Tensor
+
+    def __init__(self, policy: FlowPolicy, normalize: VecNormalize | None = None):
+        super().__init__()
+        self.actor = policy.actor
+        self.chunk = (policy.horizon_length,) if policy.horizon_length > 1 else ()
+        self.action_shape = policy.action_space.shape
+        self.register_buffer("low", th.as_tensor(policy.action_space.low, device=policy.device))
+        self.register_buffer("high", th.as_tensor(policy.action_space.high, device=policy.device))
+        self.statistics = _statistics(normalize, policy.device)
+        self.train(False)
+
+    def forward(self, observations: Observation) -> th.Tensor:
+        if isinstance(observations, dict):
+            observations = {key: self._normalize(key, value) for key, value in observations.items()}
+            batch_size = next(iter(observations.values())).shape[0]
+        else:
+            observations = self._normalize("", observations)
+            batch_size = observations.shape[0]
+        actions = self.actor(observations, deterministic=True)  # (B, D) in [-1, 1]
+        actions = actions.reshape(batch_size, *self.chunk, *self.action_shape)
+        scaled: th.Tensor = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
+        return scaled
+
+    def _normalize(self, key: str, observations: th.Tensor) -> th.Tensor:
+        if key not in self.statistics:
+            return observations
+        mean, std, limit = self.statistics[key]
+        return ((observations - mean) / std).clamp(-limit, limit)
+
+
+def export_onnx(model: SACFlow, path: str | PathLike[str], normalize: VecNormalize | None = None) -> None:
+    """Write the deterministic policy as an ONNX file, for runtimes that have neither SB3 nor PyTorch.
+
+    Inputs are named "observation", or by the keys of a Dict space, with any number of rows; the output is "action".
+    Images are channels first, as the policy sees them.
+
+    :param model: the trained model
+    :param path: of the file
+    :param normalize: see `DeterministicPolicy`
+    :raises ImportError: without the packages of the extra "onnx"
+    """
+    try:
+        import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
+    except ImportError as error:
+        raise ImportError("The ONNX export needs more packages: pip install 'sb3_flow[onnx]'") from error
+    policy = DeterministicPolicy(model.policy, normalize).to("cpu")
+    try:
+        example = _example(model)
+        rows: Any = {0: th.export.Dim("batch")}
+        is_dict = isinstance(example, dict)
+        th.onnx.export(
+            policy,
+            (),
+            path,
+            kwargs={"observations": example},
+            dynamo=True,
+            input_names=list(example) if is_dict else ["observation"],
+            output_names=["action"],
+            dynamic_shapes={"observations": dict.fromkeys(example, rows) if is_dict else rows},
+            external_data=False,
+            verbose=False,
+        )
+    finally:
+        policy.to(model.device)
+
+
+def _example(model: SACFlow) -> Observation:
+    """Two observations: PyTorch takes a batch of one for a constant."""
+    sample = model.observation_space.sample()
+    if isinstance(sample, Mapping):
+        return {key: th.as_tensor(np.stack([value, value])) for key, value in sample.items()}
+    return th.as_tensor(np.stack([sample, sample]))
+
+
+def _statistics(normalize: VecNormalize | None, device: th.device) -> dict[str, tuple[th.Tensor, th.Tensor, float]]:
+    """Mean, standard deviation and limit by key; the key of an observation that is no Dict is ""."""
+    if normalize is None or not normalize.norm_obs:
+        return {}
+    rms = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
+
+    def tensors(one: RunningMeanStd) -> tuple[th.Tensor, th.Tensor, float]:
+        mean = th.as_tensor(one.mean, dtype=th.float32, device=device)
+        std = th.as_tensor(np.sqrt(one.var + normalize.epsilon), dtype=th.float32, device=device)
+        return mean, std, float(normalize.clip_obs)
+
+    return {key: tensors(one) for key, one in rms.items()}

@@ -1,0 +1,68 @@
+"""The exported policy acts as `predict` does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import POLICIES, VECTOR, RandomEnv, make_model, observations
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_flow import SACFlow
+from sb3_flow.export import DeterministicPolicy, export_onnx
+
+ACTION = spaces.Box(np.array([-3.0, 0.0], np.float32), np.array([1.0, 0.5], np.float32))
+DICT = spaces.Dict({"b": VECTOR, "a": spaces.Box(-1.0, 1.0, (2,), np.float32)})
+
+
+def chunks_of(model: SACFlow, obs: Any) -> Any:
+    """What `predict` decides, as the export returns it: (B, d), or with chunks (B, h, d)."""
+    actions, state = model.predict(obs, deterministic=True)
+    return actions if state is None else state[0]
+
+
+def run_onnx(path: Path, inputs: dict[str, Any]) -> Any:
+    return onnxruntime.InferenceSession(path).run(["action"], inputs)[0]
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(policy: str, horizon: int) -> None:
+    model = make_model(policy, env=RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+    obs = observations(model)
+    with th.no_grad():
+        actions = DeterministicPolicy(model.policy)(th.as_tensor(obs)).numpy()
+    np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-6)
+
+
+@pytest.mark.parametrize(("policy", "horizon"), [("FlowTPolicy", 3), ("FlowGPolicy", 1)])
+def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(policy: str, horizon: int, tmp_path: Path) -> None:
+    model = make_model(policy, env=RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+    export_onnx(model, tmp_path / "policy.onnx")
+    for rows in (1, 5):
+        obs = observations(model, rows)
+        actions = run_onnx(tmp_path / "policy.onnx", {"observation": obs})
+        np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-5)
+    model.learn(20)  # the export leaves a model that trains on
+
+
+def test_dict_observations_are_inputs_by_their_keys(tmp_path: Path) -> None:
+    model = make_model("MultiInputPolicy", env=RandomEnv(DICT)).learn(20)
+    export_onnx(model, tmp_path / "policy.onnx")
+    obs = {key: np.stack([space.sample() for _ in range(4)]) for key, space in DICT.items()}
+    np.testing.assert_allclose(run_onnx(tmp_path / "policy.onnx", obs), chunks_of(model, obs), atol=1e-5)
+
+
+@pytest.mark.parametrize("space", [VECTOR, DICT], ids=["array", "dict"])
+def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any]) -> None:
+    env = VecNormalize(DummyVecEnv([lambda: RandomEnv(space)]))
+    model = make_model("MultiInputPolicy", env=env).learn(30)
+    raw: Any = env.unnormalize_obs(env.reset())
+    normalized = env.normalize_obs(raw)
+    tensors = {k: th.as_tensor(v) for k, v in raw.items()} if isinstance(raw, dict) else th.as_tensor(raw)
+    with th.no_grad():
+        actions = DeterministicPolicy(model.policy, env)(tensors).numpy()
+    np.testing.assert_allclose(actions, chunks_of(model, normalized), atol=1e-5)
