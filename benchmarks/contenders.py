@@ -1,0 +1,53 @@
+"""The contenders of the speed benchmarks: our policies, eager and compiled, SB3's SAC and contrib's CrossQ."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sb3_contrib import CrossQ
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_flow import SACFlow
+
+POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
+SUFFIXES: dict[str, dict[str, Any]] = {"": {}, "+compiled": {"compile": True}, "+max": {"compile": "max"}}
+CONTENDERS = ["crossq", "sac", *(policy + suffix for policy in POLICIES for suffix in SUFFIXES)]
+DEFAULT = ["crossq", "sac", "flow_t", "flow_t+compiled", "flow_g", "flow_g+compiled", "flow_mlp", "flow_mlp+compiled"]
+
+
+@dataclass
+class Size:
+    """What is the same for all contenders."""
+
+    batch: int = 512
+    width: int = 1024  # of the two critic layers; the Gaussian actors have 256-256, the flows their defaults
+    flow_steps: int = 4
+    horizon: int = 1
+
+
+def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: Any) -> OffPolicyAlgorithm:
+    """A contender without a logger's output.
+
+    :param name: one of `CONTENDERS`
+    :param env: the environment
+    :param size: of nets and batches
+    :param device: where to train
+    :param kwargs: further arguments of the algorithm
+    """
+    common = {"env": env, "batch_size": size.batch, "seed": 0, "device": device, **kwargs}
+    critics = [size.width, size.width]
+    if name in ("crossq", "sac"):
+        algorithm: type[OffPolicyAlgorithm] = CrossQ if name == "crossq" else SAC
+        model = algorithm("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": critics}}, **common)
+    else:
+        policy, plus, suffix = name.partition("+")
+        model = SACFlow(
+            POLICIES[policy],
+            policy_kwargs={"net_arch": {"qf": critics}, "flow_steps": size.flow_steps},
+            horizon_length=size.horizon,
+            **SUFFIXES[plus + suffix],
+            **common,
+        )
+    model.set_logger(configure(None, []))
+    return model

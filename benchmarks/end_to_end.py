@@ -1,0 +1,71 @@
+"""Environment steps per second of `learn` at one update a step, all contenders in one process, interleaved.
+
+    python benchmarks/end_to_end.py --batch 256 --width 256
+    python benchmarks/end_to_end.py --sweep n_envs 1 2 4 8 --contenders flow_t+compiled
+
+Everything that a run does counts: acting, the environment, the buffer, the updates. The order changes at random in
+every round, the first rounds warm up, and the figures are medians with the quartiles.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from contenders import CONTENDERS, DEFAULT, Size, make_model
+from report import interleaved, machine, write_timings
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+WARM_UP = 600  # steps, of which the first are random
+NEVER = 10**9  # episodes
+
+
+def learn(model: OffPolicyAlgorithm, steps: int) -> None:
+    model.learn(steps, reset_num_timesteps=False, log_interval=NEVER)
+
+
+def measure(size: Size, n_envs: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a contender: milliseconds an environment step."""
+    runs: dict[str, Callable[[], None]] = {}
+    for name in args.contenders:
+        env = make_vec_env(args.env, n_envs=n_envs, seed=0)
+        # -1: as many updates as steps, whatever the number of environments
+        model = make_model(name, env, size, args.device, gradient_steps=-1, learning_starts=WARM_UP // 2)
+        learn(model, WARM_UP)
+        runs[name] = partial(learn, model, args.steps)
+    settings = {"env": args.env, "threads": th.get_num_threads(), "n_envs": n_envs, **dataclasses.asdict(size)}
+    timings = interleaved(runs, args.rounds, args.warmup, scale=1000 / args.steps)
+    return [{"contender": name, **settings, **timing} for name, timing in timings.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
+    parser.add_argument("--env", default="Hopper-v4")
+    for field in dataclasses.fields(Size):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+    parser.add_argument("--sweep", nargs="+", metavar=("n_envs", "N"), default=["n_envs", "1"])
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=200, help="in one measurement")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/end_to_end.csv"))
+    args = parser.parse_args()
+    if args.threads is not None:
+        th.set_num_threads(args.threads)
+    swept, *values = args.sweep
+    if swept != "n_envs":
+        parser.error(f"--sweep {swept}: only n_envs can be swept here")
+    size = Size(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Size)})
+    rows = [row for value in values for row in measure(size, int(value), args)]
+    write_timings(rows, "n_envs", "ms an environment step", args.out)
+    print(f"{th.get_num_threads()} threads, {machine()}")
+
+
+if __name__ == "__main__":
+    main()
