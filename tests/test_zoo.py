@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import optuna
 import pytest
+import sb3_flow.envs
 import yaml
+from dataset_files import regular_arrays, trajectories
+from helpers import RandomEnv
 
 from sb3_flow import FlowGPolicy, SACFlow
 from sb3_flow.zoo import register
@@ -91,7 +95,7 @@ def test_optimize_and_train_a_trial(folder):
     trained = dict(yaml.unsafe_load(config.read_text()))
     expected = {**HYPERPARAMS[ENV], **convert_sac_flow_params(trial.params), "learning_starts": 50, "buffer_size": 1000}
     assert trained == expected
-    assert trained["policy_kwargs"] == {**HYPERPARAMS[ENV]["policy_kwargs"], "flow_steps": trial.params["flow_steps"]}
+    assert trained["policy_kwargs"].items() >= HYPERPARAMS[ENV]["policy_kwargs"].items()
 
 
 def test_own_custom_envs_shadows_ours_and_one_line_helps(tmp_path):
@@ -141,13 +145,39 @@ def test_register_twice_changes_nothing(tmp_path):
     assert config("sac").endswith("rl_zoo3/hyperparams/sac.yml")
 
 
-@pytest.mark.parametrize("entry", HYPERPARAMS)
+@pytest.mark.parametrize("entry", [entry for entry in HYPERPARAMS if "offline_dataset" not in HYPERPARAMS[entry]])
 def test_every_entry_of_the_yaml_constructs_every_policy(entry):
     hyperparams = copy.deepcopy(HYPERPARAMS[entry])
     assert hyperparams.pop("n_timesteps") >= 1
     env = "Pendulum-v1" if entry == "default" else entry
     for policy in POLICIES:
         SACFlow(env=env, **{**hyperparams, "policy": policy, "buffer_size": 10})
+
+
+@pytest.mark.parametrize("entry", [entry for entry in HYPERPARAMS if "offline_dataset" in HYPERPARAMS[entry]])
+def test_every_offline_entry_names_its_own_environment_and_data(entry):
+    sb3_flow.envs.register()
+    assert entry in gym.registry
+    suite, _, name = HYPERPARAMS[entry]["offline_dataset"].partition(":")
+    assert suite in ("ogbench", "robomimic")
+    assert name == entry or "{}-{}-low_dim-v0".format(*name.split("/")) == entry
+
+
+def test_offline_entries_construct_every_policy_and_have_the_papers_weights():
+    data = regular_arrays(trajectories([20]))
+    for task, bc_coef in {
+        "scene-play-singletask-task2-v0": 300,
+        "cube-double-play-singletask-task5-v0": 300,
+        "cube-triple-play-singletask-v0": 100,
+        "cube-quadruple-play-100m-singletask-task1-v0": 100,
+        "square-mh-low_dim-v0": [10_000, 1_000],
+    }.items():
+        hyperparams = copy.deepcopy(HYPERPARAMS[task])
+        assert hyperparams.pop("n_timesteps") == 2 * hyperparams["offline_steps"] == 2e6
+        assert hyperparams["bc_coef"] == bc_coef
+        for policy in POLICIES:
+            small = {"policy": policy, "buffer_size": 10, "offline_dataset": data}
+            assert SACFlow(env=RandomEnv(), **{**hyperparams, **small}).horizon_length == 5
 
 
 def test_paper_settings():
@@ -166,20 +196,48 @@ def test_paper_settings():
             assert HYPERPARAMS[f"{task}-{version}"] == paper
 
 
-def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs():
+OFFLINE = {"offline_dataset": "ogbench:x", "ent_coef": "0.0", "policy": "FlowGPolicy"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "yaml_values", "searched", "not_searched"),
+    [
+        (
+            {"net_arch": {"qf": [8]}},
+            {"policy": "FlowTPolicy"},
+            {"d_model", "highest_log_std", "target_entropy"},
+            {"bc_coef"},
+        ),
+        (
+            {"noise_std": 0.1, "critic": "target"},
+            OFFLINE,
+            {"bc_coef", "offline_ratio", "noise_std"},
+            {"d_model", "initial_ent_coef"},
+        ),
+    ],
+    ids=["from scratch", "offline"],
+)
+def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(kept, yaml_values, searched, not_searched):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    kept = {"net_arch": {"qf": [8]}, "log_std_range": (-4.0, 0.0)}
-    study.set_user_attr("policy_kwargs", str(kept))  # what rl_zoo3 does
+    # What rl_zoo3 does
+    for key, value in {"policy_kwargs": str(kept), **yaml_values}.items():
+        study.set_user_attr(key, value)
     for _ in range(5):
         trial = study.ask()
         sampled = sample_sac_flow_params(trial, 1, 1, {})
-        assert sampled == convert_sac_flow_params(study.trials[trial.number].params)
-        assert sampled["policy_kwargs"] == {**kept, "flow_steps": sampled["policy_kwargs"]["flow_steps"]}
-        model = SACFlow("FlowTPolicy", "Pendulum-v1", **{**sampled, "buffer_size": 10})
+        params = study.trials[trial.number].params
+        assert sampled == convert_sac_flow_params(params)
+        assert params.keys() >= searched
+        assert not params.keys() & not_searched
+        for name, value in kept.items():
+            assert name == "noise_std" or sampled["policy_kwargs"][name] == value
+        policy = yaml_values["policy"]
+        model = SACFlow(policy, "Pendulum-v1", **{**sampled, "buffer_size": 20})
         assert model.policy.flow_steps in FLOW_STEPS
-        assert model.policy.log_std_range == kept["log_std_range"]
-        for name in ("learning_rate", "qf_learning_rate", "gamma", "batch_size", "policy_delay", "ent_coef"):
+        for name, value in sampled["policy_kwargs"].items():
+            assert getattr(model.policy, "critic_name" if name == "critic" else name) == value
+        for name in sampled.keys() - {"policy_kwargs"}:
             assert getattr(model, name) == sampled[name]
 
 
