@@ -1,6 +1,8 @@
-"""Load time and peak memory of an OGBench npz next to `np.load` of its arrays, and the time to sample chunks.
+"""What offline data cost: loading an OGBench npz next to `np.load` of its arrays, sampling chunks, and an update.
 
-Each measurement is a process of its own, for its peak memory. Bounds: 1.3 times `np.load`; 256 chunks of 5 in 1 ms.
+Each loading is a process of its own, for its peak memory. The update with chunks of 5 actions of 5 numbers is compared
+with that of the same nets on single actions of 25, interleaved. Bounds: 1.3 times `np.load`; 256 chunks of 5 in 1 ms;
+1.1 times the update without chunks.
 
     python benchmarks/datasets.py --rows 1000000
 """
@@ -12,15 +14,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import interleaved, machine
+from stable_baselines3.common.logger import configure
+from train_step import Shapes
 
+from sb3_flow import SACFlow
+from sb3_flow.buffers import sample_dataset
 from sb3_flow.datasets import OfflineDataset, load_ogbench
 
 EPISODE = 1001  # rows, OGBench's
 BATCH, HORIZON = 256, 5
+CHUNK_NUMBERS = 25  # numbers in a chunk
+UPDATES = 10  # in one measurement
 TASK = "cube-double-play-singletask-task2-v0"
 WIDTHS = {"observations": 37, "actions": 5, "qpos": 28, "qvel": 26}  # cube-double's
 
@@ -60,20 +70,6 @@ def peak_mb() -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def sample(dataset: OfflineDataset) -> tuple[Any, ...]:
-    """What one update of chunks needs."""
-    starts = dataset.rows(np.random.randint(0, len(dataset), size=BATCH))
-    rows = dataset.chunk_rows(starts, HORIZON)
-    return (
-        dataset.observations[starts],
-        dataset.actions[rows],
-        dataset.rewards[rows],
-        dataset.masks[rows],
-        dataset.ends[rows],
-        dataset.next_observations(rows[:, -1].clip(max=len(dataset.ends) - 2)),
-    )
-
-
 def measure(what: str, path: Path) -> dict[str, float]:
     """Time and peak memory of one way to load, in this process."""
     loads: dict[str, Callable[[], Any]] = {
@@ -95,10 +91,45 @@ def measure(what: str, path: Path) -> dict[str, float]:
         times = []
         for _ in range(500):
             start = time.perf_counter()
-            sample(loaded)
+            sample_dataset(loaded, BATCH, HORIZON, gamma=0.99)
             times.append(time.perf_counter() - start)
         result["sample_ms"] = 1000 * float(np.median(times))
     return result
+
+
+def make_updates(horizon: int, rows: int) -> Callable[[], None]:
+    """A function that makes some offline updates from random data; 25 numbers are decided at once in any case."""
+    rng, actions = np.random.default_rng(0), CHUNK_NUMBERS // horizon
+    arrays = {
+        "observations": rng.normal(size=(rows, 37)),
+        "next_observations": rng.normal(size=(rows, 37)),
+        "actions": rng.uniform(-1, 1, (rows, actions)),
+        "rewards": -np.ones(rows),
+        "masks": np.ones(rows),
+        "terminals": np.arange(rows) % EPISODE == EPISODE - 1,
+    }
+    arrays["terminals"][-1] = True
+    model = SACFlow(
+        "FlowTPolicy",
+        Shapes(37, actions),
+        offline_dataset=arrays,
+        offline_steps=10**9,
+        horizon_length=horizon,
+        bc_coef=300.0,
+        ent_coef=0.0,
+        policy_kwargs={"critic": "target", "noise_std": 0.1, "net_arch": {"qf": [256] * 3}},
+        device="cpu",
+    )
+    model.set_logger(configure(None, []))
+    return partial(model.train, UPDATES, BATCH)
+
+
+def compare_updates(rows: int) -> None:
+    runs = {f"h = {horizon}": make_updates(horizon, rows) for horizon in (1, HORIZON)}
+    timings = interleaved(runs, rounds=15, warmup=3, scale=1 / UPDATES)
+    for name, timing in timings.items():
+        print(f"{name}: {1 / timing['median']:.1f} updates/s, {1000 * timing['q1']:.1f} - {1000 * timing['q3']:.1f} ms")
+    print(f"ratio {timings[f'h = {HORIZON}']['median'] / timings['h = 1']['median']:.3f}")
 
 
 def main() -> None:
@@ -119,6 +150,8 @@ def main() -> None:
                 runs = [json.loads(subprocess.check_output(command, text=True)) for _ in range(args.repeats)]
                 best = min(runs, key=lambda run: float(run["seconds"]))
                 print(f"{path.stem:11} {what:25}", ", ".join(f"{key} {value:.3f}" for key, value in best.items()))
+    compare_updates(args.rows // 10)
+    print(machine())
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def interleaved(
             runs[name]()
             if round_ >= warmup:
                 times[name].append(scale * (time.perf_counter() - start))
-    quartiles = {name: np.percentile(values, [50, 25, 75]).round(2) for name, values in times.items()}
+    quartiles = {name: np.percentile(values, [50, 25, 75]) for name, values in times.items()}
     return {name: dict(zip(("median", "q1", "q3"), q.tolist(), strict=True)) for name, q in quartiles.items()}
 
 
@@ -137,7 +137,9 @@ def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path)
     with open(path, "w", newline="") as f:
         writer = csv.DictWriter(f, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+        )
     if len({row[swept] for row in rows}) > 1:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
