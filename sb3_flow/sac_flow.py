@@ -64,6 +64,7 @@ from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy,
 SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
 
 BCCoef = float | Schedule
+LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
 OFFLINE_LOG_INTERVAL = 1000  # updates; there are no episodes to count
 
 
@@ -581,6 +582,8 @@ class SACFlow(OffPolicyAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._load_dataset()
+        if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
+            print("A run this long is faster with compile=True, see docs/speed.md")
         will_reset = reset_num_timesteps or self._last_obs is None
         if will_reset and isinstance(self.replay_buffer, ChunkSampling):
             self.replay_buffer.end_episodes()

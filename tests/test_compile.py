@@ -143,6 +143,14 @@ def test_the_time_it_takes_is_announced(backend: Counter, capsys: pytest.Capture
     assert lines[1].startswith("Compiled the twice in ")
 
 
+@pytest.mark.parametrize(("steps", "compile", "hint"), [(5e4, False, True), (5e4, True, False), (1e3, False, False)])
+def test_a_long_uncompiled_run_says_that_there_is_a_faster_way(
+    steps: float, compile: bool, hint: bool, backend: Counter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model(compile=compile, verbose=1).learn(steps, callback=lambda *_: False)
+    assert ("compile=True" in capsys.readouterr().out) == hint
+
+
 def test_without_compilation_the_method_is_called_directly() -> None:
     method = Doubler().twice
     assert maybe_compile(method, False, CPU) is method
