@@ -83,23 +83,21 @@ class LowDimEnv(gym.Env[Observation, NDArray[Any]]):
         self.render_mode = render_mode
         self.size = {"width": width, "height": height}
         self._renderer: mujoco.Renderer | None = None
-        self.simulation: Any = robosuite.make(
-            ENVIRONMENTS[task],
-            **_env_kwargs(task, env_args)
-            | {
-                "use_object_obs": True,
-                "use_camera_obs": False,
-                "has_renderer": False,
-                "has_offscreen_renderer": False,
-                "renderer": "mujoco",
-                # Gymnasium's time limit ends episodes
-                "ignore_done": True,
-                # Compiling the scene anew takes 100 times as long as a reset and changes but the size of Lift's cube
-                "hard_reset": False,
-                # That size is drawn here, once: without a seed, environments would differ
-                "seed": 0,
-            },
-        )
+        #: What robosuite builds the simulation with; robomimic keeps it in files as env_args["env_kwargs"]
+        self.env_kwargs = _env_kwargs(task, env_args) | {
+            "use_object_obs": True,
+            "use_camera_obs": False,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "renderer": "mujoco",
+            # Gymnasium's time limit ends episodes
+            "ignore_done": True,
+            # Compiling the scene anew takes 100 times as long as a reset and changes but the size of Lift's cube
+            "hard_reset": False,
+            # That size is drawn here, once: without a seed, environments would differ
+            "seed": 0,
+        }
+        self.simulation: Any = robosuite.make(ENVIRONMENTS[task], **self.env_kwargs)
         observation, _ = self.reset()
         self.observation_space = spaces.Box(-np.inf, np.inf, observation.shape, np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (self.simulation.action_dim,), np.float32)
