@@ -36,6 +36,7 @@ PART_DEMOS = 10
 ROBOSUITE_TYPE = 1  # robomimic's number
 STEP_METRES = 0.05  # what an action of 1 asks for
 STEP_RADIANS = 0.5
+GAIN = 2.0  # a step covers about a quarter of what it is asked for
 OPEN, CLOSED = -1.0, 1.0
 UP = np.array([0.0, 0.0, 1.0])
 NOISE_KEPT = 0.8  # from one step to the next
@@ -63,7 +64,7 @@ class Operator:
 OPERATORS = {
     "better": Operator((0.8, 1.0), 0.05, 0.0, 0.01),
     "okay": Operator((0.5, 0.9), 0.15, 0.01, 0.04),
-    "worse": Operator((0.3, 0.7), 0.3, 0.03, 0.08),
+    "worse": Operator((0.4, 0.8), 0.3, 0.02, 0.08),
 }
 
 
@@ -74,11 +75,13 @@ class Settings:
     :param task: one of TASKS
     :param seed: of all random numbers
     :param keep_failures: keep the first attempt of every demonstration, whether it succeeds or not
+    :param part_demos: demonstrations in a file that one process makes
     """
 
     task: str
     seed: int
     keep_failures: bool
+    part_demos: int
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Script:
         self.steps += 1
         if np.linalg.norm(way) <= stage.tolerance and self.steps > stage.steps and stage is not self.stages[-1]:
             self.stage, self.steps = self.stage + 1, 0
-        return self._faulty(np.array([*way / STEP_METRES, self._turn(obs) / STEP_RADIANS]), stage.grip)
+        return self._faulty(GAIN * np.array([*way / STEP_METRES, self._turn(obs) / STEP_RADIANS]), stage.grip)
 
     def _turn(self, obs: dict[str, Any]) -> float:
         """Radians about the vertical to the nearest side of the cube, or back to the start for a can."""
@@ -181,8 +184,8 @@ class Script:
 def make_part(path: Path, settings: Settings) -> None:
     """Write the demonstrations that a file's number stands for."""
     env = gym.make(f"{settings.task}-mh-low_dim-v0")
-    first = int(path.stem) * PART_DEMOS
-    write_whole(path, partial(save_part, env=env, settings=settings, numbers=range(first, first + PART_DEMOS)))
+    first = int(path.stem) * settings.part_demos
+    write_whole(path, partial(save_part, env=env, settings=settings, numbers=range(first, first + settings.part_demos)))
     env.close()
 
 
@@ -303,7 +306,7 @@ def main() -> None:
     require_choice("task", args.task, TASKS)
     require_integer("demos", args.demos)
     require_integer("jobs", args.jobs)
-    settings = Settings(args.task, args.seed, args.keep_failures)
+    settings = Settings(args.task, args.seed, args.keep_failures, PART_DEMOS)
     folder = args.out.with_name(f"{args.out.name}.parts")
     paths = [folder / f"{i:04d}.hdf5" for i in range(math.ceil(args.demos / PART_DEMOS))]
     versions = {package: version(package) for package in ("robosuite", "mujoco")}
