@@ -9,6 +9,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
 import sb3_flow
+import sb3_flow.envs
 from sb3_flow.sac_flow import SACFlow
 from sb3_flow.zoo.sampler import convert_sac_flow_params, sample_sac_flow_params
 
@@ -17,7 +18,11 @@ CONFIG = Path(sb3_flow.__file__).parent / "hyperparams" / f"{ALGO}.yml"
 
 
 def register() -> None:
-    """Add SACFlow, its Optuna search space and its hyperparameters to rl-zoo3; calling it again changes nothing."""
+    """Add SACFlow, its Optuna search space, its hyperparameters and the environments that `sb3_flow.envs` registers.
+
+    Calling it again changes nothing.
+    """
+    sb3_flow.envs.register()
     # In place: rl_zoo3's scripts hold references to these dicts
     ALGOS[ALGO] = SACFlow
     HYPERPARAMS_SAMPLER[ALGO] = sample_sac_flow_params
