@@ -38,7 +38,6 @@ class SingleTaskEnv(gym.Env[Observation, NDArray[Any]]):
         # ogbench 1.2 takes "pre" for these tasks; the papers ran 1.1, which rewarded what an action had led to
         kwargs = {"permute_blocks": False, "success_timing": "post", "reward_task_id": reward_task_id} | kwargs
         self.simulation: Any = (_Scene if env_type == "scene" else _Cube)(env_type=env_type, **kwargs)
-        # Compiling the scene leaves other traces than resetting it: do it before the first seeded reset
         observation, _ = self.reset()
         self.observation_space = spaces.Box(-np.inf, np.inf, observation.shape, np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32)
@@ -72,20 +71,19 @@ class SingleTaskEnv(gym.Env[Observation, NDArray[Any]]):
             self.simulation._renderer = None
 
 
-class _SeededActions:
-    """While it looks at the goal, ogbench moves the arm at random; contact forces outlive that and are observed."""
+class _Actions:
+    """ogbench draws actions when it resets: unseeded, and from a space about whose precision Gymnasium warns."""
 
     np_random: np.random.Generator
 
     @property
     def action_space(self) -> spaces.Box:
-        """ogbench makes it anew at every access too, but no seed reaches its random generator."""
         return spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32, seed=self.np_random)
 
 
-class _Cube(_SeededActions, CubeEnv):  # type: ignore[misc]
+class _Cube(_Actions, CubeEnv):  # type: ignore[misc]
     pass
 
 
-class _Scene(_SeededActions, SceneEnv):  # type: ignore[misc]
+class _Scene(_Actions, SceneEnv):  # type: ignore[misc]
     pass
