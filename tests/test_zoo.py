@@ -10,11 +10,11 @@ from pathlib import Path
 import gymnasium as gym
 import optuna
 import pytest
-import sb3_flow.envs
 import yaml
 from dataset_files import regular_arrays, trajectories
 from helpers import RandomEnv
 
+import sb3_flow.envs
 from sb3_flow import FlowGPolicy, SACFlow
 from sb3_flow.zoo import register
 from sb3_flow.zoo.registration import CONFIG
