@@ -25,7 +25,7 @@ lint: $(STAMP)
 
 format: $(STAMP)
 	$(BIN)/ruff format .
-	$(BIN)/ruff check --no-cache .-fix .
+	$(BIN)/ruff check --fix .
 
 $(STAMP): setup.py constraints.txt
 	@echo "Installing into $(VENV): a few minutes, once."
