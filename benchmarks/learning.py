@@ -34,7 +34,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import SACFlow, envs
+from sb3_flow import SACFlow
+from sb3_flow.envs import register
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
 POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
@@ -137,7 +138,7 @@ def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
 def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
     """Train one run from where it stopped, appending one CSV row an evaluation."""
     th.set_num_threads(1)
-    envs.register()
+    register()
     eval_env = make_vec_env(run.task, n_envs=run.eval_episodes, seed=10_000 + run.seed)
     run.csv.parent.mkdir(parents=True, exist_ok=True)
     run.write_settings()

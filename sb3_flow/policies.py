@@ -1,6 +1,7 @@
 """Flow policies: an actor that integrates a velocity net, and the critics that judge it."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -82,6 +83,7 @@ class FlowActor(BasePolicy):
         self.rollout_kind: RolloutKind = rollout_kind
         self.likelihood: Likelihood = likelihood
         self.chunk_dim = chunk_dim
+        self.action_fn: Callable[[PyTorchObs, th.Tensor], th.Tensor] = self.action  # SACFlow may compile it
 
     def path(self, obs: PyTorchObs, noise: th.Tensor) -> Path:
         """Roll the flow out.
@@ -122,6 +124,10 @@ class FlowActor(BasePolicy):
             noise = th.zeros(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
         else:
             noise = self.sample_noise(batch_size)
+        return self.action_fn(obs, noise)
+
+    def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """Actions (B, D) in [-1, 1] at the ends of paths. The parameters are those of `path`."""
         return th.tanh(self.path(obs, noise).x)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:

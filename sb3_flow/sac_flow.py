@@ -103,8 +103,8 @@ class SACFlow(OffPolicyAlgorithm):
     :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
     :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
-    :param compile: True for torch.compile of the losses, with CUDA graphs on CUDA; "max" to search longer for fast
-        kernels; it pays for itself after some ten thousand updates (docs/speed.md)
+    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to search longer for
+        fast kernels; it pays for itself after some ten thousand updates (docs/speed.md)
     :param use_sde: not supported: the rollout explores by itself
     :param stats_window_size: episodes that the logged return is averaged over
     :param tensorboard_log: folder of the TensorBoard log
@@ -341,6 +341,7 @@ class SACFlow(OffPolicyAlgorithm):
         else:
             self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
         self._critic_loss_fn = maybe_compile(self._critic_loss, self.compile, self.device, self.verbose)
+        self.actor.action_fn = maybe_compile(self.actor.action, self.compile, self.device, self.verbose)
         self._actor_loss_fn = maybe_compile(self._actor_loss, self.compile, self.device, self.verbose)
 
     def _setup_chunks(self) -> None:

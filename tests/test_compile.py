@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 import torch as th
-from helpers import CRITICS, LEARNING_STARTS, POLICIES, RandomEnv, differences, make_model, random_state_kept, snapshot
+from helpers import (
+    CRITICS,
+    LEARNING_STARTS,
+    POLICIES,
+    RandomEnv,
+    differences,
+    make_model,
+    observations,
+    random_state_kept,
+    snapshot,
+)
 
 from sb3_flow import SACFlow
 from sb3_flow.compile import Compiled, maybe_compile
@@ -56,7 +66,7 @@ def test_a_compiled_model_learns_the_same(policy: str, critic: str, backend: Cou
         return make_model(policy, critic=critic, compile=compile, policy_delay=1).learn(LEARNING_STARTS + 5)
 
     eager, compiled = snapshot(trained(False)), snapshot(trained(True))
-    assert backend.graphs == 2  # the critics' loss and the actor's, each a single graph
+    assert backend.graphs == 3  # the action, the critics' loss and the actor's, each a single graph
     assert differences(eager, compiled) == []
 
 
@@ -71,16 +81,17 @@ def test_code_generation_works() -> None:
 def test_another_batch_size_or_weight_needs_no_new_graph_every_time(backend: Counter) -> None:
     model = make_model(compile=True, policy_delay=1, bc_coef=lambda progress: 1 + progress)
     model.learn(LEARNING_STARTS + 5)
-    assert backend.graphs == 2
+    assert backend.graphs == 3
     for batch_size in (16, 24, 32, 40):
         model.train(1, batch_size)
-    assert backend.graphs == 4  # the second size makes a graph for any size
+        model.predict(observations(model, batch_size))
+    assert backend.graphs == 6  # the second size makes a graph for any size
 
 
 def test_many_models_in_one_process_are_all_compiled(backend: Counter) -> None:
     for i in range(10):
         make_model("FlowMLPPolicy", net={"flow_steps": 1}, compile=True).learn(LEARNING_STARTS + 1)
-        assert backend.graphs == i + 1  # one critic update each
+        assert backend.graphs == 2 * (i + 1)  # one action and one critic update each
 
 
 def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +99,7 @@ def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(mo
     monkeypatch.setattr("sb3_flow.compile.th.compile", no_compiler)
     with pytest.warns(UserWarning, match=r"torch.compile failed.*It said: no compiler$") as caught:
         model = make_model(compile=True).learn(LEARNING_STARTS + 8)
-    assert len(caught) == 2  # once for each loss, not at every update
+    assert len(caught) == 3  # once each for acting and the two losses, not at every call
     assert differences(eager, snapshot(model)) == []
 
 
@@ -131,6 +142,18 @@ def test_a_compiled_method_can_be_pickled(backend: Counter) -> None:
     x = th.ones(3)
     compiled(x)
     assert th.equal(pickle.loads(pickle.dumps(compiled))(x), compiled(x))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_compiled_policy_acts_the_same(deterministic: bool, backend: Counter) -> None:
+    eager, compiled = make_model(), make_model(compile=True)
+    obs = observations(eager)
+    actions = []
+    for model in (eager, compiled):
+        model.set_random_seed(3)
+        actions.append(model.predict(obs, deterministic=deterministic)[0])
+    assert backend.graphs == 1
+    assert (actions[0] == actions[1]).all()
 
 
 def test_the_time_it_takes_is_announced(backend: Counter, capsys: pytest.CaptureFixture[str]) -> None:
