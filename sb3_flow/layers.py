@@ -49,6 +49,7 @@ class BatchRenorm(nn.Module):
         self.warmup_steps = warmup_steps
 
     def forward(self, x: th.Tensor) -> th.Tensor:
+        x = x.to(self.ra_mean.dtype)  # from bf16 under autocast
         if not self.training:
             slope = self.scale * (self.ra_var + self.eps).rsqrt()
             return th.addcmul(self.bias - self.ra_mean * slope, x, slope)

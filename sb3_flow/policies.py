@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.checks import is_integer, require, require_choice, require_integer, require_number
-from sb3_flow.flow import LIKELIHOODS, ROLLOUT_KINDS, Likelihood, Line, Path, RolloutKind, VelocityFn, rollout
+from sb3_flow.flow import LIKELIHOODS, ROLLOUT_KINDS, Likelihood, Line, Path, RolloutKind, Velocity, VelocityFn, rollout
 from sb3_flow.layers import BatchRenorm, ensemble_mlp
 from sb3_flow.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
 
@@ -101,7 +101,12 @@ class FlowActor(BasePolicy):
         """The velocity net in B states, which are encoded once: `(x, t) -> Velocity`."""
         features = self.norm(self.extract_features(obs, self.features_extractor))
         context = self.velocity.encode(features)
-        return lambda x, t: self.velocity(context, x, t)
+
+        def velocity(x: th.Tensor, t: th.Tensor) -> Velocity:
+            v, log_std = self.velocity(context, x, t)
+            return Velocity(v.to(x.dtype), log_std)
+
+        return velocity
 
     def sample_line(self, batch_size: int) -> Line:
         """Noise and times for `sb3_flow.flow.matching_error`."""
@@ -179,7 +184,7 @@ class FlowCritic(BaseModel):
         """
         x = th.cat([self.extract_features(obs, self.features_extractor), actions], dim=1)
         q: th.Tensor = self.q_networks(x.expand(self.n_critics, *x.shape)).squeeze(2)
-        return q
+        return q.to(actions.dtype)
 
     def reduce(self, q: th.Tensor) -> th.Tensor:
         """One verdict of N critics: the lowest, or the mean of those with a target network. (N, B) -> (B,)."""

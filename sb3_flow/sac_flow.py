@@ -105,6 +105,8 @@ class SACFlow(OffPolicyAlgorithm):
     :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to search longer for
         fast kernels; it pays for itself after some ten thousand updates (docs/speed.md)
+    :param amp: "bf16" for the matrix products of the losses in bfloat16; targets, densities, statistics and optimizers
+        stay in float32. None for float32 throughout
     :param use_sde: not supported: the rollout explores by itself
     :param stats_window_size: episodes that the logged return is averaged over
     :param tensorboard_log: folder of the TensorBoard log
@@ -157,6 +159,7 @@ class SACFlow(OffPolicyAlgorithm):
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int | None = None,
         compile: CompileMode = False,
+        amp: str | None = None,
         use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -214,6 +217,7 @@ class SACFlow(OffPolicyAlgorithm):
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.compile: CompileMode = compile
+        self.amp = amp
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Optimizer | None = None
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
@@ -231,6 +235,7 @@ class SACFlow(OffPolicyAlgorithm):
         if self.policy_delay is not None:
             require_integer("policy_delay", self.policy_delay)
         require_choice("compile", self.compile, COMPILE_MODES)
+        require_choice("amp", self.amp, (None, "bf16"))
         require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
         require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
         self._check_chunks()
@@ -423,10 +428,14 @@ class SACFlow(OffPolicyAlgorithm):
         self.actor.set_training_mode(False)
         self.critic.set_training_mode(True)
         noise = self.actor.sample_noise(len(batch.actions))
-        critic = self._critic_loss_fn(batch, noise, ent_coef)
+        with self._autocast():
+            critic = self._critic_loss_fn(batch, noise, ent_coef)
         check_finite("critic update", target_q=critic.target_q, critic_loss=critic.loss)
         _step(self.critic.optimizer, critic.loss, "critic")
         log.add(critic_loss=critic.loss, q_mean=critic.q)
+
+    def _autocast(self) -> th.autocast:
+        return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
 
     def _critic_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
         with th.no_grad():
@@ -460,7 +469,7 @@ class SACFlow(OffPolicyAlgorithm):
         noise = self.actor.sample_noise(len(batch.actions))
         line = self.actor.sample_line(len(batch.actions)) if self.is_offline else None
         # Gradients flow through the critic to the actions, not into its parameters
-        with _frozen(self.critic):
+        with _frozen(self.critic), self._autocast():
             actor = self._actor_loss_fn(batch, noise, ent_coef, bc_coef, line)
         check_finite("actor update", log_prob=actor.log_prob, actor_loss=actor.loss)
         _step(self.actor.optimizer, actor.loss, "actor")

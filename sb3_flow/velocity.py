@@ -28,17 +28,23 @@ class LogStdHead(nn.Module):
     :param noise_std: fixed sigma > 0, or None for a learned one
     """
 
+    log_std: th.Tensor
+
     def __init__(self, in_features: int, action_dim: int, log_std_range: tuple[float, float], noise_std: float | None):
         super().__init__()
         self.log_std_range = log_std_range
         self.noise_std = noise_std
         if noise_std is None:
             self.head = nn.Linear(in_features, action_dim)
+        else:
+            self.register_buffer("log_std", th.full((1, 1), math.log(noise_std)), persistent=False)
 
     def forward(self, hidden: th.Tensor) -> th.Tensor:
         if self.noise_std is not None:
-            return hidden.new_full((1, 1), math.log(self.noise_std))
-        return bound_log_std(self.head(hidden), *self.log_std_range)
+            return self.log_std
+        # The product may have been taken in bf16, the density is not
+        raw = self.head(hidden).to(self.head.weight.dtype)
+        return bound_log_std(raw, *self.log_std_range)
 
 
 class VelocityNet(nn.Module):
@@ -189,7 +195,7 @@ class DecoderVelocity(VelocityNet):
         return [cast(DecoderBlock, block).encode(tokens) for block in self.blocks]
 
     def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
-        h = self.action_encoder(x) + self.time(t)  # (B, d)
+        h = (self.action_encoder(x) + self.time(t)).to(x.dtype)  # (B, d)
         for block, block_context in zip(self.blocks, context, strict=True):
             h = block(h, block_context)
         h = self.norm(h)
