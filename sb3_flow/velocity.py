@@ -28,21 +28,17 @@ class LogStdHead(nn.Module):
     :param noise_std: fixed sigma > 0, or None for a learned one
     """
 
-    log_std: th.Tensor
-
     def __init__(self, in_features: int, action_dim: int, log_std_range: tuple[float, float], noise_std: float | None):
         super().__init__()
         self.log_std_range = log_std_range
         self.noise_std = noise_std
         if noise_std is None:
             self.head = nn.Linear(in_features, action_dim)
-        else:
-            self.register_buffer("log_std", th.full((1, 1), math.log(noise_std)), persistent=False)
 
     def forward(self, hidden: th.Tensor) -> th.Tensor:
+        # Under autocast the hidden state may be in bf16; the density is not
         if self.noise_std is not None:
-            return self.log_std
-        # The product may have been taken in bf16, the density is not
+            return hidden.new_full((1, 1), math.log(self.noise_std), dtype=th.promote_types(hidden.dtype, th.float32))
         raw = self.head(hidden).to(self.head.weight.dtype)
         return bound_log_std(raw, *self.log_std_range)
 
