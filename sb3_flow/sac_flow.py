@@ -279,9 +279,9 @@ class SACFlow(OffPolicyAlgorithm):
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
         require_choice("matching_target", self.matching_target, MATCHING_TARGETS)
-        allowed = "a number >= 0, a schedule, or two of these, offline and online; in YAML write 0.001 or !!float 1e-3"
+        weights = "a number >= 0, a schedule, or two of these, offline and online; in YAML write 0.001 or !!float 1e-3"
         for bc_coef in _offline_online(self.bc_coef):
-            require(callable(bc_coef) or isinstance(bc_coef, Real), "bc_coef", self.bc_coef, allowed)
+            require(callable(bc_coef) or isinstance(bc_coef, Real), "bc_coef", self.bc_coef, weights)
             for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
                 value = FloatSchedule(bc_coef)(progress)
                 allowed = "a number >= 0, at every progress if it is a schedule"

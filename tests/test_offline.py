@@ -409,6 +409,7 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
         ({"bc_coef": [1.0, 2.0, 3.0]}, r"bc_coef=\[1.0, 2.0, 3.0\] .*two"),
         ({"bc_coef": [1.0, -2.0]}, r"bc_coef=-2.0 .*>= 0"),
         ({"bc_coef": ["1e3", 1.0]}, r"bc_coef=\['1e3', 1.0\] .*YAML"),
+        ({"bc_coef": [1.0, "1e3"]}, r"bc_coef=\[1.0, '1e3'\] .*YAML"),
         ({"n_steps": 3}, r"n_steps=3 .*horizon_length"),
         ({"offline_dataset": 3}, r"offline_dataset=3 "),
         ({"env": RandomEnv(spaces.Box(-1, 1, (4,), np.float32))}, r"observations.*\(3,\).*another environment"),
