@@ -150,17 +150,13 @@ class ChunkSampling(ReplayBuffer):
             ends,
             self.gamma,
         )
-        batch = len(batch_inds)
-        actions = self.actions[inds, columns]  # (B, h, d)
-        return ChunkSamples(
+        return _chunk_samples(
             observations=self._gather(self.observations, batch_inds, env_inds, env),
-            actions=self.to_torch(actions.reshape(batch, -1)),
+            actions=self.actions[inds, columns],
             next_observations=self._gather(self.next_observations, inds[:, -1], env_inds, env),
-            dones=self.to_torch(fold.dones),
-            rewards=self.to_torch(fold.rewards),
-            discounts=self.to_torch(np.full((batch, 1), self.gamma**self.horizon_length, dtype=np.float32)),
-            valid=self.to_torch(fold.in_episode[:, -1:]),
-            in_episode=self.to_torch(fold.in_episode.repeat(self.action_dim, axis=1)),
+            fold=fold,
+            gamma=self.gamma,
+            device=self.device,
         )
 
     def _gather(
@@ -217,23 +213,44 @@ def sample_dataset(
     # Behind an episode's end there may be no row: such a chunk is not valid, and any observation will do
     last = np.where(fold.in_episode[:, -1] == 1, rows[:, -1], starts)
 
-    def to_torch(array: NDArray[Any]) -> th.Tensor:
-        return th.as_tensor(array, device=device)
-
     def observations(array: NDArray[Any]) -> th.Tensor:
         normalized = ReplayBuffer._normalize_obs(array, env)
         assert isinstance(normalized, np.ndarray)
-        return to_torch(normalized)
+        return th.as_tensor(normalized, device=device)
+
+    return _chunk_samples(
+        observations=observations(dataset.observations[starts]),
+        actions=dataset.actions[rows],
+        next_observations=observations(dataset.next_observations(last)),
+        fold=fold,
+        gamma=gamma,
+        device=device,
+    )
+
+
+def _chunk_samples(
+    observations: PyTorchObs,
+    actions: NDArray[np.float32],
+    next_observations: PyTorchObs,
+    fold: Fold,
+    gamma: float,
+    device: th.device | str,
+) -> ChunkSamples:
+    """Folded chunks as tensors, whichever storage they come from. Actions: (B, h, d)."""
+    batch_size, horizon_length, action_dim = actions.shape
+
+    def to_torch(array: NDArray[Any]) -> th.Tensor:
+        return th.as_tensor(array, device=device)
 
     return ChunkSamples(
-        observations=observations(dataset.observations[starts]),
-        actions=to_torch(dataset.actions[rows].reshape(batch_size, -1)),
-        next_observations=observations(dataset.next_observations(last)),
+        observations=observations,
+        actions=to_torch(actions.reshape(batch_size, -1)),
+        next_observations=next_observations,
         dones=to_torch(fold.dones),
         rewards=to_torch(fold.rewards),
         discounts=to_torch(np.full((batch_size, 1), gamma**horizon_length, dtype=np.float32)),
         valid=to_torch(fold.in_episode[:, -1:]),
-        in_episode=to_torch(fold.in_episode.repeat(dataset.action_dim, axis=1)),
+        in_episode=to_torch(fold.in_episode.repeat(action_dim, axis=1)),
     )
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 import optuna
 
+from sb3_flow.policies import LOG_STD_RANGES, FlowTPolicy
+from sb3_flow.sac_flow import SACFlow
+
 FLOW_STEPS = (1, 2, 4, 7, 10)
-FLOW_T = ("FlowTPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy")
-LOWEST_LOG_STD = -5.0
+FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if policy is FlowTPolicy)
+LOWEST_LOG_STD = min(low for low, _ in LOG_STD_RANGES.values())
 
 
 def sample_sac_flow_params(
