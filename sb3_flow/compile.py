@@ -42,9 +42,8 @@ class Compiled(Generic[P, R]):
             if self._compiled is None:
                 return self._first_call(*args, **kwargs)
             return self._call(self._compiled, *args, **kwargs)
-        except (
-            Exception
-        ) as error:  # the compiler's failures have no common type; a mistake of ours is raised again below
+        # The compiler's failures have no common type; a mistake of ours is raised again by the method itself
+        except Exception as error:
             self.failed = True
             result = self.method(*args, **kwargs)
             reason = str(error).strip().partition("\n")[0]
