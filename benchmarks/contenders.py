@@ -1,8 +1,11 @@
 """The contenders of the speed benchmarks: our policies, eager and compiled, SB3's SAC and contrib's CrossQ."""
 
+import argparse
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
@@ -24,6 +27,29 @@ class Size:
     width: int = 1024  # of the two critic layers; the Gaussian actors have 256-256, the flows their defaults
     flow_steps: int = 4
     horizon: int = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
+    """What both speed benchmarks are told.
+
+    :param parser: takes the arguments
+    :param rounds: default number of measurements
+    :param warmup: default number of rounds before them
+    """
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
+    for field in dataclasses.fields(Size):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--warmup", type=int, default=warmup)
+
+
+def apply_arguments(args: argparse.Namespace) -> Size:
+    """Set the number of threads, and return the size that was asked for."""
+    if args.threads is not None:
+        th.set_num_threads(args.threads)
+    return Size(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Size)})
 
 
 def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: Any) -> OffPolicyAlgorithm:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
-from contenders import CONTENDERS, DEFAULT, Size, make_model
+from contenders import Size, add_arguments, apply_arguments, make_model
 from report import interleaved, machine, write_timings
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -44,24 +44,16 @@ def measure(size: Size, n_envs: int, args: argparse.Namespace) -> list[dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
+    add_arguments(parser, rounds=9, warmup=2)
     parser.add_argument("--env", default="Hopper-v4")
-    for field in dataclasses.fields(Size):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
     parser.add_argument("--sweep", nargs="+", metavar=("n_envs", "N"), default=["n_envs", "1"])
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=200, help="in one measurement")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/end_to_end.csv"))
     args = parser.parse_args()
-    if args.threads is not None:
-        th.set_num_threads(args.threads)
     swept, *values = args.sweep
     if swept != "n_envs":
         parser.error(f"--sweep {swept}: only n_envs can be swept here")
-    size = Size(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Size)})
+    size = apply_arguments(args)
     rows = [row for value in values for row in measure(size, int(value), args)]
     write_timings(rows, "n_envs", "ms an environment step", args.out)
     print(f"{th.get_num_threads()} threads, {machine()}")

@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from contenders import POLICIES
 from numpy.typing import NDArray
 from report import machine
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -38,7 +39,6 @@ from sb3_flow import SACFlow
 from sb3_flow.envs import register
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
-POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
 NEVER = 10**9  # episodes
 # glibc then keeps the memory that every update frees, instead of faulting it in again: 5-7 % faster
 KEEP_MEMORY = {

@@ -19,7 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from contenders import CONTENDERS, DEFAULT, POLICIES, Size, make_model
+from contenders import POLICIES, Size, add_arguments, apply_arguments, make_model
 from gymnasium import spaces
 from report import interleaved, machine, write_timings
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -105,23 +105,15 @@ def check(policy: str, size: Size, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
+    add_arguments(parser, rounds=15, warmup=3)
     parser.add_argument("--obs", type=int, default=11)
     parser.add_argument("--actions", type=int, default=3)
-    for field in dataclasses.fields(Size):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
     parser.add_argument("--sweep", nargs="+", metavar=("NAME", "VALUE"), help="batch, width, flow_steps or horizon")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cycles", type=int, default=5, help="in one measurement")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/train_step.csv"))
     args = parser.parse_args()
-    if args.threads is not None:
-        th.set_num_threads(args.threads)
-    size = Size(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Size)})
+    size = apply_arguments(args)
     swept, *values = args.sweep or ["batch", size.batch]
     if swept not in dataclasses.asdict(size):
         parser.error(f"--sweep {swept}: choose one of {', '.join(dataclasses.asdict(size))}")
