@@ -6,11 +6,11 @@ context, the point x and the time t. Shapes: B batch, D action dimension.
 
 import math
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch as th
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from sb3_flow.flow import Velocity, bound_log_std
 from sb3_flow.layers import ContextLinear, TimeEmbedding
@@ -198,6 +198,13 @@ class DecoderVelocity(VelocityNet):
         return Velocity(self.velocity_head(h), self.log_std_head(h))
 
 
+class BlockContext(NamedTuple):
+    """What a block needs once per rollout."""
+
+    self_attention: tuple[th.Tensor, th.Tensor]  # (d, d), (d,): the linear map that it is
+    state: Context  # the finished cross-attention term (B, d), or keys and values
+
+
 class DecoderBlock(nn.Module):
     """Pre-norm self-attention under the diagonal mask, cross-attention to the state, feed-forward.
 
@@ -221,22 +228,24 @@ class DecoderBlock(nn.Module):
             nn.LayerNorm(d_model), nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
         )
 
-    def encode(self, tokens: th.Tensor) -> Context:
-        """What this block needs of the state: the finished cross-attention term, or keys and values.
+    def encode(self, tokens: th.Tensor) -> BlockContext:
+        """Everything that is the same at every step of a rollout.
 
         :param tokens: (B, n, d)
         """
         tokens = self.state_norm(tokens)
         if isinstance(self.cross_attention, SelfOnlyAttention):
-            return self.cross_attention(tokens.squeeze(1))  # (B, d)
-        return self.cross_attention.encode(tokens)
-
-    def forward(self, h: th.Tensor, context: Context) -> th.Tensor:
-        h = h + self.self_attention(self.self_norm(h))
-        if isinstance(self.cross_attention, SelfOnlyAttention):
-            h = h + context
+            state: Context = self.cross_attention(tokens.squeeze(1))  # (B, d)
         else:
-            h = h + self.cross_attention(self.cross_norm(h), context)
+            state = self.cross_attention.encode(tokens)
+        return BlockContext(self.self_attention.as_linear_map(), state)
+
+    def forward(self, h: th.Tensor, context: BlockContext) -> th.Tensor:
+        h = h + linear(self.self_norm(h), *context.self_attention)
+        if isinstance(self.cross_attention, SelfOnlyAttention):
+            h = h + context.state
+        else:
+            h = h + self.cross_attention(self.cross_norm(h), context.state)
         out: th.Tensor = h + self.feed_forward(h)
         return out
 
@@ -255,6 +264,10 @@ class SelfOnlyAttention(nn.Module):
     def forward(self, token: th.Tensor) -> th.Tensor:
         out: th.Tensor = self.out(self.value(token))
         return out
+
+    def as_linear_map(self) -> tuple[th.Tensor, th.Tensor]:
+        """Weight (d, d) and bias (d,) of the same map as one layer: one product a step instead of two."""
+        return self.out.weight @ self.value.weight, self.out(self.value.bias)
 
 
 class StateAttention(nn.Module):

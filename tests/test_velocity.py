@@ -168,7 +168,7 @@ def test_cross_attention_of_each_block_reads_the_state_once_a_rollout(state_toke
         attention = block.cross_attention
         reads_state = attention if isinstance(attention, SelfOnlyAttention) else attention.key_value
         reads_state.register_forward_hook(lambda *_, index=index: calls.append(f"state {index}"))
-        block.self_attention.register_forward_hook(lambda *_, index=index: calls.append(f"step {index}"))
+        block.self_norm.register_forward_hook(lambda *_, index=index: calls.append(f"step {index}"))
     Rollout(net, "sde")(randn(2, FEATURES), randn(6, 2, DIM))
     assert calls == ["state 0", "state 1"] + 5 * ["step 0", "step 1"]
 
@@ -289,6 +289,17 @@ def test_attention_over_one_token_is_multihead_attention_without_queries_and_key
         th.testing.assert_close(grad, expected_grad)
     for unused in (query_grad, weight[:d], bias[:d]):
         assert unused.abs().max() == 0
+
+
+def test_attention_over_one_token_is_one_linear_map() -> None:
+    attention = SelfOnlyAttention(D_MODEL).double()
+    randomize(attention)
+    token = randn(5, D_MODEL, seed=1).requires_grad_(True)
+    folded, expected = linear(token, *attention.as_linear_map()), attention(token)
+    th.testing.assert_close(folded, expected)
+    inputs = [token, *attention.parameters()]
+    for grad, expected_grad in zip(gradients(folded, inputs), gradients(expected, inputs), strict=True):
+        th.testing.assert_close(grad, expected_grad)
 
 
 def test_self_attention_under_the_diagonal_mask_is_token_by_token() -> None:
