@@ -7,6 +7,8 @@ import torch as th
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
+from sb3_flow.compile import ReLU
+
 
 class BatchRenorm(nn.Module):
     """BatchRenorm over the second-to-last dimension (arXiv 1702.03275): sb3_contrib's, without branches on tensors.
@@ -130,7 +132,7 @@ def ensemble_mlp(
     layers: list[nn.Module] = []
     for width in net_arch:
         if norm == "batch_renorm":
-            layers += [BatchRenorm(in_features, n_members), EnsembleLinear(n_members, in_features, width), nn.ReLU()]
+            layers += [BatchRenorm(in_features, n_members), EnsembleLinear(n_members, in_features, width), ReLU()]
         else:
             layers += [EnsembleLinear(n_members, in_features, width), nn.GELU(), EnsembleLayerNorm(n_members, width)]
         in_features = width

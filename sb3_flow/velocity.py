@@ -12,6 +12,7 @@ import torch as th
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from sb3_flow.compile import ReLU
 from sb3_flow.flow import Velocity, bound_log_std
 from sb3_flow.layers import ContextLinear, TimeEmbedding
 
@@ -83,7 +84,7 @@ class MLPVelocity(VelocityNet):
     ):
         super().__init__()
         self.first = ContextLinear(features_dim, action_dim + 1, net_arch[0])
-        self.hidden = _hidden_layers(net_arch, nn.ReLU)
+        self.hidden = _hidden_layers(net_arch, ReLU)
         self.velocity_head = nn.Linear(net_arch[-1], action_dim)
         self.log_std_head = LogStdHead(net_arch[-1], action_dim, log_std_range, noise_std)
 

@@ -16,6 +16,7 @@ from helpers import (
     POLICIES,
     RandomEnv,
     differences,
+    gradients,
     make_model,
     observations,
     random_state_kept,
@@ -23,7 +24,7 @@ from helpers import (
 )
 
 from sb3_flow import SACFlow
-from sb3_flow.compile import Compiled, maybe_compile
+from sb3_flow.compile import Compiled, ReLU, maybe_compile
 
 CPU = th.device("cpu")
 
@@ -57,6 +58,15 @@ def no_compiler(*args: Any, **kwargs: Any) -> Callable[..., Any]:
 class Doubler:
     def twice(self, x: th.Tensor, y: float = 2.0) -> th.Tensor:
         return th.tanh(x) * y
+
+
+def test_relu_is_the_same_compiled(backend: Counter) -> None:
+    x = th.tensor([-1e30, -2.0, -0.0, 0.0, 1e-30, 3.0, 1e30], requires_grad=True)
+    relu = ReLU()
+    compiled = th.compile(relu.forward, backend=backend, fullgraph=True)
+    assert relu(x).equal(compiled(x))
+    assert gradients(relu(x), [x])[0].equal(gradients(compiled(x), [x])[0])
+    assert backend.graphs == 1
 
 
 @pytest.mark.parametrize("critic", CRITICS)
