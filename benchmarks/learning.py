@@ -15,7 +15,9 @@ import multiprocessing as mp
 import os
 import queue
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,6 +203,8 @@ def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
 def run_all(runs: list[Run], jobs: int) -> None:
     """Run everything that is not finished, `jobs` processes at a time, with one bar a run."""
     os.environ.update(KEEP_MEMORY)  # read when a child starts
+    # An exception ends the children, a signal would leave them running
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     context = mp.get_context("spawn")
     progress: mp.Queue[tuple[str, int, float]] = context.Queue()
     waiting = [run for run in runs if run.done_steps() < run.steps]
