@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from machine import machine
 from matplotlib.figure import Figure
-from report import machine
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_flow import SACFlow, losses

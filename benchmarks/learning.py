@@ -27,8 +27,8 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from contenders import POLICIES
+from machine import machine
 from numpy.typing import NDArray
-from report import machine
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
