@@ -61,19 +61,18 @@ def test_a_trial_reports_and_returns_the_mean_of_its_seeds_which_take_turns():
     assert trial.user_attrs["seeds"] == [2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize(("spread", "state"), [(5.0, TrialState.COMPLETE), (0.5, TrialState.COMPLETE)])
-def test_a_bad_seed_is_not_pruned_while_the_mean_is_good(spread, state):
+def test_a_bad_seed_is_not_pruned_while_the_mean_is_good():
     study = trials_before([1.0, 1.0])
 
     def train(trial, seed):
         for step in range(2):
-            trial.report(2.0 + (spread if seed else -spread), step)
+            trial.report(2.0 + (5.0 if seed else -5.0), step)
             if trial.should_prune():
                 raise optuna.TrialPruned
         return 0.0
 
     study.optimize(lambda trial: mean_of_seeds(train, trial, 2), n_trials=1)
-    assert study.trials[1].state == state
+    assert study.trials[1].state == TrialState.COMPLETE
 
 
 def test_all_seeds_are_pruned_when_the_mean_is_bad():
@@ -106,7 +105,7 @@ def test_what_stops_one_seed_stops_the_trial(error):
 
     with pytest.raises(error):
         mean_of_seeds(train, study.ask(), 3)
-    assert threading.active_count() == len(threading.enumerate())
+    assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
 
 
 # --- Several workers a study ---
@@ -154,7 +153,7 @@ def work(storage, folder, n_trials, stop_in):
         if n_trials - done < 10:  # some are left when the other worker is found dead
             while not (folder / "killed").exists():
                 time.sleep(0.05)
-            time.sleep(0.5)
+            time.sleep(0.3)
         return x
 
     manager.objective = objective
@@ -276,7 +275,7 @@ def test_storages_studies_and_trials_that_are_not_there(tmp_path):
     for trial_id in (0, 7, -1):  # nothing was sampled for trial 0
         with pytest.raises(ValueError, match=f"trial_id={trial_id} is not allowed: a number up to 0"):
             manager.load_trial(storage, STUDY, trial_id)
-    with pytest.raises(ValueError, match="a path ending with .log, or a database's URL"):
+    with pytest.raises(ValueError, match=r"a path ending with \.log, or a database's URL"):
         open_storage("study.journal")
 
 

@@ -1,6 +1,8 @@
 """Optuna's storages as several workers need them: journal files that are whole, databases with a heartbeat."""
 
 import json
+import random
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from sb3_flow.checks import require
 
 JOURNAL = ".log"  # what rl-zoo3 knows a journal file by
 HEARTBEAT = 60  # seconds
+OPENING_ATTEMPTS = 6
 MAX_RETRIES = 3  # of a trial whose worker died: it may be the trial that kills them
 
 
@@ -51,12 +54,16 @@ def open_storage(storage: str, heartbeat: int = HEARTBEAT) -> BaseStorage:
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
         _check_journal(Path(storage))
         return JournalStorage(JournalFileBackend(storage))
-    try:
-        return DatabaseStorage(storage, heartbeat)
-    except ArgumentError as error:
-        raise ValueError(f"storage={storage!r} is not allowed: a path ending with .log, or a database's URL") from error
-    except DBAPIError:
-        pass  # another worker was making the same tables; they are there now
+    # The first to open a database makes its tables. Optuna does that in several steps and without a lock: workers that
+    # start at once run into each other
+    for _ in range(OPENING_ATTEMPTS - 1):
+        try:
+            return DatabaseStorage(storage, heartbeat)
+        except ArgumentError as error:
+            allowed = "a path ending with .log, or a database's URL"
+            raise ValueError(f"storage={storage!r} is not allowed: {allowed}") from error
+        except DBAPIError:
+            time.sleep(random.uniform(0.0, 0.2))
     try:
         return DatabaseStorage(storage, heartbeat)
     except DBAPIError as error:
