@@ -229,13 +229,19 @@ SPACES = {
 }
 
 
-@pytest.mark.parametrize("storage", ["study.log", "sqlite:///{}/study.db"])
-@pytest.mark.parametrize(("kept", "yaml_values", "searched", "not_searched"), SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize(
+    ("kept", "yaml_values", "searched", "not_searched", "storage"),
+    [
+        *((*space, "{}/study.log") for space in SPACES.values()),
+        (*SPACES["offline"], "sqlite:///{}/study.db"),
+    ],
+    ids=[*SPACES, "database"],
+)
 def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
     kept, yaml_values, searched, not_searched, storage, tmp_path
 ):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = storage.format(tmp_path) if "{}" in storage else str(tmp_path / storage)
+    url = storage.format(tmp_path)
     study = optuna.create_study(
         sampler=optuna.samplers.RandomSampler(seed=0), storage=open_storage(url), study_name="study"
     )
