@@ -10,6 +10,7 @@ Tables, figures, command, commit and machine are left in `<out>/<figure>_<scale>
 """
 
 import argparse
+import difflib
 import json
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gradient_norms
+import gymnasium as gym
 import yaml
 from figures import plot_by_variant
 from learning import Run, add_run_arguments, run_all
@@ -259,6 +261,15 @@ FIGURES: dict[str, Callable[[Scale, argparse.Namespace, Path], None]] = {
 }
 
 
+def known_tasks(figure: str, scale: str) -> list[str]:
+    """What `--tasks` may name."""
+    if figure != "offline_to_online":
+        return sorted(gym.registry)
+    if scale == "paper":
+        return [name for name, settings in yaml.safe_load(CONFIG.read_text()).items() if "offline_dataset" in settings]
+    return [name for name, study in STUDIES.items() if study.dataset.startswith("ogbench")]
+
+
 def write_record(folder: Path) -> None:
     """Command, commit and machine, beside the results."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
@@ -276,6 +287,13 @@ def main() -> None:
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))
     args = parser.parse_args()
+    known = known_tasks(args.figure, args.scale)
+    for task in args.tasks or ():
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=5, cutoff=0.0)
+            parser.error(f"--tasks {task}: there is no such task for {args.figure}; near it are {', '.join(near)}")
+    if args.ray and args.figure == "gradient_norms":
+        parser.error("--ray: the gradient norms are measured on this machine, leave it out")
     # Checkpoints are kept by this name: the scale is part of it
     folder = args.out / f"{args.figure}_{args.scale}"
     folder.mkdir(parents=True, exist_ok=True)
