@@ -101,7 +101,7 @@ class RayCluster:
         try:
             self._ray.get(handle)
         except self._ray.exceptions.RayError as error:
-            return str(error)
+            return str(error).strip().splitlines()[-1]  # what is above it is the cluster's traceback
         return ""
 
 
