@@ -25,7 +25,7 @@ setup(
         "rl-zoo3>=2.9,<3",
         "torch>=2.8",
         "gymnasium[classic-control,mujoco]>=1.0",
-        "optuna>=4",
+        "optuna>=4.9",
         "tqdm",
         "rich",
         "moviepy>=2",
@@ -38,7 +38,9 @@ setup(
         "minari": ["minari[hdf5,hf]>=0.5.3"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         # rliable's dependency arch breaks on pandas 3
-        "plots": ["rliable>=1.2", "matplotlib>=3.8", "pandas<3"],
+        "plots": ["rliable>=1.2", "matplotlib>=3.8", "plotly>=6", "pandas<3"],
+        "postgresql": ["psycopg[binary]>=3.1"],  # studies that several machines share
+        "ray": ["ray>=2.9"],  # benchmarks on a cluster
         "dev": [
             *("setuptools>=70", "wheel", "h5py>=3.8", "pytest>=8", "hypothesis>=6", "scipy>=1.10"),
             *("ruff>=0.6", "mypy>=1.11", "types-PyYAML"),

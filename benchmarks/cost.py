@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from report import machine
+from machine import machine
 
 TRAIN = """
 import resource

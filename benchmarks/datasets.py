@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import interleaved, machine
+from machine import machine
 from stable_baselines3.common.logger import configure
+from timing import interleaved
 from train_step import Shapes
 
 from sb3_flow import SACFlow

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch as th
 from contenders import Size, add_arguments, apply_arguments, make_model
-from report import interleaved, machine, write_timings
+from machine import machine
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from timing import interleaved, write_timings
 
 WARM_UP = 600  # steps, of which the first are random
 NEVER = 10**9  # episodes

@@ -10,13 +10,14 @@ batch of the norms is written down. Nothing is changed in the training itself. R
 import argparse
 import csv
 import multiprocessing as mp
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
+from machine import machine
 from matplotlib.figure import Figure
-from report import machine
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_flow import SACFlow, losses
@@ -74,21 +75,59 @@ class Record(BaseCallback):
         return True
 
 
-def measure(env: str, net: str, flow_steps: int, seed: int, steps: int, every: int) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class Budget:
+    """What is the same for all nets and all K."""
+
+    env: str
+    steps: int = 20_000
+    every: int = 500  # steps between measurements
+    learning_starts: int = 2_000
+    width: int = 256  # of the two critic layers
+    batch_size: int = 256
+
+
+def measure(budget: Budget, net: str, flow_steps: int, seed: int) -> list[dict[str, object]]:
     """Train one run and return its rows."""
     th.set_num_threads(1)
     model = SACFlow(
         POLICIES[net],
-        env,
+        budget.env,
         seed=seed,
-        learning_starts=2_000,
-        buffer_size=steps,
-        policy_kwargs={"flow_steps": flow_steps, "net_arch": {"qf": [256, 256]}},
+        learning_starts=budget.learning_starts,
+        batch_size=budget.batch_size,
+        buffer_size=budget.steps,
+        policy_kwargs={"flow_steps": flow_steps, "net_arch": {"qf": [budget.width] * 2}},
         device="cpu",
     )
-    record = Record(every)
-    model.learn(steps, callback=record)
-    return [dict(zip(FIELDS, (env, net, flow_steps, seed, *row), strict=True)) for row in record.rows]
+    record = Record(budget.every)
+    model.learn(budget.steps, callback=record)
+    return [dict(zip(FIELDS, (budget.env, net, flow_steps, seed, *row), strict=True)) for row in record.rows]
+
+
+def measure_all(budget: Budget, runs: list[tuple[str, int, int]], out: Path, jobs: int) -> list[dict[str, str]]:
+    """Add the runs that the CSV does not have yet, and return its rows of this environment.
+
+    :param budget: of each run
+    :param runs: net, K and seed of each
+    :param out: the CSV
+    :param jobs: processes
+    """
+    done = list(csv.DictReader(out.open())) if out.exists() else []
+    have = {(row["env"], row["net"], int(row["K"]), int(row["seed"])) for row in done}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with mp.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        pending = [pool.apply_async(measure, (budget, *run)) for run in runs if (budget.env, *run) not in have]
+        for result in pending:
+            rows = result.get()
+            new_file = not out.exists()
+            with open(out, "a", newline="") as f:
+                writer = csv.DictWriter(f, FIELDS)
+                if new_file:
+                    writer.writeheader()
+                writer.writerows(rows)
+            print(f"{rows[0]['net']} K={rows[0]['K']} done", flush=True)
+    return [row for row in csv.DictReader(out.open()) if row["env"] == budget.env]
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:
@@ -147,23 +186,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=Path("docs/images/gradient_norms.png"))
     args = parser.parse_args()
 
-    done = list(csv.DictReader(args.out.open())) if args.out.exists() else []
-    have = {(row["env"], row["net"], int(row["K"]), int(row["seed"])) for row in done}
-    wanted = [(args.env, net, k, args.seed) for k in args.flow_steps for net in args.nets]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with mp.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
-        pending = [pool.apply_async(measure, (*run, args.steps, args.every)) for run in wanted if run not in have]
-        for result in pending:
-            rows = result.get()
-            new_file = not args.out.exists()
-            with open(args.out, "a", newline="") as f:
-                writer = csv.DictWriter(f, FIELDS)
-                if new_file:
-                    writer.writeheader()
-                writer.writerows(rows)
-            print(f"{rows[0]['net']} K={rows[0]['K']} done", flush=True)
-
-    rows_read = [row for row in csv.DictReader(args.out.open()) if row["env"] == args.env]
+    budget = Budget(args.env, args.steps, args.every)
+    wanted = [(net, k, args.seed) for k in args.flow_steps for net in args.nets]
+    rows_read = measure_all(budget, wanted, args.out, args.jobs)
     print_table(rows_read)
     plot(rows_read, args.figure)
     print(f"{args.figure}\n{machine()}")

@@ -4,20 +4,17 @@
 
 Every run is one process with one thread. It appends an evaluation to `<out>/<task>/<algo>/<seed>.csv` every
 `--eval-freq` steps and keeps a checkpoint in `runs/`. A stopped command that is given again goes on from the last
-evaluation, in a new episode and with freshly seeded generators. Beside each CSV stands a JSON with the settings and
-the commit. `benchmarks/report.py` turns the CSVs into the table and the figure.
+evaluation, in a new episode and with freshly seeded generators. `--ray auto` trains on the Ray cluster that this
+machine belongs to, whose machines must share this folder. Beside each CSV stands a JSON with the settings and the
+commit. `benchmarks/report.py` turns the CSVs into the table and the figure.
 """
 
 import argparse
 import csv
 import json
-import multiprocessing as mp
-import os
 import queue
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +24,9 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from contenders import POLICIES
+from executors import Executor, LocalPool, ProgressQueue, RayCluster
+from machine import machine
 from numpy.typing import NDArray
-from report import machine
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
@@ -42,12 +40,6 @@ from sb3_flow.envs import register
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
 NEVER = 10**9  # episodes
-# glibc then keeps the memory that every update frees, instead of faulting it in again: 5-7 % faster
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MALLOC_TOP_PAD_": "100000000",
-}
 FIELDS = [
     "step",
     "deterministic_return",
@@ -113,7 +105,7 @@ def make_model(run: Run) -> OffPolicyAlgorithm:
     }
     width = [run.width, run.width]
     if run.algo in BASELINES:
-        return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": width}, **common)
+        return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": width}}, **common)
     overrides = dict(run.overrides)
     policy_kwargs = {"net_arch": {"qf": width}, **overrides.pop("policy_kwargs", {})}
     return SACFlow(POLICIES[run.algo.split("+")[0]], policy_kwargs=policy_kwargs, **{**common, **overrides})
@@ -137,7 +129,7 @@ def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
     fresh.rename(run.checkpoint)
 
 
-def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
+def train(run: Run, progress: ProgressQueue) -> None:
     """Train one run from where it stopped, appending one CSV row an evaluation."""
     th.set_num_threads(1)
     register()
@@ -200,35 +192,60 @@ def train(run: Run, progress: "mp.Queue[tuple[str, int, float]]") -> None:
         save_model(run, model)
 
 
-def run_all(runs: list[Run], jobs: int) -> None:
-    """Run everything that is not finished, `jobs` processes at a time, with one bar a run."""
-    os.environ.update(KEEP_MEMORY)  # read when a child starts
-    # An exception ends the children, a signal would leave them running
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    context = mp.get_context("spawn")
-    progress: mp.Queue[tuple[str, int, float]] = context.Queue()
+def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
+    """Train everything that is not finished, with one bar a run.
+
+    :param runs: the runs; what an earlier command has finished is left as it is
+    :param jobs: processes at a time
+    :param ray: address of a Ray cluster that trains them instead, see `executors.RayCluster`
+    :raises SystemExit: if a run failed, after all others are done
+    """
+    executor: Executor = LocalPool(jobs) if ray is None else RayCluster(ray, jobs)
     waiting = [run for run in runs if run.done_steps() < run.steps]
     running: dict[str, Any] = {}
+    failures: dict[str, str] = {}
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[ret]}")]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=1) as display:
         bars = {
             run.name: display.add_task(run.name, total=run.steps, completed=run.done_steps(), ret="") for run in runs
         }
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and len(running) < executor.slots:
                 run = waiting.pop(0)
-                running[run.name] = context.Process(target=train, args=(run, progress), daemon=True)
-                running[run.name].start()
+                running[run.name] = executor.start(train, run)
             try:
-                name, step, last_return = progress.get(timeout=1.0)
+                name, step, last_return = executor.progress.get(timeout=1.0)
                 display.update(bars[name], completed=step, ret=f"return {last_return:.0f}")
             except queue.Empty:
                 pass
-            for name in [name for name, process in running.items() if not process.is_alive()]:
-                process = running.pop(name)
-                process.join()
-                if process.exitcode != 0:
-                    display.console.print(f"[red]{name} failed with exit code {process.exitcode}[/red]")
+            outcomes = {name: executor.outcome(handle) for name, handle in running.items()}
+            for name, outcome in outcomes.items():
+                if outcome is not None:
+                    del running[name]
+                if outcome:
+                    failures[name] = outcome
+                    display.console.print(f"[red]{name} failed: {outcome}[/red]")
+    if failures:
+        raise SystemExit(f"{len(failures)} of {len(runs)} runs failed: {', '.join(failures)}")
+
+
+def algorithm(text: str) -> str:
+    """An argument of the command line: the name of a contender, which may have a label."""
+    known = [*POLICIES, *BASELINES]
+    if text.split("+")[0] not in known:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no algorithm: choose from {', '.join(known)}, or {known[0]}+LABEL"
+        )
+    return text
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to train; the same for every sweep.
+
+    :param parser: takes the arguments
+    """
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--ray", metavar="ADDRESS", help='train on a Ray cluster: its address, "auto" or "local"')
 
 
 def main() -> None:
@@ -237,6 +254,7 @@ def main() -> None:
     parser.add_argument(
         "--algos",
         nargs="+",
+        type=algorithm,
         default=["flow_t", "crossq"],
         help="flow_t flow_g flow_mlp crossq sac; `flow_t+NAME` labels a variant",
     )
@@ -247,7 +265,7 @@ def main() -> None:
     parser.add_argument("--learning-starts", type=int, default=5_000)
     parser.add_argument("--width", type=int, default=256, help="width of the two critic layers, the same for all")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--jobs", type=int, default=2)
+    add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"))
     parser.add_argument("--overrides", default="{}", help="JSON: extra SACFlow arguments, for tuning")
     args = parser.parse_args()
@@ -270,7 +288,7 @@ def main() -> None:
         for task in args.tasks
         for algo in args.algos
     ]
-    run_all(runs, args.jobs)
+    run_all(runs, args.jobs, args.ray)
 
 
 if __name__ == "__main__":

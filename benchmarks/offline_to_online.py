@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learning import Run, run_all
+from learning import Run, add_run_arguments, run_all
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="width of the three critic layers")
     parser.add_argument("--d-model", type=int, default=64)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--jobs", type=int, default=2)
+    add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/offline"))
     args = parser.parse_args()
     if not args.data.exists():
         parser.error(f"--data {args.data}: there is no such file; benchmarks/generate_*.py make them")
     runs = [make_run(STUDIES[args.study], variant, seed, args) for seed in args.seeds for variant in args.variants]
-    run_all(runs, args.jobs)
+    run_all(runs, args.jobs, args.ray)
 
 
 if __name__ == "__main__":

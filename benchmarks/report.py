@@ -1,178 +1,98 @@
-"""Tables and figures of the learning curves: mean with 95 % CI over time, IQM with 95 % CI of the last evaluation.
+"""Tables and figures of learning curves: mean with 95 % CI over time, IQM with 95 % CI of the last evaluation.
 
-python benchmarks/report.py benchmarks/results/learning --figure docs/images/learning.png
+    python benchmarks/report.py benchmarks/results/learning --figure docs/images/learning.png
+    python benchmarks/report.py benchmarks/results/offline --metric success --figure docs/images/offline.png
+
+With several algorithms there are two figures more, named after the first: performance profiles, and the probability
+that a run of ours beats one of each baseline.
 """
 
 import argparse
 import csv
-import platform
-import random
-import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from rliable import library, metrics
+from curves import RETURN, SUCCESS, Curves, final_scores, finished, offline_steps, read_curves
+from figures import in_order, plot_curves, plot_improvement, plot_profiles
+from machine import machine
+from scores import improvement, iqm_and_ci, shared_tasks
 
-Curves = dict[tuple[str, str], dict[int, NDArray[np.float64]]]  # (task, algo) -> seed -> (evaluations, 2): step, return
-
-LABELS = {
-    "flow_t": "SAC Flow-T",
-    "flow_g": "SAC Flow-G",
-    "flow_mlp": "SAC Flow, plain MLP",
-    "crossq": "CrossQ",
-    "sac": "SAC",
-}
-COLORS = {"flow_t": "#0b6e99", "flow_g": "#2a9d5c", "flow_mlp": "#9467bd", "crossq": "#d1495b", "sac": "#8d8d8d"}
-REPS = 5_000
+METRICS = {"return": (RETURN, "evaluation return"), "success": (SUCCESS, "success rate")}
+BASELINES = ("crossq", "sac")
 
 
-def read_curves(folder: Path) -> Curves:
-    """All runs below a folder of `<task>/<algo>/<seed>.csv`."""
-    curves: Curves = defaultdict(dict)
-    for path in sorted(folder.glob("*/*/*.csv")):
-        with open(path) as f:
-            rows = {float(row["step"]): float(row["deterministic_return"]) for row in csv.DictReader(f)}
-        curves[path.parts[-3], path.parts[-2]][int(path.stem)] = np.asarray(sorted(rows.items()))
-    return curves
+def write_summary(curves: Curves, path: Path, digits: int = 0) -> None:
+    """Print the table of the last evaluations, and write it as CSV.
 
-
-def finished(curves: Curves) -> Curves:
-    """The runs that reached the last step of their task; a mean over runs of different lengths would mislead."""
-    last: dict[str, float] = defaultdict(float)
-    for (task, _), seeds in curves.items():
-        last[task] = max(last[task], *(run[-1, 0] for run in seeds.values()))
-    done = {key: {s: run for s, run in seeds.items() if run[-1, 0] == last[key[0]]} for key, seeds in curves.items()}
-    return {key: seeds for key, seeds in done.items() if seeds}
-
-
-def mean_and_ci(returns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over seeds and its bootstrapped 95 % CI, for every evaluation. (seeds, evaluations) -> (e,), (2, e)."""
-    points, intervals = library.get_interval_estimates(
-        {"x": returns}, lambda scores: np.mean(scores, axis=0), reps=REPS, random_state=np.random.RandomState(0)
-    )
-    return points["x"], intervals["x"]
-
-
-def iqm_and_ci(final: NDArray[np.float64]) -> tuple[float, float, float]:
-    """IQM of the final returns and its stratified-bootstrap 95 % CI. (seeds,)."""
-    points, intervals = library.get_interval_estimates(
-        {"x": final[:, None]},
-        lambda scores: np.array([metrics.aggregate_iqm(scores)]),
-        reps=REPS,
-        random_state=np.random.RandomState(0),
-    )
-    return float(points["x"][0]), float(intervals["x"][0, 0]), float(intervals["x"][1, 0])
-
-
-def write_summary(curves: Curves, path: Path) -> None:
+    :param curves: the runs
+    :param path: of the CSV
+    :param digits: behind the point
+    """
     with open(path, "w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(["task", "algo", "seeds", "steps", "final_iqm", "ci_low", "ci_high", "final_mean"])
         for (task, algo), seeds in sorted(curves.items()):
             final = np.array([run[-1, 1] for run in seeds.values()])
-            row = [f"{value:.0f}" for value in iqm_and_ci(final)]
+            row = [f"{value:.{digits}f}" for value in (*iqm_and_ci(final), final.mean())]
             steps = int(next(iter(seeds.values()))[-1, 0])
-            writer.writerow([task, algo, " ".join(map(str, sorted(seeds))), steps, *row, f"{final.mean():.0f}"])
+            writer.writerow([task, algo, " ".join(map(str, sorted(seeds))), steps, *row])
     print(path.read_text())
 
 
-def plot(curves: Curves, path: Path) -> None:
-    tasks = sorted({task for task, _ in curves})
-    figure = Figure(figsize=(4.4 * len(tasks), 3.6), layout="constrained")
-    for axes, task in zip(np.atleast_1d(figure.subplots(1, len(tasks))), tasks, strict=True):
-        for algo in [algo for algo in LABELS if (task, algo) in curves]:
-            seeds = curves[task, algo]
-            steps = next(iter(seeds.values()))[:, 0] / 1000
-            mean, (low, high) = mean_and_ci(np.stack([run[:, 1] for run in seeds.values()]))
-            axes.plot(steps, mean, label=f"{LABELS[algo]} ({len(seeds)} seeds)", color=COLORS[algo])
-            axes.fill_between(steps, low, high, color=COLORS[algo], alpha=0.18, lw=0)
-        axes.set(title=task, xlabel="environment steps (thousands)")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="upper left")
-    figure.axes[0].set_ylabel("evaluation return")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+def compare(curves: Curves, path: Path) -> list[Path]:
+    """Performance profiles, and probability of improvement of all others over each baseline that is there.
 
-
-def interleaved(
-    runs: dict[str, Callable[[], None]], rounds: int, warmup: int, scale: float
-) -> dict[str, dict[str, float]]:
-    """Median and quartiles of the seconds that each of several functions takes, called in a new order every round.
-
-    :param runs: the functions, by name
-    :param rounds: measurements
-    :param warmup: rounds before them
-    :param scale: what the seconds are multiplied by
+    :param curves: the runs
+    :param path: of the figure of the curves; these are named after it
+    :return: the figures
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(warmup + rounds):
-        for name in random.sample(list(runs), len(runs)):
-            start = time.perf_counter()
-            runs[name]()
-            if round_ >= warmup:
-                times[name].append(scale * (time.perf_counter() - start))
-    quartiles = {name: np.percentile(values, [50, 25, 75]) for name, values in times.items()}
-    return {name: dict(zip(("median", "q1", "q3"), q.tolist(), strict=True)) for name, q in quartiles.items()}
+    scores = final_scores(curves)
+    algos = in_order(scores)
+    if len(algos) < 2:
+        return []
+    figures = []
+    if shared_tasks(scores):
+        figures.append(path.with_stem(f"{path.stem}_profiles"))
+        plot_profiles(scores, figures[-1])
+    pairs = [(ours, baseline) for baseline in BASELINES if baseline in algos for ours in algos if ours not in BASELINES]
+    found = {pair: improvement(scores, *pair) for pair in pairs}
+    estimates = {pair: estimate for pair, estimate in found.items() if estimate is not None}
+    for (ours, baseline), estimate in estimates.items():
+        print(f"P({ours} > {baseline}) = {estimate.value:.2f} ({estimate.low:.2f} - {estimate.high:.2f})")
+    if estimates:
+        figures.append(path.with_stem(f"{path.stem}_improvement"))
+        plot_improvement(estimates, figures[-1])
+    return figures
 
 
-def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path) -> None:
-    """Print a table with ratios to contrib's CrossQ, write it as CSV, and draw it if several values were swept.
+def report(results: Path, figure: Path, metric: str = "return") -> Curves:
+    """Write the summary and the figures of a folder of results.
 
-    :param rows: of `interleaved`, with "contender" and the settings
-    :param swept: the setting that varies
-    :param unit: of the medians
-    :param path: of the CSV; the picture stands beside it
+    :param results: the folder
+    :param figure: of the curves
+    :param metric: "return" or "success"
+    :return: the runs that are finished
+    :raises SystemExit: if there are none
     """
-    crossq = {row[swept]: row["median"] for row in rows if row["contender"] == "crossq"}
-    for row in rows:
-        row["to_crossq"] = round(row["median"] / crossq[row[swept]], 3) if row[swept] in crossq else ""
-        spread = f"({row['q1']:.1f} - {row['q3']:.1f})"
-        print(f"{row['contender']:20}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{row['to_crossq']}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(
-            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
-    if len({row[swept] for row in rows}) > 1:
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        for name in dict.fromkeys(row["contender"] for row in rows):
-            chosen = [row for row in rows if row["contender"] == name]
-            x = [row[swept] for row in chosen]
-            axes.plot(x, [row["median"] for row in chosen], marker="o", label=name)
-            axes.fill_between(x, [row["q1"] for row in chosen], [row["q3"] for row in chosen], alpha=0.2, lw=0)
-        axes.set(xlabel=swept, ylabel=unit, ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        figure.savefig(path.with_suffix(".png"), dpi=150)
-    print(path)
-
-
-def machine() -> str:
-    """One line on the machine, for the record beside a result."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.open() if line.startswith("model name")), cpu)
-    return f"{cpu}, Python {platform.python_version()}, {platform.system()}"
+    column, ylabel = METRICS[metric]
+    curves = finished(read_curves(results, column))
+    if not curves:
+        raise SystemExit(f"{results} has no runs with a {column}: benchmarks/learning.py makes them")
+    write_summary(curves, results / "summary.csv", digits=0 if metric == "return" else 2)
+    plot_curves(curves, figure, ylabel, offline_steps(results))
+    for path in [figure, *compare(curves, figure)]:
+        print(path)
+    return curves
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--figure", type=Path, required=True)
+    parser.add_argument("--metric", choices=METRICS, default="return")
     args = parser.parse_args()
-    curves = finished(read_curves(args.results))
-    write_summary(curves, args.results / "summary.csv")
-    plot(curves, args.figure)
-    print(f"{args.figure}\n{machine()}")
+    report(args.results, args.figure, args.metric)
+    print(machine())
 
 
 if __name__ == "__main__":

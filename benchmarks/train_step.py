@@ -21,8 +21,9 @@ import numpy as np
 import torch as th
 from contenders import POLICIES, Size, add_arguments, apply_arguments, make_model
 from gymnasium import spaces
-from report import interleaved, machine, write_timings
+from machine import machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from timing import interleaved, write_timings
 
 from sb3_flow import SACFlow
 

@@ -19,6 +19,7 @@ from sb3_flow import FlowGPolicy, SACFlow
 from sb3_flow.zoo import register
 from sb3_flow.zoo.registration import CONFIG
 from sb3_flow.zoo.sampler import FLOW_STEPS, convert_sac_flow_params, sample_sac_flow_params
+from sb3_flow.zoo.storage import load_study, open_storage
 
 ENV = "InvertedDoublePendulum-v5"
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
@@ -84,13 +85,18 @@ def test_another_policy_is_one_parameter_away(folder):
     assert isinstance(model.policy, FlowGPolicy)
 
 
-def test_optimize_and_train_a_trial(folder):
-    study = ("--storage", "sqlite:///study.db", "--study-name", "study")
-    search = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
-    assert "Number of finished trials:  2" in zoo(folder, "train", "-f", "study", *search, *study, *TINY)
-    zoo(folder, "train", "--eval-freq", "-1", "-f", "trial", "--trial-id", "1", *study, *TINY)
+def test_optimize_with_two_seeds_a_trial_and_train_the_first_trial(folder):
+    study = ("--storage", "study.log", "--study-name", "study")
+    search = ("-optimize", "--n-trials", "2", "--n-evaluations", "2", "--eval-episodes", "1", "--no-optim-plots")
+    output = zoo(folder, "train", "-f", "study", *search, *study, *TINY, "seeds_per_trial:2")
+    assert "Number of finished trials:  2" in output
+    zoo(folder, "train", "--eval-freq", "-1", "-f", "trial", "--trial-id", "0", *study, *TINY)
 
-    trial = optuna.load_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="study").trials[1]
+    for trial in load_study(str(folder / "study.log"), "study").trials:
+        first, second = trial.user_attrs["seeds"]
+        assert first != second
+        assert trial.value == trial.intermediate_values[2] == (first + second) / 2
+    trial = load_study(str(folder / "study.log"), "study").trials[0]
     config = folder / "trial" / "sac_flow" / f"{ENV}_1" / ENV / "config.yml"
     trained = dict(yaml.unsafe_load(config.read_text()))
     expected = {**HYPERPARAMS[ENV], **convert_sac_flow_params(trial.params), "learning_starts": 50, "buffer_size": 1000}
@@ -132,10 +138,10 @@ def test_register_twice_changes_nothing(tmp_path):
     from rl_zoo3.exp_manager import ExperimentManager
 
     register()
-    algos, init = dict(ALGOS), ExperimentManager.__init__
+    algos, new = dict(ALGOS), ExperimentManager.__new__
     register()
     assert algos == ALGOS
-    assert ExperimentManager.__init__ is init
+    assert ExperimentManager.__new__ is new
 
     def config(algo, **kwargs):
         return ExperimentManager(argparse.Namespace(), algo, "Pendulum-v1", str(tmp_path), **kwargs).config
@@ -197,48 +203,68 @@ def test_paper_settings():
 
 
 OFFLINE = {"offline_dataset": "ogbench:x", "ent_coef": "0.0", "policy": "FlowGPolicy"}
+# For each case what is searched and what is not
+SPACES = {
+    "from scratch": (
+        {"net_arch": {"qf": [8]}},
+        {"policy": "FlowTPolicy"},
+        {"d_model", "n_layers", "highest_log_std", "target_entropy", "initial_ent_coef"},
+        {"bc_coef", "noise_std"},
+    ),
+    "chunks": (
+        {"log_std_range": [-4, -0.5]},
+        {"policy": "FlowMLPPolicy", "horizon_length": "3"},
+        {"highest_log_std", "target_entropy"},
+        {"d_model", "n_layers", "offline_ratio"},
+    ),
+    "path": ({"likelihood": "path"}, {"policy": "FlowGPolicy"}, {"initial_ent_coef"}, {"target_entropy"}),
+    "fixed sigma": ({"noise_std": 0.1}, {"policy": "FlowGPolicy"}, {"noise_std"}, {"target_entropy"}),
+    "offline": (
+        {"noise_std": 0.1, "critic": "target"},
+        OFFLINE,
+        {"bc_coef", "offline_ratio", "noise_std"},
+        {"d_model", "initial_ent_coef", "target_entropy", "online_bc_coef"},
+    ),
+    "two weights": ({}, {**OFFLINE, "bc_coef": "[10000.0, 1000.0]"}, {"bc_coef", "online_bc_coef"}, set()),
+}
 
 
 @pytest.mark.parametrize(
-    ("kept", "yaml_values", "searched", "not_searched"),
+    ("kept", "yaml_values", "searched", "not_searched", "storage"),
     [
-        (
-            {"net_arch": {"qf": [8]}},
-            {"policy": "FlowTPolicy"},
-            {"d_model", "highest_log_std", "target_entropy"},
-            {"bc_coef"},
-        ),
-        (
-            {"noise_std": 0.1, "critic": "target"},
-            OFFLINE,
-            {"bc_coef", "offline_ratio", "noise_std"},
-            {"d_model", "initial_ent_coef"},
-        ),
+        *((*space, "{}/study.log") for space in SPACES.values()),
+        (*SPACES["offline"], "sqlite:///{}/study.db"),
     ],
-    ids=["from scratch", "offline"],
+    ids=[*SPACES, "database"],
 )
-def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(kept, yaml_values, searched, not_searched):
+def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
+    kept, yaml_values, searched, not_searched, storage, tmp_path
+):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    url = storage.format(tmp_path)
+    study = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=0), storage=open_storage(url), study_name="study"
+    )
     # What rl_zoo3 does
     for key, value in {"policy_kwargs": str(kept), **yaml_values}.items():
         study.set_user_attr(key, value)
-    for _ in range(5):
+    for _ in range(3):
         trial = study.ask()
         sampled = sample_sac_flow_params(trial, 1, 1, {})
-        params = study.trials[trial.number].params
+        params = load_study(url, "study").trials[trial.number].params
         assert sampled == convert_sac_flow_params(params)
         assert params.keys() >= searched
         assert not params.keys() & not_searched
-        for name, value in kept.items():
-            assert name == "noise_std" or sampled["policy_kwargs"][name] == value
-        policy = yaml_values["policy"]
-        model = SACFlow(policy, "Pendulum-v1", **{**sampled, "buffer_size": 20})
+        for name in kept.keys() - {"noise_std", "log_std_range"}:
+            assert sampled["policy_kwargs"][name] == kept[name]
+        model = SACFlow(yaml_values["policy"], "Pendulum-v1", **{**sampled, "buffer_size": 20})
         assert model.policy.flow_steps in FLOW_STEPS
         for name, value in sampled["policy_kwargs"].items():
             assert getattr(model.policy, "critic_name" if name == "critic" else name) == value
         for name in sampled.keys() - {"policy_kwargs"}:
             assert getattr(model, name) == sampled[name]
+        if "target_entropy" in searched:
+            assert -2 <= model.target_entropy / model.policy.chunk_dim <= -0.75
 
 
 def test_policy_kwargs_that_a_study_cannot_store_are_refused():

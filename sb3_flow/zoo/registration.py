@@ -33,22 +33,19 @@ def register() -> None:
     # Missing while exp_manager itself is being imported and gets here through `custom_envs`. `rl_zoo3.record_video`
     # does that and reads no hyperparameters; scripts that do call `register` (docs/rl_zoo3.md)
     if hasattr(exp_manager, "ExperimentManager"):
-        _default_to_our_config(exp_manager.ExperimentManager)
+        _make_our_managers(exp_manager.ExperimentManager)
 
 
 @functools.cache
-def _default_to_our_config(manager: type[Any]) -> None:
-    """Replace the zoo's default, a file in its own package folder, by ours.
+def _make_our_managers(plain: type[Any]) -> None:
+    """Let `ExperimentManager(...)` make a `FlowExperimentManager` for our algorithm, and itself for all others.
 
-    :param manager: rl_zoo3's ExperimentManager; the cache makes sure that it is wrapped once
+    :param plain: rl_zoo3's ExperimentManager, to which its scripts hold references; the cache makes sure that it is
+        changed once
     """
-    zoo_config = Path(importlib.import_module(manager.__module__).__file__ or "").parent / "hyperparams" / CONFIG.name
-    init = manager.__init__
+    flow: type[Any] = importlib.import_module("sb3_flow.zoo.manager").FlowExperimentManager
 
-    @functools.wraps(init)
-    def init_with_our_config(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        if self.algo == ALGO and Path(self.config) == zoo_config:
-            self.config = str(CONFIG)
+    def new(cls: type[Any], args: Any = None, algo: str = "", *_: Any, **__: Any) -> Any:
+        return object.__new__(flow if cls is plain and algo == ALGO else cls)
 
-    manager.__init__ = init_with_our_config
+    plain.__new__ = new  # type: ignore[assignment]

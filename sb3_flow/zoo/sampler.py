@@ -1,25 +1,74 @@
 """Optuna's search space for `rl_zoo3.train -optimize`."""
 
 import ast
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sb3_flow.policies import LOG_STD_RANGES, FlowTPolicy
 from sb3_flow.sac_flow import SACFlow
 
 FLOW_STEPS = (1, 2, 4, 7, 10)
+HORIZONS = (1, 5, 10)
 FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if policy is FlowTPolicy)
-LOWEST_LOG_STD = min(low for low, _ in LOG_STD_RANGES.values())
+BETA = FloatDistribution(1.0, 1e5, log=True)
+
+
+def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDistribution]:
+    """What is searched, which depends on what is fixed.
+
+    Beta, h and the share of the data only with offline data; alpha only where it is learned; sigma itself where it is
+    fixed, and its upper bound and the target entropy where it is learned; width and depth only for Flow-T. Parameters
+    with one choice are not searched, they carry what `convert_sac_flow_params` needs to know.
+
+    :param fixed: values of the YAML as text, as rl-zoo3 writes them into the study
+    :param n_actions: d
+    :raises ValueError: if the YAML's policy_kwargs hold more than Python literals
+    """
+    policy_kwargs = _literal(fixed.get("policy_kwargs", "{}"))
+    offline = fixed.get("offline_dataset", "None") != "None"
+    space: dict[str, BaseDistribution] = {
+        # Into the trial's parameters, the only thing that `--trial-id` hands to the converter
+        "policy_kwargs": CategoricalDistribution([fixed.get("policy_kwargs", "{}")]),
+        "horizon_length": CategoricalDistribution(HORIZONS if offline else [int(fixed.get("horizon_length", "1"))]),
+        "flow_steps": CategoricalDistribution(FLOW_STEPS),
+        "learning_rate": FloatDistribution(1e-4, 1e-3, log=True),
+        "qf_learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
+        "one_minus_gamma": FloatDistribution(1e-3, 5e-2, log=True),
+        "batch_size_pow": IntDistribution(6, 9),
+        "policy_delay": IntDistribution(1, 4),
+    }
+    alpha_is_learned = fixed.get("ent_coef", "auto").startswith("auto")
+    sigma_is_learned = policy_kwargs.get("noise_std") is None
+    if alpha_is_learned:
+        space["initial_ent_coef"] = FloatDistribution(1e-2, 1.0, log=True)
+    if sigma_is_learned:
+        highest = _log_std_range(policy_kwargs)[1]
+        space["highest_log_std"] = FloatDistribution(highest - 1.0, highest)
+    else:
+        space["noise_std"] = FloatDistribution(0.03, 0.5, log=True)
+    # With a fixed sigma, or for the whole path, "auto" alone knows what is in reach
+    if alpha_is_learned and sigma_is_learned and policy_kwargs.get("likelihood", "action") == "action":
+        space["n_actions"] = CategoricalDistribution([n_actions])
+        # Nats per number in a chunk. K = 10 and log sigma <= -1 allow -0.73: alpha would grow without bound above that
+        space["target_entropy"] = FloatDistribution(-2.0, -0.75)
+    if fixed.get("policy", FLOW_T[0]) in FLOW_T:
+        space["d_model"] = CategoricalDistribution((32, 64, 128))
+        space["n_layers"] = IntDistribution(1, 3)
+    if offline:
+        space["bc_coef"] = BETA
+        if fixed.get("bc_coef", "0").startswith(("[", "(")):
+            space["online_bc_coef"] = BETA
+        space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
+    return space
 
 
 def sample_sac_flow_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Draw one candidate; the parameters are those that rl-zoo3 gives every sampler.
-
-    What is searched depends on the YAML: beta, h and the share of the data only with offline data, alpha only where it
-    is learned, sigma itself where it is fixed and its upper bound where it is learned, width and depth only for Flow-T.
+    """Draw one candidate of `search_space`; the parameters are those that rl-zoo3 gives every sampler.
 
     :param trial: the trial
     :param n_actions: d, which scales the target entropy
@@ -28,33 +77,9 @@ def sample_sac_flow_params(
     :return: arguments of SACFlow that replace those of the YAML
     :raises ValueError: if the YAML's policy_kwargs hold more than Python literals
     """
-    # rl-zoo3 shows the sampler the YAML's values only here, as text
-    yaml = trial.study.user_attrs
-    # A choice of one carries them into the trial's parameters, the only thing that `--trial-id` hands to the converter
-    trial.suggest_categorical("policy_kwargs", [yaml.get("policy_kwargs", "{}")])
-    policy_kwargs = _literal(trial.params["policy_kwargs"])
-
-    trial.suggest_categorical("flow_steps", FLOW_STEPS)
-    trial.suggest_float("learning_rate", 1e-4, 1e-3, log=True)
-    trial.suggest_float("qf_learning_rate", 1e-4, 3e-3, log=True)
-    trial.suggest_float("one_minus_gamma", 1e-3, 5e-2, log=True)
-    trial.suggest_int("batch_size_pow", 6, 9)
-    trial.suggest_int("policy_delay", 1, 4)
-    if yaml.get("ent_coef", "auto").startswith("auto"):
-        trial.suggest_float("initial_ent_coef", 1e-2, 1.0, log=True)
-        trial.suggest_float("target_entropy", -2.0 * n_actions, -0.25 * n_actions)
-    if policy_kwargs.get("noise_std") is not None:
-        trial.suggest_float("noise_std", 0.03, 0.5, log=True)
-    else:
-        trial.suggest_float("highest_log_std", -2.0, 0.0)
-    if yaml.get("policy", FLOW_T[0]) in FLOW_T:
-        trial.suggest_categorical("d_model", (32, 64, 128))
-        trial.suggest_int("n_layers", 1, 3)
-    if yaml.get("offline_dataset", "None") != "None":
-        trial.suggest_float("bc_coef", 1.0, 1e5, log=True)
-        trial.suggest_categorical("horizon_length", (1, 5, 10))
-        trial.suggest_categorical("offline_ratio", (None, 0.25, 0.5, 0.75))
-
+    # rl-zoo3 shows the sampler the YAML's values only here
+    for name, distribution in search_space(trial.study.user_attrs, n_actions).items():
+        _suggest(trial, name, distribution)
     hyperparams = convert_sac_flow_params(trial.params)
     for name in ("gamma", "batch_size"):
         trial.set_user_attr(name, hyperparams[name])
@@ -69,19 +94,38 @@ def convert_sac_flow_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     params = dict(sampled_params)
     policy_kwargs = _literal(params.pop("policy_kwargs"))
+    if "highest_log_std" in params:
+        policy_kwargs["log_std_range"] = (_log_std_range(policy_kwargs)[0], params.pop("highest_log_std"))
     for name in ("flow_steps", "noise_std", "d_model", "n_layers"):
         if name in params:
             policy_kwargs[name] = params.pop(name)
-    if "highest_log_std" in params:
-        policy_kwargs["log_std_range"] = (LOWEST_LOG_STD, params.pop("highest_log_std"))
     if "initial_ent_coef" in params:
         params["ent_coef"] = f"auto_{params.pop('initial_ent_coef')}"
+    if "target_entropy" in params:
+        params["target_entropy"] *= params.pop("n_actions") * params["horizon_length"]
+    if "online_bc_coef" in params:
+        params["bc_coef"] = [params["bc_coef"], params.pop("online_bc_coef")]
     return {
         "gamma": 1 - params.pop("one_minus_gamma"),
         "batch_size": 2 ** params.pop("batch_size_pow"),
         "policy_kwargs": policy_kwargs,
         **params,
     }
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high)
+    elif isinstance(distribution, FloatDistribution):
+        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+
+
+def _log_std_range(policy_kwargs: dict[str, Any]) -> tuple[float, float]:
+    """The bounds of the learned log sigma without a search."""
+    low, high = policy_kwargs.get("log_std_range") or LOG_STD_RANGES[policy_kwargs.get("rollout", "sde")]
+    return low, high
 
 
 def _literal(text: str) -> dict[str, Any]:

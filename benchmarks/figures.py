@@ -1,0 +1,147 @@
+"""Figures of learning curves and of what they end at."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from curves import Curves
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scores import Estimate, Scores, iqm_and_ci, mean_and_ci, profiles
+
+LABELS = {
+    "flow_t": "SAC Flow-T",
+    "flow_g": "SAC Flow-G",
+    "flow_mlp": "SAC Flow, plain MLP",
+    "crossq": "CrossQ",
+    "sac": "SAC",
+}
+COLORS = {"flow_t": "#0b6e99", "flow_g": "#2a9d5c", "flow_mlp": "#9467bd", "crossq": "#d1495b", "sac": "#8d8d8d"}
+
+
+def label(algo: str) -> str:
+    """What an algorithm is called in a figure; behind a "+" stands a variant."""
+    name, _, variant = algo.partition("+")
+    return f"{LABELS[name]}, {variant}" if variant else LABELS[name]
+
+
+def colors(algos: list[str]) -> dict[str, str]:
+    """One colour an algorithm: its own, and for variants one of a range."""
+    variants = [algo for algo in algos if "+" in algo]
+    ramp = matplotlib.colormaps["plasma"](np.linspace(0.0, 0.85, max(len(variants), 1)))
+    chosen = {algo: matplotlib.colors.to_hex(color) for algo, color in zip(variants, ramp, strict=False)}
+    return {algo: chosen.get(algo) or COLORS[algo] for algo in algos}
+
+
+def in_order(algos: Iterable[str]) -> list[str]:
+    """Algorithms in the order of `LABELS`, each once; K10 comes after K7."""
+    known = list(LABELS)
+    return sorted(set(algos), key=lambda algo: (known.index(algo.split("+")[0]), len(algo), algo))
+
+
+def plot_curves(curves: Curves, path: Path, ylabel: str, offline: dict[str, int] | None = None) -> None:
+    """One panel a task: mean over seeds and its 95 % CI.
+
+    :param curves: the runs, all of a task with the same evaluations
+    :param path: of the picture
+    :param ylabel: what is shown
+    :param offline: length of each task's offline phase, which is shaded
+    """
+    tasks = sorted({task for task, _ in curves})
+    algos = in_order(algo for _, algo in curves)
+    columns = min(len(tasks), 4)
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns)).flatten()
+    for axes, task in zip(panels, tasks, strict=False):
+        for algo in [algo for algo in algos if (task, algo) in curves]:
+            seeds = curves[task, algo]
+            steps = next(iter(seeds.values()))[:, 0] / 1000
+            mean, (low, high) = mean_and_ci(np.stack([run[:, 1] for run in seeds.values()]))
+            color = colors(algos)[algo]
+            axes.plot(steps, mean, label=f"{label(algo)} ({len(seeds)} seeds)", color=color)
+            axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
+        length = (offline or {}).get(task, 0) / 1000
+        if length:
+            axes.axvspan(0, length, color="#888888", alpha=0.15, lw=0, label="offline")
+        axes.set(title=task, xlabel="steps (thousands)" if length else "environment steps (thousands)")
+        axes.legend(fontsize=8, loc="upper left")
+    for axes in panels[len(tasks) :]:
+        axes.remove()
+    figure.axes[0].set_ylabel(ylabel)
+    _save(figure, path)
+
+
+def plot_profiles(scores: Scores, path: Path) -> None:
+    """Share of runs that score above a threshold: the higher the curve, the better.
+
+    :param scores: of `curves.final_scores`
+    :param path: of the picture
+    """
+    thresholds = np.linspace(0.0, 1.0, 101)
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    chosen = colors(in_order(scores))
+    drawn = profiles(scores, thresholds)
+    for algo in [algo for algo in chosen if algo in drawn]:
+        values, (low, high) = drawn[algo]
+        axes.plot(thresholds, values, label=label(algo), color=chosen[algo])
+        axes.fill_between(thresholds, low, high, color=chosen[algo], alpha=0.18, lw=0)
+    axes.set(xlabel="score τ (0: the task's worst run, 1: its best)", ylabel="share of runs above τ", ylim=(0, 1.02))
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_improvement(estimates: dict[tuple[str, str], Estimate], path: Path) -> None:
+    """Probability of improvement, one bar a pair; the dashed line is a coin's.
+
+    :param estimates: by algorithm and baseline
+    :param path: of the picture
+    """
+    figure = Figure(figsize=(6, 0.9 + 0.45 * len(estimates)), layout="constrained")
+    axes = figure.subplots()
+    shades = colors(in_order(algo for algo, _ in estimates))
+    for row, ((ours, _), estimate) in enumerate(estimates.items()):
+        axes.barh(row, estimate.high - estimate.low, left=estimate.low, color=shades[ours], alpha=0.4)
+        axes.plot([estimate.value] * 2, [row - 0.4, row + 0.4], color=shades[ours], lw=2)
+    axes.axvline(0.5, color="#444444", ls="--", lw=1)
+    axes.set_yticks(range(len(estimates)), [f"{label(ours)} > {label(other)}" for ours, other in estimates])
+    axes.invert_yaxis()
+    axes.set(xlabel="probability of improvement", xlim=(0, 1))
+    _save(figure, path)
+
+
+def plot_by_variant(curves: Curves, path: Path, ylabel: str, xlabel: str) -> None:
+    """IQM of the last evaluation with its 95 % CI for each variant, one line a task.
+
+    :param curves: the runs
+    :param path: of the picture
+    :param ylabel: what is shown
+    :param xlabel: what the variants differ in
+    """
+    algos = in_order(algo for _, algo in curves)
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for task in sorted({task for task, _ in curves}):
+        points = [
+            (i, np.array([run[-1, 1] for run in curves[task, a].values()]))
+            for i, a in enumerate(algos)
+            if (task, a) in curves
+        ]
+        estimates = [iqm_and_ci(final) for _, final in points]
+        values = np.array([estimate.value for estimate in estimates])
+        errors = np.abs(np.array([[estimate.low, estimate.high] for estimate in estimates]).T - values)
+        axes.errorbar([i for i, _ in points], values, errors, marker="o", capsize=3, label=task)
+    axes.set_xticks(range(len(algos)), [algo.partition("+")[2] or label(algo) for algo in algos])
+    axes.set(xlabel=xlabel, ylabel=f"{ylabel} at the end, IQM")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    axes: Axes
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,307 @@
+"""The counterpart of each figure of the paper by one command.
+
+    python benchmarks/reproduce.py from_scratch --scale cpu
+
+The figures: from_scratch (learning curves), offline_to_online (success over both phases), gradient_norms (along the
+rollout), k_ablation (Euler steps), velocity_ablation (plain MLP, Flow-G, Flow-T). The scales: smoke shows in a minute
+that all works and says nothing about learning, cpu takes hours to days of two cores, paper has the paper's settings.
+Tables, figures, command, commit and machine are left in `<out>/<figure>_<scale>`, and all of `<out>` in
+`<out>/index.html`. A stopped command that is given again goes on.
+"""
+
+import argparse
+import difflib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradient_norms
+import gymnasium as gym
+import yaml
+from figures import plot_by_variant
+from learning import Run, add_run_arguments, run_all
+from machine import machine
+from offline_to_online import STUDIES, make_run
+from page import RECORD, write_page
+from report import report
+
+from sb3_flow.policies import CRITIC_KINDS
+from sb3_flow.zoo.registration import CONFIG
+
+MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")
+OGBENCH = ("scene-play", "cube-double-play", "cube-triple-play", "cube-quadruple-play-100m")
+ROBOMIMIC = ("lift-mh-low_dim-v0", "can-mh-low_dim-v0", "square-mh-low_dim-v0")
+# Keys of the YAML that are the runner's
+RUNNER = ("n_timesteps", "policy", "batch_size")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Budget of the runs from scratch.
+
+    :param tasks: of the learning curves; the ablations take `ablated`
+    :param ablated: tasks of the ablations and of the gradient norms
+    :param flow_steps: K of the ablation
+    :param seeds: of every figure
+    :param offline_tasks: of the curves from data to the environment
+    """
+
+    tasks: tuple[str, ...]
+    algos: tuple[str, ...]
+    ablated: tuple[str, ...]
+    flow_steps: tuple[int, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    ablation_steps: int
+    eval_freq: int
+    eval_episodes: int
+    learning_starts: int
+    width: int
+    batch_size: int
+    offline_tasks: tuple[str, ...]
+
+
+SCALES = {
+    "smoke": Scale(
+        tasks=("Hopper-v4",),
+        algos=("flow_t", "crossq"),
+        ablated=("Hopper-v4",),
+        flow_steps=(1, 4),
+        seeds=(1,),
+        steps=200,
+        ablation_steps=200,
+        eval_freq=100,
+        eval_episodes=1,
+        learning_starts=100,
+        width=32,
+        batch_size=32,
+        offline_tasks=("cube-single",),
+    ),
+    "cpu": Scale(
+        tasks=("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4"),
+        algos=("flow_t", "flow_g", "crossq", "sac"),
+        ablated=("HalfCheetah-v4",),
+        flow_steps=(1, 4, 7, 10),
+        seeds=(1, 2, 3),
+        steps=100_000,
+        ablation_steps=30_000,
+        eval_freq=5_000,
+        eval_episodes=10,
+        learning_starts=5_000,
+        width=256,
+        batch_size=256,
+        offline_tasks=("cube-single",),
+    ),
+    # SAC Flow, Table 3; the ablations add K = 1
+    "paper": Scale(
+        tasks=MUJOCO,
+        algos=("flow_t", "flow_g", "crossq", "sac"),
+        ablated=("HalfCheetah-v4",),
+        flow_steps=(1, 4, 7, 10),
+        seeds=tuple(range(1, 11)),
+        steps=1_000_000,
+        ablation_steps=1_000_000,
+        eval_freq=10_000,
+        eval_episodes=10,
+        learning_starts=50_000,
+        width=1024,
+        batch_size=512,
+        offline_tasks=(*(f"{name}-singletask-task{i}-v0" for name in OGBENCH for i in range(1, 6)), *ROBOMIMIC),
+    ),
+}
+
+
+def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of SACFlow, later ones first; policy_kwargs are merged too."""
+    result: dict[str, Any] = {}
+    for update in overrides:
+        policy_kwargs = {**result.get("policy_kwargs", {}), **update.get("policy_kwargs", {})}
+        result = {**result, **update, **({"policy_kwargs": policy_kwargs} if policy_kwargs else {})}
+    return result
+
+
+def runs_from_scratch(
+    scale: Scale, args: argparse.Namespace, out: Path, variants: dict[str, dict[str, Any]], ablation: bool
+) -> list[Run]:
+    """Runs of some algorithms.
+
+    :param variants: names of `benchmarks/learning.py`, and what each adds to SACFlow's arguments
+    :param ablation: whether the budget and the tasks are those of the ablations
+    """
+    return [
+        Run(
+            task,
+            algo,
+            seed,
+            steps=scale.ablation_steps if ablation else scale.steps,
+            eval_freq=scale.eval_freq,
+            eval_episodes=scale.eval_episodes,
+            learning_starts=scale.learning_starts,
+            width=scale.width,
+            batch_size=scale.batch_size,
+            out=out,
+            overrides=merged(overrides, args.overrides),
+        )
+        for seed in args.seeds or scale.seeds
+        for task in args.tasks or (scale.ablated if ablation else scale.tasks)
+        for algo, overrides in variants.items()
+    ]
+
+
+def from_scratch(scale: Scale, args: argparse.Namespace, out: Path) -> None:
+    """Learning curves of our policies and of the baselines."""
+    variants: dict[str, dict[str, Any]] = {algo: {} for algo in scale.algos}
+    run_all(runs_from_scratch(scale, args, out, variants, ablation=False), args.jobs, args.ray)
+    report(out, out / "from_scratch.png")
+
+
+def k_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
+    """Flow-T with several numbers of Euler steps."""
+    variants = {f"flow_t+K{k}": {"policy_kwargs": {"flow_steps": k}} for k in scale.flow_steps}
+    run_all(runs_from_scratch(scale, args, out, variants, ablation=True), args.jobs, args.ray)
+    curves = report(out, out / "k_ablation.png")
+    plot_by_variant(curves, out / "k_ablation_final.png", "evaluation return", "Euler steps")
+
+
+def velocity_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
+    """The three velocity nets."""
+    variants: dict[str, dict[str, Any]] = {algo: {} for algo in ("flow_mlp", "flow_g", "flow_t")}
+    run_all(runs_from_scratch(scale, args, out, variants, ablation=True), args.jobs, args.ray)
+    report(out, out / "velocity_ablation.png")
+
+
+def norms_along_the_rollout(scale: Scale, args: argparse.Namespace, out: Path) -> None:
+    """Gradient norms at every step of the rollout, for every net."""
+    for task in args.tasks or scale.ablated:
+        budget = gradient_norms.Budget(
+            task,
+            scale.ablation_steps,
+            scale.eval_freq // 10,
+            scale.learning_starts,
+            scale.width,
+            scale.batch_size,
+        )
+        seeds = args.seeds or scale.seeds[:1]
+        wanted = [
+            (net, k, seed) for seed in seeds for k in scale.flow_steps if k > 1 for net in gradient_norms.POLICIES
+        ]
+        rows = gradient_norms.measure_all(budget, wanted, out / "gradient_norms.csv", args.jobs)
+        gradient_norms.print_table(rows)
+        gradient_norms.plot(rows, out / f"gradient_norms_{task}.png")
+
+
+def offline_to_online(scale: Scale, args: argparse.Namespace, out: Path) -> None:
+    """Success of Flow-T and Flow-G, first learning from data, then in the environment."""
+    make = paper_offline_run if args.scale == "paper" else small_offline_run
+    runs = [
+        make(task, algo, seed, args, out)
+        for seed in args.seeds or scale.seeds
+        for task in args.tasks or scale.offline_tasks
+        for algo in (("flow_t", "flow_g") if args.scale != "smoke" else ("flow_t",))
+    ]
+    run_all([replace(run, overrides=merged(run.overrides, args.overrides)) for run in runs], args.jobs, args.ray)
+    report(out, out / "offline_to_online.png", metric="success")
+
+
+def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace, out: Path) -> Run:
+    """A run with the YAML's settings, which are the paper's, and the published data."""
+    settings = yaml.safe_load(CONFIG.read_text())[task]
+    # The runner would set the width of two critic layers
+    critic = CRITIC_KINDS[settings["policy_kwargs"]["critic"]]
+    overrides = {key: value for key, value in settings.items() if key not in RUNNER}
+    return Run(
+        task,
+        algo,
+        seed,
+        steps=int(settings["n_timesteps"]),
+        eval_freq=50_000,
+        eval_episodes=50,
+        learning_starts=0,
+        width=critic.net_arch[0],
+        batch_size=settings["batch_size"],
+        out=out,
+        overrides=merged(overrides, {"policy_kwargs": {"net_arch": {"qf": critic.net_arch}}}),
+    )
+
+
+def small_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace, out: Path) -> Run:
+    """A run of `benchmarks/offline_to_online.py`, on data that are generated here if they are not there yet."""
+    smoke = args.scale == "smoke"
+    study = STUDIES[task]
+    data = out / f"{task}.npz"
+    if not data.exists():
+        size = ("--steps", "1000", "--episode-steps", "100") if smoke else ("--steps", "100000")
+        script = Path(__file__).parent / "generate_ogbench.py"
+        command = [sys.executable, str(script), "--env", f"{task}-play-v0", *size, "--out", str(data)]
+        subprocess.run([*command, "--jobs", str(1 if smoke else args.jobs)], check=True)
+    if smoke:
+        study = replace(study, offline_steps=50, steps=100, eval_freq=50)
+    options = argparse.Namespace(
+        data=data,
+        compile=False,
+        width=32 if smoke else 256,
+        d_model=16 if smoke else 64,
+        eval_episodes=1 if smoke else 20,
+        out=out,
+    )
+    return make_run(study, algo, seed, options)
+
+
+FIGURES: dict[str, Callable[[Scale, argparse.Namespace, Path], None]] = {
+    "from_scratch": from_scratch,
+    "offline_to_online": offline_to_online,
+    "gradient_norms": norms_along_the_rollout,
+    "k_ablation": k_ablation,
+    "velocity_ablation": velocity_ablation,
+}
+
+
+def known_tasks(figure: str, scale: str) -> list[str]:
+    """What `--tasks` may name."""
+    if figure != "offline_to_online":
+        return sorted(gym.registry)
+    if scale == "paper":
+        return [name for name, settings in yaml.safe_load(CONFIG.read_text()).items() if "offline_dataset" in settings]
+    return [name for name, study in STUDIES.items() if study.dataset.startswith("ogbench")]
+
+
+def write_record(folder: Path) -> None:
+    """Command, commit and machine, beside the results."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    command = shlex.join(["python", *sys.argv])
+    (folder / RECORD).write_text(f"{command}\ncommit {commit or 'unknown'}, {machine()}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=FIGURES)
+    parser.add_argument("--scale", choices=SCALES, required=True)
+    parser.add_argument("--tasks", nargs="+", help="instead of the scale's")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the scale's")
+    parser.add_argument("--overrides", type=json.loads, default={}, help="JSON: SACFlow's arguments, for all of ours")
+    add_run_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))
+    args = parser.parse_args()
+    known = known_tasks(args.figure, args.scale)
+    for task in args.tasks or ():
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=5, cutoff=0.0)
+            parser.error(f"--tasks {task}: there is no such task for {args.figure}; near it are {', '.join(near)}")
+    if args.ray and args.figure == "gradient_norms":
+        parser.error("--ray: the gradient norms are measured on this machine, leave it out")
+    # Checkpoints are kept by this name: the scale is part of it
+    folder = args.out / f"{args.figure}_{args.scale}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder)
+    FIGURES[args.figure](SCALES[args.scale], args, folder)
+    write_page([args.out], args.out / "index.html")
+    print(args.out / "index.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What rliable makes of a few runs: IQM, performance profiles, probability of improvement, all with 95 % CI."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from rliable import library, metrics
+except ImportError:
+    raise SystemExit("tables and figures need rliable: pip install 'sb3_flow[plots]'") from None
+
+REPS = 5_000
+Scores = dict[str, dict[str, NDArray[np.float64]]]  # of `curves.final_scores`: algo -> task -> (seeds,)
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % CI."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_and_ci(returns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over seeds and its bootstrapped 95 % CI, for every evaluation. (seeds, evaluations) -> (e,), (2, e)."""
+    points, intervals = library.get_interval_estimates(
+        {"x": returns}, lambda scores: np.mean(scores, axis=0), reps=REPS, random_state=np.random.RandomState(0)
+    )
+    return points["x"], intervals["x"]
+
+
+def iqm_and_ci(final: NDArray[np.float64]) -> Estimate:
+    """IQM of the final returns and its stratified-bootstrap 95 % CI. (seeds,)."""
+    points, intervals = library.get_interval_estimates(
+        {"x": final[:, None]},
+        lambda scores: np.array([metrics.aggregate_iqm(scores)]),
+        reps=REPS,
+        random_state=np.random.RandomState(0),
+    )
+    return Estimate(float(points["x"][0]), float(intervals["x"][0, 0]), float(intervals["x"][1, 0]))
+
+
+def profiles(
+    scores: Scores, thresholds: NDArray[np.float64]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Share of runs whose score is above each threshold, (n,), and its CI, (2, n), for every algorithm.
+
+    :param scores: of `curves.final_scores`; what counts are the tasks that all algorithms have, at least one
+    :param thresholds: (n,)
+    """
+    tasks = shared_tasks(scores)
+    matrices = {algo: _matrix(scores[algo], tasks) for algo in scores}
+    values, intervals = library.create_performance_profile(matrices, thresholds, reps=REPS // 10)
+    return {algo: (values[algo], intervals[algo]) for algo in matrices}
+
+
+def shared_tasks(scores: Scores) -> set[str]:
+    """The tasks that all algorithms have."""
+    return set.intersection(*(set(tasks) for tasks in scores.values()))
+
+
+def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
+    """Probability that a run of one algorithm beats one of another, over the tasks that both have; None without any.
+
+    :param scores: of `curves.final_scores`
+    :param ours: the algorithm that should win
+    :param baseline: the other
+    """
+    tasks = set(scores[ours]) & set(scores[baseline])
+    if not tasks:
+        return None
+    pair = (_matrix(scores[ours], tasks), _matrix(scores[baseline], tasks))
+    points, intervals = library.get_interval_estimates(
+        {"x": pair}, metrics.probability_of_improvement, reps=REPS // 10, random_state=np.random.RandomState(0)
+    )
+    return Estimate(float(points["x"]), float(intervals["x"][0]), float(intervals["x"][1]))
+
+
+def _matrix(scores: dict[str, NDArray[np.float64]], tasks: set[str]) -> NDArray[np.float64]:
+    """(seeds, tasks); of a task with more seeds than another the first ones."""
+    seeds = min(len(scores[task]) for task in tasks)
+    return np.stack([scores[task][:seeds] for task in sorted(tasks)], axis=1)

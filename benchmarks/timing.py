@@ -1,0 +1,67 @@
+"""Timings of several functions side by side: measured in a new order every round, written as a table and a picture."""
+
+import csv
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def interleaved(
+    runs: dict[str, Callable[[], None]], rounds: int, warmup: int, scale: float
+) -> dict[str, dict[str, float]]:
+    """Median and quartiles of the seconds that each of several functions takes, called in a new order every round.
+
+    :param runs: the functions, by name
+    :param rounds: measurements
+    :param warmup: rounds before them
+    :param scale: what the seconds are multiplied by
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(warmup + rounds):
+        for name in random.sample(list(runs), len(runs)):
+            start = time.perf_counter()
+            runs[name]()
+            if round_ >= warmup:
+                times[name].append(scale * (time.perf_counter() - start))
+    quartiles = {name: np.percentile(values, [50, 25, 75]) for name, values in times.items()}
+    return {name: dict(zip(("median", "q1", "q3"), q.tolist(), strict=True)) for name, q in quartiles.items()}
+
+
+def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path) -> None:
+    """Print a table with ratios to contrib's CrossQ, write it as CSV, and draw it if several values were swept.
+
+    :param rows: of `interleaved`, with "contender" and the settings
+    :param swept: the setting that varies
+    :param unit: of the medians
+    :param path: of the CSV; the picture stands beside it
+    """
+    crossq = {row[swept]: row["median"] for row in rows if row["contender"] == "crossq"}
+    for row in rows:
+        row["to_crossq"] = round(row["median"] / crossq[row[swept]], 3) if row[swept] in crossq else ""
+        spread = f"({row['q1']:.1f} - {row['q3']:.1f})"
+        print(f"{row['contender']:20}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{row['to_crossq']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+        )
+    if len({row[swept] for row in rows}) > 1:
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        for name in dict.fromkeys(row["contender"] for row in rows):
+            chosen = [row for row in rows if row["contender"] == name]
+            x = [row[swept] for row in chosen]
+            axes.plot(x, [row["median"] for row in chosen], marker="o", label=name)
+            axes.fill_between(x, [row["q1"] for row in chosen], [row["q3"] for row in chosen], alpha=0.2, lw=0)
+        axes.set(xlabel=swept, ylabel=unit, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        figure.savefig(path.with_suffix(".png"), dpi=150)
+    print(path)

@@ -1,0 +1,120 @@
+"""rl-zoo3's ExperimentManager for SACFlow: our YAML, trials of several seeds, studies that several workers share."""
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+import rl_zoo3.exp_manager
+from optuna.distributions import distribution_to_json
+from rl_zoo3.exp_manager import ExperimentManager
+
+from sb3_flow.checks import require, require_integer
+from sb3_flow.zoo.registration import CONFIG
+from sb3_flow.zoo.sampler import search_space
+from sb3_flow.zoo.seeds import SeedTrial, mean_of_seeds
+from sb3_flow.zoo.storage import HEARTBEAT, load_study, open_storage
+
+ZOO_CONFIG = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams" / CONFIG.name
+SETTINGS = "sac_flow_settings"  # the study's attribute that workers compare
+
+
+class TrialNumber(int):
+    """A number of a trial that is true even if it is 0, which rl-zoo3 takes for none."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class FlowExperimentManager(ExperimentManager):
+    """What `ExperimentManager(..., algo="sac_flow", ...)` makes once `sb3_flow.zoo.register` was called.
+
+    One hyperparameter more, `seeds_per_trial`: how many seeds a trial averages. The parameters are ExperimentManager's.
+    """
+
+    seeds_per_trial = 1
+    heartbeat = HEARTBEAT
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if Path(self.config) == ZOO_CONFIG:
+            self.config = str(CONFIG)
+        if self.trial_id is not None:
+            self.trial_id = TrialNumber(self.trial_id)
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        # Here and not earlier: it stays in the config.yml that is saved beside a model
+        self.seeds_per_trial = hyperparams.pop("seeds_per_trial", 1)
+        require_integer("seeds_per_trial", self.seeds_per_trial)
+        return super()._preprocess_hyperparams(hyperparams)
+
+    def hyperparameters_optimization(self) -> None:
+        """Work on the study until it, or this worker, has enough trials.
+
+        :raises ValueError: if the storage is damaged, or holds a study of this name with other settings
+        """
+        if self.storage is not None:
+            storage = open_storage(self.storage, self.heartbeat)
+            if self.study_name is not None:
+                self._join_study(storage)
+            if hasattr(storage, "endswith"):  # rl-zoo3 opens journal files itself
+                self.storage = cast(str, storage)
+        super().hyperparameters_optimization()
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """The value of a trial, which is the mean over `seeds_per_trial` seeds.
+
+        :param trial: the trial
+        :raises optuna.TrialPruned: if the mean is worse than that of other trials, or a seed gets to NaN
+        """
+        if self.seeds_per_trial == 1:
+            return float(super().objective(trial))
+
+        def train(seed_trial: SeedTrial, seed: int) -> float:
+            manager = copy.copy(self)
+            manager.seed = self.seed + seed
+            return float(ExperimentManager.objective(manager, cast(optuna.Trial, seed_trial)))
+
+        return mean_of_seeds(train, trial, self.seeds_per_trial)
+
+    def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> Any:
+        """Hyperparameters of a trial.
+
+        :param storage: a journal file or the URL of a database
+        :param study_name: the study's name
+        :param trial_id: number of the trial; None for the best
+        :param convert: to arguments of SACFlow
+        :raises ValueError: if there is no such trial, or nothing was sampled for it
+        """
+        if trial_id is not None:
+            trials = load_study(storage, study_name).trials
+            sampled = [trial.number for trial in trials if trial.params]
+            require(trial_id in sampled, "trial_id", trial_id, f"a number up to {len(trials) - 1} that was sampled")
+        return super().load_trial(storage, study_name, trial_id, convert)
+
+    def _join_study(self, storage: optuna.storages.BaseStorage) -> None:
+        """Make the study, or check that it searches what this command would.
+
+        Every worker does this before its first trial: rl-zoo3's own note of the settings, which the sampler reads, is
+        left to the worker that made the study, and it may not have got there yet.
+        """
+        fixed = {name: str(value) for name, value in self._hyperparams.items()}
+        space = search_space(fixed, self.n_actions)
+        ours: dict[str, str] = {
+            "environment": self.env_name.gym_id,
+            **{name: str(getattr(self, name)) for name in ("n_timesteps", "n_evaluations", "seeds_per_trial")},
+            **{name: distribution_to_json(distribution) for name, distribution in space.items()},
+        }
+        study = optuna.create_study(
+            storage=storage, study_name=self.study_name, direction="maximize", load_if_exists=True
+        )
+        attrs = study.user_attrs
+        if "command" not in attrs and SETTINGS not in attrs:
+            for name, value in fixed.items():
+                study.set_user_attr(name, value)
+            study.set_user_attr(SETTINGS, ours)
+            attrs = study.user_attrs  # as they are now, should two workers with different settings have made it at once
+        theirs = attrs.get(SETTINGS, {})
+        differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+        advice = f"that study has other settings ({', '.join(differing)}): give the same, or another --study-name"
+        require(not differing, "study_name", self.study_name, advice)

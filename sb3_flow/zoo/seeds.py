@@ -1,0 +1,110 @@
+"""Trials that average several seeds: they train side by side, and are judged by their mean at every evaluation."""
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from statistics import fmean
+from typing import Any
+
+import optuna
+
+
+class SeedTrial:
+    """What the training of one seed sees of a trial, in place of an `optuna.Trial`.
+
+    :param trial: the trial
+    :param meeting: where its seeds meet
+    :param seed: which of them this is, from 0
+    """
+
+    def __init__(self, trial: optuna.Trial, meeting: "Meeting", seed: int):
+        self._trial = trial
+        self._meeting = meeting
+        self._seed = seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    @property
+    def number(self) -> str:
+        """Of the trial and the seed: rl-zoo3 names the folder of the best model after it."""
+        return f"{self._trial.number}_seed_{self._seed}"
+
+    def report(self, value: float, step: int) -> None:
+        """Wait for the other seeds; their mean is what the study is told.
+
+        :param value: of this seed
+        :param step: number of the evaluation
+        """
+        self._meeting.report(self._seed, value, step)
+
+    def should_prune(self) -> bool:
+        """Whether the trial is pruned for its mean."""
+        return self._meeting.pruned
+
+
+class Meeting:
+    """Where the seeds of a trial wait for each other. They take turns: one trains at a time, as without threads.
+
+    :param trial: the trial
+    :param n_seeds: how many they are
+    """
+
+    def __init__(self, trial: optuna.Trial, n_seeds: int):
+        self.pruned = False
+        self.turn = threading.Lock()
+        self.barrier = threading.Barrier(n_seeds, action=self._report_mean)
+        self._trial = trial
+        self._values = [math.nan] * n_seeds
+        self._step = 0
+
+    def report(self, seed: int, value: float, step: int) -> None:
+        """Let the others train until they have a value too.
+
+        :raises threading.BrokenBarrierError: if one of them never will
+        """
+        self._values[seed], self._step = value, step
+        self.turn.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.turn.acquire()
+
+    def _report_mean(self) -> None:
+        self._trial.report(fmean(self._values), self._step)
+        self.pruned = self._trial.should_prune()
+
+
+def mean_of_seeds(train: Callable[[SeedTrial, int], float], trial: optuna.Trial, n_seeds: int) -> float:
+    """The mean of an objective over seeds, pruned on the mean of what they report.
+
+    :param train: trains one seed, and reports as often as for every other
+    :param trial: the trial, which also gets the seeds' values as the attribute "seeds"
+    :param n_seeds: number of seeds, from 0
+    :raises optuna.TrialPruned: if the mean is pruned, or one seed is
+    """
+    meeting = Meeting(trial, n_seeds)
+
+    def train_one(seed: int) -> float:
+        with meeting.turn:
+            try:
+                return train(SeedTrial(trial, meeting, seed), seed)
+            except BaseException:
+                meeting.barrier.abort()  # nobody waits for what will not come
+                raise
+
+    with ThreadPoolExecutor(n_seeds) as pool:
+        futures = [pool.submit(train_one, seed) for seed in range(n_seeds)]
+        try:
+            wait(futures)
+        except BaseException:
+            meeting.barrier.abort()  # Ctrl-C: training ends with the next evaluation
+            raise
+    errors = [error for error in (future.exception() for future in futures) if error is not None]
+    # The others broke off because of the first that is no broken barrier
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    values = [future.result() for future in futures]
+    trial.set_user_attr("seeds", values)
+    return fmean(values)

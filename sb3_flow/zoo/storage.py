@@ -1,0 +1,110 @@
+"""Optuna's storages as several workers need them: journal files that are whole, databases with a heartbeat."""
+
+import json
+import random
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from sb3_flow.checks import require
+
+JOURNAL = ".log"  # what rl-zoo3 knows a journal file by
+HEARTBEAT = 60  # seconds
+OPENING_ATTEMPTS = 6
+MAX_RETRIES = 3  # of a trial whose worker died: it may be the trial that kills them
+
+
+class DatabaseStorage(RDBStorage):
+    """A database in which a trial whose worker died is marked as failed and queued again.
+
+    :param url: as SQLAlchemy writes it, for instance "postgresql+psycopg://user@host/database"
+    :param heartbeat: seconds between signs of life; a worker that has given none for two of them is dead
+    """
+
+    def __init__(self, url: str, heartbeat: int = HEARTBEAT):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat, since 2021
+            super().__init__(
+                url,
+                heartbeat_interval=heartbeat,
+                grace_period=2 * heartbeat,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
+            )
+
+    def endswith(self, suffix: str) -> bool:
+        """False: rl-zoo3 asks this of what it takes for a URL, to tell journal files from databases."""
+        return False
+
+
+def open_storage(storage: str, heartbeat: int = HEARTBEAT) -> BaseStorage:
+    """A journal file, which is made if it does not exist, or a database.
+
+    :param storage: a path that ends with ".log", or a database's URL
+    :param heartbeat: see `DatabaseStorage`; journal files have none
+    :raises ValueError: if the journal is damaged, or the database does not answer
+    """
+    if storage.endswith(JOURNAL):
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        _check_journal(Path(storage))
+        return JournalStorage(JournalFileBackend(storage))
+    # The first to open a database makes its tables. Optuna does that in several steps and without a lock: workers that
+    # start at once run into each other
+    for _ in range(OPENING_ATTEMPTS - 1):
+        try:
+            return DatabaseStorage(storage, heartbeat)
+        except ArgumentError as error:
+            allowed = "a path ending with .log, or a database's URL"
+            raise ValueError(f"storage={storage!r} is not allowed: {allowed}") from error
+        except DBAPIError:
+            time.sleep(random.uniform(0.0, 0.2))
+    try:
+        return DatabaseStorage(storage, heartbeat)
+    except DBAPIError as error:
+        shown = make_url(storage).render_as_string(hide_password=True)
+        reason = str(error.orig).strip().splitlines()[0]
+        raise ValueError(f"storage={shown!r} is not allowed: the database says {reason!r}") from error
+
+
+def load_study(storage: str, study_name: str) -> optuna.Study:
+    """A study that is there.
+
+    :param storage: see `open_storage`
+    :param study_name: its name
+    :raises ValueError: if it is not, or `open_storage` finds something wrong
+    """
+    is_file = storage.endswith(JOURNAL)
+    require(not is_file or Path(storage).is_file(), "storage", storage, "there is no such file")
+    opened = open_storage(storage)
+    names = optuna.get_all_study_names(opened)
+    require(study_name in names, "study_name", study_name, f"the storage has {', '.join(names) or 'no study'}")
+    return optuna.load_study(study_name=study_name, storage=opened)
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a journal that is damaged, before anything is appended to it."""
+    if not path.exists():
+        return
+    lock = JournalFileSymlinkLock(str(path))  # nobody is half way through a line
+    lock.acquire()
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                advice = f"line {number} is damaged; `head -n {number - 1} {path}` is what can be saved"
+                require(_is_entry(line), "storage", str(path), advice)
+    finally:
+        lock.release()
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n") and isinstance(entry, dict) and "op_code" in entry

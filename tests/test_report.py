@@ -1,0 +1,90 @@
+"""Reports on made-up curves whose answer is known."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rliable")
+
+import curves
+import figures
+import report
+import scores
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(scores, "REPS", 200)
+
+
+def write_run(folder, task, algo, seed, values, success=False, **settings):
+    path = folder / task / algo / f"{seed}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", curves.RETURN, curves.SUCCESS])
+        writer.writerows([10 * (i + 1), value, value if success else ""] for i, value in enumerate(values))
+    path.with_suffix(".jsonl").write_text(json.dumps({"overrides": settings}) + "\n")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two tasks, on which Flow-T beats CrossQ in every run and is as good as SAC."""
+    for task, scale in (("A-v4", 100.0), ("B-v4", -3.0)):
+        for seed in range(3):
+            better, worse = (2.0, 1.0) if scale > 0 else (1.0, 2.0)
+            for algo, level in (("flow_t", better), ("sac", better), ("crossq", worse)):
+                write_run(tmp_path, task, algo, seed, [0.0, scale * (level + 0.01 * seed)])
+    return tmp_path
+
+
+def test_what_is_compared_are_the_last_scores_from_the_worst_run_to_the_best(folder):
+    final = curves.final_scores(curves.finished(curves.read_curves(folder)))
+    values = np.concatenate([task for tasks in final.values() for task in tasks.values()])
+    assert values.min() == 0
+    assert values.max() == 1
+    beats = scores.improvement(final, "flow_t", "crossq")
+    assert beats == (1.0, 1.0, 1.0)
+    equal = scores.improvement(final, "flow_t", "sac")
+    assert equal.low < equal.value == 0.5 < equal.high
+    above, _ = scores.profiles(final, np.array([0.5]))["flow_t"]
+    below, _ = scores.profiles(final, np.array([0.5]))["crossq"]
+    assert (above, below) == (1, 0)
+
+
+def test_a_report_has_the_table_and_every_figure(folder, monkeypatch, capsys):
+    write_run(folder, "A-v4", "flow_t", 9, [0.0])  # not finished: left out
+    monkeypatch.setattr(sys, "argv", ["report", str(folder), "--figure", str(folder / "out" / "x.png")])
+    report.main()
+    assert {path.name for path in (folder / "out").iterdir()} == {"x.png", "x_profiles.png", "x_improvement.png"}
+    printed = capsys.readouterr().out
+    assert "P(flow_t > crossq) = 1.00 (1.00 - 1.00)" in printed
+    with open(folder / "summary.csv") as file:
+        rows = {(row["task"], row["algo"]): row for row in csv.DictReader(file)}
+    assert rows["A-v4", "flow_t"]["final_mean"] == "201"
+    assert rows["A-v4", "flow_t"]["seeds"] == "0 1 2"
+
+
+def test_success_has_its_own_table_and_the_offline_phase_its_shade(tmp_path, monkeypatch):
+    shades = []
+    monkeypatch.setattr("matplotlib.axes.Axes.axvspan", lambda axes, low, high, **_: shades.append((low, high)))
+    for seed in range(2):
+        write_run(tmp_path, "cube", "flow_t", seed, [0.25, 0.5], success=True, offline_steps=10)
+    report.report(tmp_path, tmp_path / "x.png", "success")
+    assert shades == [(0, 0.01)]
+    assert "0.50" in (tmp_path / "summary.csv").read_text()
+
+
+def test_nothing_to_report_is_one_line(folder, tmp_path):
+    with pytest.raises(SystemExit, match="has no runs with a success_rate"):
+        report.report(folder, tmp_path / "x.png", "success")
+
+
+def test_variants_have_names_colours_and_an_order():
+    algos = ["flow_t+K10", "crossq", "flow_t+K4", "flow_t"]
+    assert figures.in_order(algos) == ["flow_t", "flow_t+K4", "flow_t+K10", "crossq"]
+    assert len(set(figures.colors(algos).values())) == 4
+    assert figures.label("flow_t+K4") == "SAC Flow-T, K4"

@@ -1,0 +1,292 @@
+"""Studies: trials of several seeds, workers that share one and die, and what is said when something does not fit."""
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sb3_flow.zoo import register
+from sb3_flow.zoo.seeds import mean_of_seeds
+from sb3_flow.zoo.storage import load_study, open_storage
+
+STUDY = "study"
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+# --- Several seeds a trial ---
+
+
+def trials_before(values):
+    """A study with a finished trial that reported these values, and a pruner that wants at least them."""
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
+    trial = study.ask()
+    for step, value in enumerate(values):
+        trial.report(value, step)
+    study.tell(trial, values[-1])
+    return study
+
+
+def test_a_trial_reports_and_returns_the_mean_of_its_seeds_which_take_turns():
+    study = trials_before([0.0, 0.0, 0.0])
+    training: list[int] = []
+
+    def train(trial, seed):
+        rate = trial.suggest_float("rate", 0, 1)
+        assert trial.params == {"rate": rate}
+        for step in range(3):
+            training.append(seed)
+            assert len(training) == 1, "two seeds train at once"
+            training.remove(seed)
+            trial.report(step + seed, step)
+            assert not trial.should_prune()
+        assert trial.number == f"1_seed_{seed}"
+        return 2.0 + seed
+
+    study.optimize(lambda trial: mean_of_seeds(train, trial, 3), n_trials=1)
+    trial = study.trials[1]
+    assert trial.intermediate_values == {0: 1.0, 1: 2.0, 2: 3.0}
+    assert trial.value == 3.0
+    assert trial.user_attrs["seeds"] == [2.0, 3.0, 4.0]
+
+
+def test_a_bad_seed_is_not_pruned_while_the_mean_is_good():
+    study = trials_before([1.0, 1.0])
+
+    def train(trial, seed):
+        for step in range(2):
+            trial.report(2.0 + (5.0 if seed else -5.0), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return 0.0
+
+    study.optimize(lambda trial: mean_of_seeds(train, trial, 2), n_trials=1)
+    assert study.trials[1].state == TrialState.COMPLETE
+
+
+def test_all_seeds_are_pruned_when_the_mean_is_bad():
+    study = trials_before([1.0, 1.0])
+    steps = []
+
+    def train(trial, seed):
+        for step in range(2):
+            steps.append((seed, step))
+            trial.report(0.9, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return 0.9
+
+    study.optimize(lambda trial: mean_of_seeds(train, trial, 2), n_trials=1)
+    assert study.trials[1].state == TrialState.PRUNED
+    assert sorted(steps) == [(0, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("error", [optuna.TrialPruned, ZeroDivisionError])
+def test_what_stops_one_seed_stops_the_trial(error):
+    study = optuna.create_study()
+
+    def train(trial, seed):
+        trial.report(0.0, 0)
+        if seed == 1:
+            raise error
+        trial.report(0.0, 1)
+        return 0.0
+
+    with pytest.raises(error):
+        mean_of_seeds(train, study.ask(), 3)
+    assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
+
+
+# --- Several workers a study ---
+
+
+def make_manager(storage, folder, n_trials=1, timesteps=100, **hyperparams):
+    """A worker of the zoo that has read our YAML."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    register()
+    manager = ExperimentManager(
+        argparse.Namespace(),
+        "sac_flow",
+        "Pendulum-v1",
+        str(folder),
+        n_timesteps=timesteps,
+        hyperparams=hyperparams,
+        optimize_hyperparameters=True,
+        storage=storage,
+        study_name=STUDY,
+        n_trials=n_trials,
+        no_optim_plots=True,
+        seed=os.getpid(),
+        verbose=0,
+    )
+    manager.setup_experiment()
+    return manager
+
+
+def work(storage, folder, n_trials, stop_in):
+    """Do trials that write their numbers down, and stop for ever in one of them."""
+    manager = make_manager(storage, folder / str(os.getpid()), n_trials)
+    manager.heartbeat = 1
+    done = 0
+
+    def objective(trial):
+        nonlocal done
+        done += 1
+        x = trial.suggest_float("x", 0, 1)
+        with open(folder / "numbers", "a") as file:
+            file.write(f"{trial.number}\n")
+        if done == stop_in:
+            (folder / "stopped").touch()
+            time.sleep(1000)
+        if n_trials - done < 10:  # some are left when the other worker is found dead
+            while not (folder / "killed").exists():
+                time.sleep(0.05)
+            time.sleep(0.3)
+        return x
+
+    manager.objective = objective
+    manager.hyperparameters_optimization()
+
+
+def run_two_workers(storage, folder):
+    """Fifty trials by two workers, one of which is killed in its tenth."""
+    context = mp.get_context("fork")
+    dying = context.Process(target=work, args=(storage, folder, 1000, 10))
+    living = context.Process(target=work, args=(storage, folder, 40, None))
+    for worker in (dying, living):
+        worker.start()
+    while not (folder / "stopped").exists():
+        assert dying.is_alive()
+        time.sleep(0.05)
+    os.kill(dying.pid, signal.SIGKILL)
+    dying.join()
+    (folder / "killed").touch()
+    living.join()
+    assert living.exitcode == 0
+    numbers = Counter(map(int, (folder / "numbers").read_text().split()))
+    assert numbers == Counter(range(50)), "every trial was tried once"
+    trials = load_study(storage, STUDY).trials
+    assert [trial.number for trial in trials] == list(range(50))
+    (lost,) = (trial for trial in trials if trial.state != TrialState.COMPLETE)
+    assert len({trial.params["x"] for trial in trials if trial.state == TrialState.COMPLETE}) == 49
+    return lost, trials
+
+
+def test_two_workers_on_a_journal_file_of_which_one_is_killed(tmp_path):
+    lost, _ = run_two_workers(str(tmp_path / "study.log"), tmp_path)
+    assert lost.state == TrialState.RUNNING  # journal files have no heartbeat
+
+
+@pytest.fixture
+def postgresql():
+    """URL of a PostgreSQL server that runs for one test."""
+    folders = [*map(str, Path("/usr/lib/postgresql").glob("*/bin")), os.environ["PATH"]]
+    initdb, pg_ctl = (shutil.which(name, path=os.pathsep.join(folders)) for name in ("initdb", "pg_ctl"))
+    if initdb is None or pg_ctl is None:
+        pytest.skip("no PostgreSQL server")
+    pytest.importorskip("psycopg")
+    # Not tmp_path: a socket's path is short, and another user must get there, for the server refuses to be root
+    with tempfile.TemporaryDirectory() as folder:
+        user = None
+        if os.geteuid() == 0:
+            user = "nobody"
+            shutil.chown(folder, user)
+        options = {"check": True, "user": user, "cwd": folder, "stdout": subprocess.DEVNULL}
+        subprocess.run([initdb, "-D", "data", "-U", "optuna", "-A", "trust", "--no-sync"], **options)
+        settings = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        subprocess.run([pg_ctl, "-D", "data", "-o", settings, "-l", "log", "-w", "start"], **options)
+        yield f"postgresql+psycopg://optuna@/postgres?host={folder}"
+        subprocess.run([pg_ctl, "-D", "data", "-m", "immediate", "-w", "stop"], **options)
+
+
+def test_two_workers_on_postgresql_of_which_one_is_killed(postgresql, tmp_path):
+    lost, trials = run_two_workers(postgresql, tmp_path)
+    assert lost.state == TrialState.FAIL
+    (retry,) = (trial for trial in trials if "failed_trial" in trial.system_attrs)
+    assert retry.system_attrs["failed_trial"] == lost.number
+    assert retry.params == lost.params
+
+
+# --- What does not fit ---
+
+
+def test_a_study_with_other_settings_is_refused_before_a_trial_is_made(tmp_path):
+    storage = str(tmp_path / "study.log")
+    first = make_manager(storage, tmp_path, n_trials=2)
+    first.objective = lambda trial: 0.0
+    first.hyperparameters_optimization()
+    others = {
+        "policy_kwargs, noise_std": {"policy_kwargs": {"noise_std": 0.1}},
+        "d_model, n_layers": {"policy": "FlowGPolicy"},
+        "n_timesteps": {"timesteps": 200},
+        "seeds_per_trial": {"seeds_per_trial": 2},
+    }
+    for differing, hyperparams in others.items():
+        with pytest.raises(ValueError, match=r"^study_name='study' is not allowed: that study has other") as error:
+            make_manager(storage, tmp_path, **hyperparams).hyperparameters_optimization()
+        assert all(name in str(error.value) for name in differing.split(", "))
+        assert "\n" not in str(error.value)
+    assert len(load_study(storage, STUDY).trials) == 2
+
+
+def test_a_study_of_another_algorithm_is_refused(tmp_path):
+    storage = str(tmp_path / "study.log")
+    study = optuna.create_study(storage=open_storage(storage), study_name=STUDY, direction="maximize")
+    study.set_user_attr("command", "python -m rl_zoo3.train --algo sac")
+    with pytest.raises(ValueError, match="study_name='study' is not allowed"):
+        make_manager(storage, tmp_path).hyperparameters_optimization()
+
+
+@pytest.mark.parametrize("damage", ["garbage\n", '{"op_code": 4, "worker', '"text"\n'])
+def test_a_damaged_journal_is_refused_with_the_line_and_a_remedy(damage, tmp_path):
+    path = tmp_path / "study.log"
+    optuna.create_study(storage=open_storage(str(path)), study_name=STUDY)
+    whole = path.read_text()
+    path.write_text(whole + damage)
+    for use in (open_storage, lambda storage: load_study(storage, STUDY)):
+        with pytest.raises(ValueError, match=r"study.log' is not allowed: line 2 is damaged; `head -n 1 .*"):
+            use(str(path))
+    saved = subprocess.run(["head", "-n", "1", path], capture_output=True, text=True, check=True).stdout
+    assert saved == whole
+    assert json.loads(saved)
+
+
+def test_storages_studies_and_trials_that_are_not_there(tmp_path):
+    storage = str(tmp_path / "study.log")
+    with pytest.raises(ValueError, match="there is no such file"):
+        load_study(storage, STUDY)
+    manager = make_manager(storage, tmp_path)
+    manager.objective = lambda trial: 0.0
+    manager.hyperparameters_optimization()
+    with pytest.raises(ValueError, match="study_name='x' is not allowed: the storage has study"):
+        load_study(storage, "x")
+    for trial_id in (0, 7, -1):  # nothing was sampled for trial 0
+        with pytest.raises(ValueError, match=f"trial_id={trial_id} is not allowed: a number up to 0"):
+            manager.load_trial(storage, STUDY, trial_id)
+    with pytest.raises(ValueError, match=r"a path ending with \.log, or a database's URL"):
+        open_storage("study.journal")
+
+
+def test_a_database_that_does_not_answer_keeps_its_password_secret(tmp_path):
+    pytest.importorskip("psycopg")
+    with pytest.raises(ValueError, match="the database says") as error:
+        open_storage(f"postgresql+psycopg://optuna:secret@/postgres?host={tmp_path}")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("n_seeds", [0, 1.5, "two"])
+def test_seeds_per_trial_that_are_no_number(n_seeds, tmp_path):
+    with pytest.raises(ValueError, match=f"seeds_per_trial={n_seeds!r} is not allowed: an integer >= 1"):
+        make_manager(None, tmp_path, seeds_per_trial=n_seeds)
