@@ -42,7 +42,7 @@ setup(
         "postgresql": ["psycopg[binary]>=3.1"],  # studies that several machines share
         "ray": ["ray>=2.9"],  # benchmarks on a cluster
         "dev": [
-            *("setuptools>=70", "wheel", "h5py>=3.8", "pytest>=8", "hypothesis>=6", "scipy>=1.10"),
+            *("setuptools>=70", "wheel", "h5py>=3.8", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "scipy>=1.10"),
             *("ruff>=0.6", "mypy>=1.11", "types-PyYAML"),
         ],
     },
