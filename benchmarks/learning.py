@@ -14,7 +14,9 @@ import csv
 import json
 import queue
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,6 +202,8 @@ def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
     :param ray: address of a Ray cluster that trains them instead, see `executors.RayCluster`
     :raises SystemExit: if a run failed, after all others are done
     """
+    # An exception ends the children, a signal would leave them running
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     executor: Executor = LocalPool(jobs) if ray is None else RayCluster(ray, jobs)
     waiting = [run for run in runs if run.done_steps() < run.steps]
     running: dict[str, Any] = {}
