@@ -1,7 +1,11 @@
-"""The contenders of the speed benchmarks: our policies, eager and compiled, SB3's SAC and contrib's CrossQ."""
+"""The contenders of the speed benchmarks: our policies in their variants, SB3's SAC, contrib's CrossQ and sbx's.
+
+sbx's CrossQ (JAX) needs `pip install sbx-rl`.
+"""
 
 import argparse
 import dataclasses
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +18,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_flow import SACFlow
 
 POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
-SUFFIXES: dict[str, dict[str, Any]] = {"": {}, "+compiled": {"compile": True}, "+max": {"compile": "max"}}
-CONTENDERS = ["crossq", "sac", *(policy + suffix for policy in POLICIES for suffix in SUFFIXES)]
+SUFFIXES: dict[str, dict[str, Any]] = {
+    "": {},
+    "+bf16": {"amp": "bf16"},
+    "+compiled": {"compile": True},
+    "+compiled+bf16": {"compile": True, "amp": "bf16"},
+    "+max": {"compile": "max"},
+}
+BASELINES = ["crossq", "sac", "sbx_crossq"]
+CONTENDERS = [*BASELINES, *(policy + suffix for policy in POLICIES for suffix in SUFFIXES)]
 DEFAULT = ["crossq", "sac", "flow_t", "flow_t+compiled", "flow_g", "flow_g+compiled", "flow_mlp", "flow_mlp+compiled"]
 
 
@@ -63,9 +74,8 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
     """
     common = {"env": env, "batch_size": size.batch, "seed": 0, "device": device, **kwargs}
     critics = [size.width, size.width]
-    if name in ("crossq", "sac"):
-        algorithm: type[OffPolicyAlgorithm] = CrossQ if name == "crossq" else SAC
-        model = algorithm("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": critics}}, **common)
+    if name in BASELINES:
+        model = _baseline(name)("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": critics}}, **common)
     else:
         policy, plus, suffix = name.partition("+")
         model = SACFlow(
@@ -77,3 +87,10 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
         )
     model.set_logger(configure(None, []))
     return model
+
+
+def _baseline(name: str) -> type[OffPolicyAlgorithm]:
+    if name == "sbx_crossq":
+        sbx: type[OffPolicyAlgorithm] = importlib.import_module("sbx").CrossQ
+        return sbx
+    return CrossQ if name == "crossq" else SAC

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 from machine import machine
+from shapes import Shapes
 from stable_baselines3.common.logger import configure
 from timing import interleaved
-from train_step import Shapes
 
 from sb3_flow import SACFlow
 from sb3_flow.buffers import sample_dataset

@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                                  # the paper's size, Hopper's dimensions
     python benchmarks/train_step.py --batch 256 --width 256          # the size that fits a CPU
     python benchmarks/train_step.py --sweep flow_steps 1 2 4 8 16 --contenders flow_t flow_g flow_mlp
+    python benchmarks/train_step.py --reference ../SAC-FLOW           # and the authors' code, see reference.py
 
 A cycle is three critic updates and one update of actor and temperature, sampling included. The order changes at random
 in every round, the first rounds warm up, and the figures are medians with the quartiles. `--check` first compares the
@@ -11,16 +12,16 @@ compiled losses, their gradients and the parameters after a hundred updates with
 
 import argparse
 import dataclasses
+import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from contenders import POLICIES, Size, add_arguments, apply_arguments, make_model
-from gymnasium import spaces
 from machine import machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings
@@ -29,19 +30,20 @@ from sb3_flow import SACFlow
 
 UPDATES = 3  # of the critics in a cycle
 ROWS = 20_000  # in the replay buffer
+REFERENCE = "reference_"
 
 
-class Shapes(gym.Env[Any, Any]):
-    """An environment of which only the spaces are used."""
+class Learner(Protocol):
+    """What is timed."""
 
-    def __init__(self, obs: int, actions: int):
-        self.observation_space = spaces.Box(-np.inf, np.inf, (obs,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
+    device: th.device
+
+    def train(self, gradient_steps: int, batch_size: int) -> None: ...
 
 
 def make_filled(name: str, size: Size, args: argparse.Namespace) -> OffPolicyAlgorithm:
     """A contender whose buffer holds random steps, and an episode's end every 1000."""
-    model = make_model(name, Shapes(args.obs, args.actions), size, args.device, buffer_size=ROWS)
+    model = make_model(name, gym.make(args.env), size, args.device, buffer_size=ROWS)
     buffer, rng = model.replay_buffer, np.random.default_rng(0)
     assert buffer is not None
     buffer.observations[:] = rng.normal(size=buffer.observations.shape)
@@ -53,7 +55,16 @@ def make_filled(name: str, size: Size, args: argparse.Namespace) -> OffPolicyAlg
     return model
 
 
-def cycles(model: OffPolicyAlgorithm, batch: int, n: int) -> Callable[[], None]:
+def make_learner(name: str, size: Size, args: argparse.Namespace) -> Learner:
+    """A contender, or a policy of the reference."""
+    if name.startswith(REFERENCE):
+        reference = importlib.import_module("reference")  # it needs JAX
+        made: Learner = reference.Reference(name.removeprefix(REFERENCE), args.reference, args.env, size, ROWS)
+        return made
+    return make_filled(name, size, args)
+
+
+def cycles(model: Learner, batch: int, n: int) -> Callable[[], None]:
     """A function that runs n cycles and waits for them."""
 
     def run() -> None:
@@ -67,13 +78,14 @@ def cycles(model: OffPolicyAlgorithm, batch: int, n: int) -> Callable[[], None]:
 
 def measure(size: Size, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a contender."""
-    models = {name: make_filled(name, size, args) for name in args.contenders}
+    references = [REFERENCE + policy for policy in POLICIES if policy in args.contenders] if args.reference else []
+    models = {name: make_learner(name, size, args) for name in [*args.contenders, *references]}
     for name, model in models.items():
         start = time.perf_counter()
         cycles(model, size.batch, 1)()
         print(f"{name}: first cycle {time.perf_counter() - start:.1f} s", flush=True)
     runs = {name: cycles(model, size.batch, args.cycles) for name, model in models.items()}
-    settings = {"threads": th.get_num_threads(), "obs": args.obs, "actions": args.actions, **dataclasses.asdict(size)}
+    settings = {"threads": th.get_num_threads(), "env": args.env, **dataclasses.asdict(size)}
     return [
         {"contender": name, **settings, **timing}
         for name, timing in interleaved(runs, args.rounds, args.warmup, scale=1000 / args.cycles).items()
@@ -107,11 +119,11 @@ def check(policy: str, size: Size, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=15, warmup=3)
-    parser.add_argument("--obs", type=int, default=11)
-    parser.add_argument("--actions", type=int, default=3)
+    parser.add_argument("--env", default="Hopper-v4", help="whose dimensions are taken")
     parser.add_argument("--sweep", nargs="+", metavar=("NAME", "VALUE"), help="batch, width, flow_steps or horizon")
     parser.add_argument("--cycles", type=int, default=5, help="in one measurement")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--reference", type=Path, help="a checkout of the authors' code, timed for each eager policy")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/train_step.csv"))
     args = parser.parse_args()
     size = apply_arguments(args)
