@@ -3,7 +3,6 @@
 import importlib
 import multiprocessing as mp
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +47,6 @@ class LocalPool:
 
     def __init__(self, jobs: int):
         os.environ.update(KEEP_MEMORY)  # read when a child starts
-        # An exception ends the children, a signal would leave them running
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
         self.slots = jobs
         self._context = mp.get_context("spawn")
         self.progress: ProgressQueue = self._context.Queue()
