@@ -1,14 +1,16 @@
 """What offline data cost: loading an OGBench npz next to `np.load` of its arrays, sampling chunks, and an update.
 
-Each loading is a process of its own, for its peak memory. The update with chunks of 5 actions of 5 numbers is compared
-with that of the same nets on single actions of 25, interleaved. Bounds: 1.3 times `np.load`; 256 chunks of 5 in 1 ms;
-1.1 times the update without chunks.
+Each loading is a process of its own, for its peak memory; those that are compared run in a new order every round. The
+update with chunks of 5 actions of 5 numbers is compared with that of the same nets on single actions of 25,
+interleaved. Medians and ratios count. Bounds: 1.3 times the time of `np.load` and the memory of its arrays, two shards
+of a directory in memory; 256 chunks of 5 in 1 ms; 1.1 times the update without chunks.
 
     python benchmarks/datasets.py --rows 1000000
 """
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -25,13 +27,15 @@ from stable_baselines3.common.logger import configure
 from timing import interleaved
 
 from sb3_flow import SACFlow
-from sb3_flow.buffers import sample_dataset
-from sb3_flow.datasets import OfflineDataset, load_ogbench
+from sb3_flow.buffers import ChunkReplayBuffer, sample_dataset
+from sb3_flow.datasets import OfflineDataset, ShardedDataset, load_ogbench
 
 EPISODE = 1001  # rows, OGBench's
 BATCH, HORIZON = 256, 5
 CHUNK_NUMBERS = 25  # numbers in a chunk
 UPDATES = 10  # in one measurement
+SAMPLES = 500  # of which the median counts
+SHARDS = 4
 TASK = "cube-double-play-singletask-task2-v0"
 WIDTHS = {"observations": 37, "actions": 5, "qpos": 28, "qvel": 26}  # cube-double's
 
@@ -78,6 +82,7 @@ def measure(what: str, path: Path) -> dict[str, float]:
         "load_ogbench": lambda: load_ogbench(path),
         "np.load with qpos": lambda: numpy_load(path, "qpos"),
         "load_ogbench, relabelled": lambda: load_ogbench(path, TASK),
+        "shards in turns": lambda: take_turns(path),
     }
     if "relabelled" in what:
         # Importing the simulator and compiling the scene is the environment's cost, and is paid anyway
@@ -85,17 +90,91 @@ def measure(what: str, path: Path) -> dict[str, float]:
 
         ogbench.make_env_and_datasets(TASK, env_only=True).reset()
     before = peak_mb()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     loaded = loads[what]()
-    result = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb() - before}
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    result = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb() - before}
+    if isinstance(loaded, list):
+        result["mb"] = sum(array.nbytes for array in loaded) / 2**20
     if isinstance(loaded, OfflineDataset):
-        times = []
-        for _ in range(500):
-            start = time.perf_counter()
-            sample_dataset(loaded, BATCH, HORIZON, gamma=0.99)
-            times.append(time.perf_counter() - start)
-        result["sample_ms"] = 1000 * float(np.median(times))
+        result["sample_ms"] = sample_ms(partial(sample_dataset, loaded, BATCH, HORIZON, gamma=0.99))
     return result
+
+
+def take_turns(folder: Path) -> ShardedDataset:
+    """Every shard twice, each while the next is read in the background."""
+    dataset = load_ogbench(folder, rotate_every=1)
+    assert isinstance(dataset, ShardedDataset)
+    for update in range(2 * SHARDS):
+        dataset.at(update)
+    return dataset
+
+
+def sample_ms(sample: Callable[[], Any]) -> float:
+    """Median milliseconds of one call."""
+    times = []
+    for _ in range(SAMPLES):
+        start = time.perf_counter()
+        sample()
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
+
+
+def compare_loads(path: Path, rounds: int) -> None:
+    """Loading next to `np.load`, with and without relabelling."""
+    pairs = {"load_ogbench": "np.load", "load_ogbench, relabelled": "np.load with qpos"}
+    runs = measure_in_turns({what: path for pair in pairs.items() for what in pair}, rounds)
+    for ours, numpy in pairs.items():
+        print(
+            f"{path.stem:11} {ours:25} {median(runs[ours], 'seconds'):.3f} s, "
+            f"{ratio(runs[ours], 'seconds', runs[numpy]):.3f} x {numpy} "
+            f"(CPU time {ratio(runs[ours], 'cpu_seconds', runs[numpy]):.3f}); peak memory "
+            f"{median(runs[ours], 'peak_mb'):.0f} MB, {ratio(runs[ours], 'peak_mb', runs[numpy], 'mb'):.3f} x the "
+            f"arrays; {BATCH} chunks of {HORIZON} in {median(runs[ours], 'sample_ms'):.3f} ms"
+        )
+
+
+def compare_shards(folder: Path, rounds: int) -> None:
+    """Peak memory while all shards of a directory take turns, next to the arrays of one of them."""
+    what = "shards in turns"
+    runs = measure_in_turns({what: folder, "np.load": folder / "0.npz"}, rounds)
+    held = ratio(runs[what], "peak_mb", runs["np.load"], "mb")
+    print(f"{folder.name:11} {what:25} peak memory {median(runs[what], 'peak_mb'):.0f} MB, {held:.3f} x one shard")
+
+
+def measure_in_turns(paths: dict[str, Path], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Several ways to load, each a process of its own, in a new order every round."""
+    runs: dict[str, list[dict[str, float]]] = {what: [] for what in paths}
+    for _ in range(rounds):
+        for what in random.sample(list(paths), len(paths)):
+            command = [sys.executable, __file__, "--measure", what, str(paths[what])]
+            runs[what].append(json.loads(subprocess.check_output(command, text=True)))
+    return runs
+
+
+def median(runs: list[dict[str, float]], key: str) -> float:
+    return float(np.median([run[key] for run in runs]))
+
+
+def ratio(
+    ours: list[dict[str, float]], key: str, theirs: list[dict[str, float]], their_key: str | None = None
+) -> float:
+    """Median of the rounds' ratios: what slows the machine slows both."""
+    return float(np.median([a[key] / b[their_key or key] for a, b in zip(ours, theirs, strict=True)]))
+
+
+def measure_buffer(rows: int) -> float:
+    """Milliseconds to sample from a full replay buffer, in the middle of which it goes on."""
+    spaces, rng = Shapes(WIDTHS["observations"], WIDTHS["actions"]), np.random.default_rng(0)
+    buffer = ChunkReplayBuffer(
+        rows, spaces.observation_space, spaces.action_space, "cpu", horizon_length=HORIZON, gamma=0.99
+    )
+    # Written to, so that the memory is there
+    for array in (buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards):
+        array[:] = rng.random(array.shape, dtype=np.float32)
+    buffer.dones[EPISODE - 1 :: EPISODE] = 1
+    buffer.full, buffer.pos = True, rows // 2
+    return sample_ms(partial(buffer.sample, BATCH))
 
 
 def make_updates(horizon: int, rows: int) -> Callable[[], None]:
@@ -136,23 +215,26 @@ def compare_updates(rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts")
+    parser.add_argument("--rounds", type=int, default=5, help="of loading")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure[0], Path(args.measure[1]))))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for compress in (False, True):
-            path = Path(folder) / f"{'compressed' if compress else 'stored'}.npz"
-            write(path, args.rows, compress)
-            for what in ("np.load", "load_ogbench", "np.load with qpos", "load_ogbench, relabelled"):
-                command = [sys.executable, __file__, "--measure", what, str(path)]
-                runs = [json.loads(subprocess.check_output(command, text=True)) for _ in range(args.repeats)]
-                best = min(runs, key=lambda run: float(run["seconds"]))
-                print(f"{path.stem:11} {what:25}", ", ".join(f"{key} {value:.3f}" for key, value in best.items()))
-    compare_updates(args.rows // 10)
     print(machine())
+    for compress in (False, True):
+        form = "compressed" if compress else "stored"
+        with tempfile.TemporaryDirectory() as name:
+            path, folder = Path(name) / f"{form}.npz", Path(name) / form
+            write(path, args.rows, compress)
+            compare_loads(path, args.rounds)
+            path.unlink()
+            folder.mkdir()
+            for shard in range(SHARDS):
+                write(folder / f"{shard}.npz", args.rows // SHARDS, compress)
+            compare_shards(folder, args.rounds)
+    print(f"replay buffer: {BATCH} chunks of {HORIZON} in {measure_buffer(args.rows):.3f} ms")
+    compare_updates(args.rows // 10)
 
 
 if __name__ == "__main__":
