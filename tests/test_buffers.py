@@ -14,7 +14,7 @@ from scipy import stats
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow.buffers import ChunkDictReplayBuffer, ChunkReplayBuffer, to_batch
+from sb3_flow.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, to_batch
 
 GAMMA = 0.9
 OBS = spaces.Box(-np.inf, np.inf, (1,), np.float32)
@@ -131,23 +131,36 @@ def test_every_start_is_sampled_equally_often(n_steps: int) -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_chunks_that_do_not_cross_an_end_have_the_n_step_return_of_sb3() -> None:
-    horizon = 3
-    chunks = ChunkReplayBuffer(40, OBS, ACTION, "cpu", 2, horizon_length=horizon, gamma=GAMMA)
-    n_step = NStepReplayBuffer(40, OBS, ACTION, "cpu", 2, n_steps=horizon, gamma=GAMMA)
-    fill(chunks, 33, seed=3)
-    fill(n_step, 33, seed=3)
-    oldest = chunks.pos
-    inds = (oldest + np.arange(chunks.buffer_size - horizon + 1)) % chunks.buffer_size
-    np.random.seed(0)
-    ours = chunks._get_samples(inds)
-    np.random.seed(0)
-    theirs = n_step._get_samples(inds)
-    valid = ours.valid.flatten() == 1
-    assert 0 < valid.sum() < len(valid)
-    assert theirs.discounts is not None
-    for name in ("observations", "next_observations", "rewards", "dones", "discounts"):
-        th.testing.assert_close(getattr(ours, name)[valid], getattr(theirs, name)[valid])
+@settings(deadline=None, max_examples=150)
+@given(layout=layouts())
+def test_targets_are_those_of_sb3s_n_step_buffer(layout: Layout) -> None:
+    ours, horizon = layout.buffer, layout.buffer.horizon_length
+    theirs = NStepReplayBuffer(
+        ours.buffer_size * ours.n_envs, OBS, ACTION, "cpu", ours.n_envs, n_steps=horizon, gamma=GAMMA
+    )
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        getattr(theirs, name)[:] = getattr(ours, name)
+    theirs.pos, theirs.full = ours.pos, ours.full
+    oldest = ours.pos if ours.full else 0
+    starts = (oldest + np.arange(ours.size() - horizon + 1)) % ours.buffer_size
+    seed = int(np.random.randint(2**31))
+    np.random.seed(seed)
+    chunks = to_batch(ours._get_samples(starts), GAMMA)
+    np.random.seed(seed)  # of the environments that are drawn
+    n_step = to_batch(theirs._get_samples(starts), GAMMA)
+    assert chunks.valid is not None
+    # Of a chunk that a time limit cuts short we make no target
+    both = (chunks.valid == 1) | (chunks.dones == 1)
+    th.testing.assert_close(chunks.observations, n_step.observations)
+    th.testing.assert_close(target(chunks)[both], target(n_step)[both])
+    assert both.equal(chunks.valid.bool() | n_step.dones.bool())
+
+
+def target(batch: Batch) -> th.Tensor:
+    """The TD target for some Q."""
+    assert isinstance(batch.next_observations, th.Tensor)
+    next_q = 10 * th.cos(batch.next_observations[:, 0])
+    return batch.rewards + batch.discounts * (1 - batch.dones) * next_q
 
 
 def test_dict_observations_are_gathered_key_by_key() -> None:

@@ -117,6 +117,30 @@ def test_learn_executes_every_chunk_as_decided_and_starts_episodes_with_a_new_on
             check_episode(model, recorder.name, episode)
 
 
+@pytest.mark.parametrize("n", [1, 8])
+def test_a_chunk_is_executed_to_its_end_while_the_policy_changes(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorders = envs(n)
+    model = make_model("FlowTPolicy", vec(recorders), horizon_length=H, learning_starts=H * n)
+    forward, drawn = model.policy.actor.forward, {}
+
+    def record(obs: Any, deterministic: bool = False) -> th.Tensor:
+        chunks = forward(obs, deterministic)
+        drawn[model.num_timesteps // n] = model.policy.unscale_action(chunks.numpy().reshape(n, H, 2))
+        return chunks
+
+    monkeypatch.setattr(model.policy.actor, "forward", record)
+    model.learn(40 * n)
+    assert model._n_updates > 0
+    for i, recorder in enumerate(recorders):
+        starts = np.cumsum([len(episode) for episode in recorder.episodes])
+        executed = np.concatenate([episode for episode in recorder.episodes if episode])
+        decided_at = H  # what came before was random
+        for step in range(H, 40):
+            if step in starts or step == decided_at + H:
+                decided_at = step
+            np.testing.assert_array_equal(executed[step], drawn[decided_at][i, step - decided_at])
+
+
 def test_the_buffer_holds_the_actions_that_were_executed() -> None:
     recorders = envs(2)
     model = make_model("FlowTPolicy", vec(recorders), horizon_length=H)

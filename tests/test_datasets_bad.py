@@ -23,6 +23,7 @@ from dataset_files import (
 
 from sb3_flow.datasets import (
     DataError,
+    Dataset,
     OfflineDataset,
     from_arrays,
     load_dataset,
@@ -341,29 +342,41 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def fuzz(path: Path, load: Callable[[], Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+Steps = dict[str, Any]
+
+
+def fuzz(path: Path, load: Callable[[], Dataset], named: str | None = None) -> list[tuple[Steps, Steps]]:
     """Load damaged copies of a file.
 
+    :param named: what the errors name; None for the file
     :return: right and read steps of those that were accepted although they differ
     """
-    right, data = steps_of(load()), path.read_bytes()
-    accepted, refused = [], 0
+    right, data = all_steps(load()), path.read_bytes()
+    accepted: list[tuple[Steps, Steps]] = []
+    refused: list[str] = []
     for seed in range(FUZZED):
         # A new file each time: what is mapped must not change under the reader
         path.unlink()
         path.write_bytes(damage(data, np.random.default_rng(seed)))
         try:
             with time_limit(5):
-                dataset = load()
-        except ValueError:
-            refused += 1
+                read = all_steps(load())
+        except ValueError as error:
+            refused.append(str(error))
         else:
-            assert isinstance(dataset, OfflineDataset)
-            read = steps_of(dataset)
             if not all(np.array_equal(right[name], read[name]) for name in COLUMNS):
                 accepted.append((right, read))
-    assert refused > FUZZED // 4
+    assert len(refused) > FUZZED // 4
+    assert all((named or path.name) in message for message in refused)
     return accepted
+
+
+def all_steps(dataset: Dataset) -> Steps:
+    """The steps of a dataset, of all files if it has several."""
+    if isinstance(dataset, OfflineDataset):
+        return steps_of(dataset)
+    turns = [steps_of(dataset.at(i * dataset.rotate_every)) for i in range(len(dataset.paths))]
+    return {name: np.concatenate([turn[name] for turn in turns]) for name in COLUMNS}
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -374,6 +387,13 @@ def test_no_damaged_npz_is_accepted(tmp_path: Path, save: Any, make: Any) -> Non
     assert not fuzz(path, lambda: load_ogbench(path))
 
 
+@pytest.mark.parametrize("shard", ["0.npz", "1.npz"])
+def test_no_damaged_shard_is_accepted(tmp_path: Path, shard: str) -> None:
+    for i in range(3):
+        np.savez_compressed(tmp_path / f"{i}.npz", **raw_arrays(trajectories([6, 9], seed=i)))
+    assert not fuzz(tmp_path / shard, lambda: load_ogbench(tmp_path))
+
+
 def test_no_damaged_hdf5_with_checksums_is_accepted(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     path = tmp_path / "low_dim.hdf5"
@@ -381,7 +401,7 @@ def test_no_damaged_hdf5_with_checksums_is_accepted(tmp_path: Path) -> None:
     assert not fuzz(path, lambda: load_robomimic(path, "lift"))
 
 
-def assert_only_numbers_changed(accepted: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def assert_only_numbers_changed(accepted: list[tuple[Steps, Steps]]) -> None:
     """Without checksums a changed digit is another number, and no reader can know; all else is noticed."""
     assert len(accepted) < FUZZED // 10
     for right, read in accepted:
@@ -404,4 +424,4 @@ def test_damaged_hdf5_of_robomimics_own_form(tmp_path: Path, storage: dict[str, 
 def test_damaged_minari(tmp_path: Path, name: str) -> None:
     pytest.importorskip("minari")
     folder = write_minari(tmp_path / "data", [6, 9, 4])
-    assert_only_numbers_changed(fuzz(folder / name, lambda: load_minari(folder)))
+    assert_only_numbers_changed(fuzz(folder / name, lambda: load_minari(folder), named=folder.name))

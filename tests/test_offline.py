@@ -262,6 +262,15 @@ def test_the_share_of_offline_data(ratio: float | None, low: int, high: int) -> 
     assert len(marked) == 50
 
 
+def test_every_start_in_data_and_buffer_is_sampled_equally_often() -> None:
+    model = offline_model(horizon_length=3, offline_steps=0).learn(40)
+    np.random.seed(0)
+    observations = model._sample(40_000).observations
+    values, counts = np.unique(observations[:, 0], return_counts=True)  # type: ignore[index]
+    assert len(values) == len(dataset()) + 40 - 2
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
 def test_data_are_sampled_alone_until_a_whole_chunk_is_stored() -> None:
     model = offline_model(horizon_length=5, offline_ratio=0.0, offline_steps=0).learn(4)
     assert model._offline_share(8) == 8
