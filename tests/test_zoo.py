@@ -2,16 +2,18 @@
 
 import argparse
 import copy
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import optuna
 import pytest
 import yaml
-from dataset_files import regular_arrays, trajectories
+from dataset_files import raw_arrays, regular_arrays, trajectories
 from helpers import RandomEnv
 
 import sb3_flow.envs
@@ -22,6 +24,7 @@ from sb3_flow.zoo.sampler import FLOW_STEPS, convert_sac_flow_params, sample_sac
 from sb3_flow.zoo.storage import load_study, open_storage
 
 ENV = "InvertedDoublePendulum-v5"
+CUBE = "cube-single-play-singletask-task1-v0"
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
 TINY = ("-n", "60", "--num-threads", "1", "-params", "learning_starts:50", "buffer_size:1000")
 HYPERPARAMS = yaml.safe_load(CONFIG.read_text())
@@ -32,8 +35,8 @@ def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def zoo(folder: Path, script: str, *args: str) -> str:
-    result = python(folder, "-m", f"rl_zoo3.{script}", "--algo", "sac_flow", "--env", ENV, *args)
+def zoo(folder: Path, script: str, *args: str, env: str = ENV) -> str:
+    result = python(folder, "-m", f"rl_zoo3.{script}", "--algo", "sac_flow", "--env", env, *args)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
 
@@ -63,12 +66,41 @@ def test_enjoy(folder, run):
     assert "Mean reward" in output
 
 
+@functools.cache
+def can_draw() -> bool:
+    return python(Path.cwd(), "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()").returncode == 0
+
+
 def test_record_video(folder, run):
-    if python(folder, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()").returncode != 0:
+    if not can_draw():
         pytest.skip("no EGL device")
     zoo(folder, "record_video", "-f", "logs", "--exp-id", "1", "-n", "20")
     (video,) = (run / "videos").glob("*.mp4")
     assert video.stat().st_size > 0
+
+
+def test_from_data_to_the_environment(tmp_path):
+    pytest.importorskip("ogbench")
+    arrays = raw_arrays(trajectories([30]))
+    for key, width in {"observations": 28, "actions": 5, "qpos": 21}.items():
+        arrays[key] = np.random.default_rng(0).uniform(-0.9, 0.9, (31, width)).astype(np.float32)
+    np.savez(tmp_path / "cube.npz", **arrays)
+    options = ("-n", "40", "--num-threads", "1", "--eval-freq", "20", "--eval-episodes", "1", "-params")
+    policy = "policy_kwargs:dict(critic='target',noise_std=0.1,d_model=8,n_layers=1,n_heads=2,net_arch=dict(qf=[8]))"
+    small = ("offline_steps:20", "batch_size:8", "buffer_size:100", policy)
+    output = zoo(tmp_path, "train", *options, *small, f"offline_dataset:'ogbench:{CUBE}@cube.npz'", env=CUBE)
+    assert output.count("success_rate") == 2
+    assert output.count("matching_loss") == 1  # the offline phase's
+    run = tmp_path / "logs" / "sac_flow" / f"{CUBE}_1"
+    model = SACFlow.load(run / f"{CUBE}.zip")
+    assert (model.num_timesteps, model._n_offline, model.horizon_length) == (40, 20, 5)
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [20, 40]
+
+    assert "Mean reward: -200.00" in zoo(tmp_path, "enjoy", "-f", "logs", "--no-render", "-n", "200", env=CUBE)
+    if can_draw():
+        zoo(tmp_path, "record_video", "-f", "logs", "-n", "3", env=CUBE)
+        (video,) = (run / "videos").glob("*.mp4")
+        assert video.stat().st_size > 0
 
 
 def test_continue_with_the_replay_buffer(folder, run):
