@@ -51,13 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> 
     for field in dataclasses.fields(Size):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--matmul-precision", choices=["highest", "high", "medium"], default="highest")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--warmup", type=int, default=warmup)
 
 
 def apply_arguments(args: argparse.Namespace) -> Size:
-    """Set the number of threads, and return the size that was asked for."""
+    """Set threads and precision, and return the size that was asked for."""
+    th.set_float32_matmul_precision(args.matmul_precision)
     if args.threads is not None:
         th.set_num_threads(args.threads)
     return Size(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Size)})
