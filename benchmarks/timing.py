@@ -32,19 +32,21 @@ def interleaved(
     return {name: dict(zip(("median", "q1", "q3"), q.tolist(), strict=True)) for name, q in quartiles.items()}
 
 
-def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path) -> None:
-    """Print a table with ratios to contrib's CrossQ, write it as CSV, and draw it if several values were swept.
+def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path, base: str = "crossq") -> None:
+    """Print a table with ratios to one contender, write it as CSV, and draw it if several values were swept.
 
     :param rows: of `interleaved`, with "contender" and the settings
     :param swept: the setting that varies
     :param unit: of the medians
     :param path: of the CSV; the picture stands beside it
+    :param base: the contender that the ratios refer to
     """
-    crossq = {row[swept]: row["median"] for row in rows if row["contender"] == "crossq"}
+    ratio = f"to_{base}"
+    medians = {row[swept]: row["median"] for row in rows if row["contender"] == base}
     for row in rows:
-        row["to_crossq"] = round(row["median"] / crossq[row[swept]], 3) if row[swept] in crossq else ""
+        row[ratio] = round(row["median"] / medians[row[swept]], 3) if row[swept] in medians else ""
         spread = f"({row['q1']:.1f} - {row['q3']:.1f})"
-        print(f"{row['contender']:20}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{row['to_crossq']}")
+        print(f"{row['contender']:22}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{row[ratio]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as f:
         writer = csv.DictWriter(f, list(rows[0]))

@@ -1,0 +1,70 @@
+"""Microseconds of deciding on one observation: `predict` of each contender, and the ONNX files of ours.
+
+    python benchmarks/acting.py
+    python benchmarks/acting.py --horizon 5 --contenders sac flow_t flow_t+compiled
+
+All in one process, in a new order every round. With chunks every call decides anew.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import onnxruntime
+import torch as th
+from contenders import add_arguments, apply_arguments, make_model
+from machine import machine
+from numpy.typing import NDArray
+from timing import interleaved, write_timings
+
+from sb3_flow import SACFlow
+from sb3_flow.export import export_onnx
+
+
+def repeat(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
+
+
+def onnx_call(model: SACFlow, observation: NDArray[Any]) -> Callable[[], object]:
+    """The exported policy in a session with as many threads as PyTorch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = th.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy.onnx"
+        export_onnx(model, path)
+        session = onnxruntime.InferenceSession(str(path), options)
+    return partial(session.run, ["action"], {"observation": observation})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=30, warmup=5)
+    parser.add_argument("--env", default="Hopper-v4")
+    parser.add_argument("--calls", type=int, default=200, help="in one measurement")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/acting.csv"))
+    args = parser.parse_args()
+    size = apply_arguments(args)
+    env = gym.make(args.env)
+    observation, _ = env.reset(seed=0)
+    calls: dict[str, Callable[[], object]] = {}
+    for name in args.contenders:
+        model = make_model(name, env, size, args.device, buffer_size=1000)
+        calls[name] = partial(model.predict, observation, deterministic=True)
+        if isinstance(model, SACFlow) and "+" not in name:
+            calls[f"{name}+onnx"] = onnx_call(model, observation[None])
+    runs = {name: partial(repeat, call, args.calls) for name, call in calls.items()}
+    timings = interleaved(runs, args.rounds, args.warmup, scale=1e6 / args.calls)
+    settings = {"env": args.env, "threads": th.get_num_threads(), **dataclasses.asdict(size)}
+    rows: list[dict[str, Any]] = [{"contender": name, **settings, **timing} for name, timing in timings.items()]
+    write_timings(rows, "horizon", "us a decision", args.out, base="sac")
+    print(f"{th.get_num_threads()} threads, {machine()}")
+
+
+if __name__ == "__main__":
+    main()
