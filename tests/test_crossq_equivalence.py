@@ -14,6 +14,7 @@ from torch import nn
 
 from sb3_flow import SACFlow
 from sb3_flow.flow import Path
+from sb3_flow.compile import ReLU
 from sb3_flow.layers import BatchRenorm, EnsembleLinear
 
 # Large enough for no unit to be dead on the whole batch: there sb3_contrib's BatchRenorm has a gradient of NaN
@@ -40,7 +41,7 @@ def pairs(crossq: CrossQ, flow: SACFlow) -> Iterator[tuple[th.Tensor, th.Tensor,
     twins: dict[type[nn.Module], tuple[type[nn.Module], list[str]]] = {
         BatchRenorm: (BatchRenorm1d, ["scale", "bias", "ra_mean", "ra_var"]),
         EnsembleLinear: (nn.Linear, ["weight", "bias"]),
-        nn.ReLU: (nn.ReLU, []),
+        ReLU: (nn.ReLU, []),
     }
     for i, q_network in enumerate(crossq.critic.q_networks):
         assert isinstance(q_network, nn.Sequential)

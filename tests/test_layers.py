@@ -188,7 +188,7 @@ def member_of(ensemble: nn.Sequential, i: int) -> nn.Sequential:
             twin = nn.LayerNorm(layer.scale.shape[-1]).double()
             twin.load_state_dict({"weight": layer.scale[i, 0], "bias": layer.bias[i, 0]})
         else:
-            twin = layer
+            twin = nn.ReLU() if isinstance(layer, nn.ReLU) else layer
         layers.append(twin)
     return nn.Sequential(*layers)
 
