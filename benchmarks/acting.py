@@ -58,7 +58,7 @@ def main() -> None:
         calls[name] = partial(model.predict, observation, deterministic=True)
         if isinstance(model, SACFlow) and "+" not in name:
             calls[f"{name}+onnx"] = onnx_call(model, observation[None])
-    runs = {name: partial(repeat, call, args.calls) for name, call in calls.items()}
+    runs: dict[str, Callable[[], None]] = {name: partial(repeat, call, args.calls) for name, call in calls.items()}
     timings = interleaved(runs, args.rounds, args.warmup, scale=1e6 / args.calls)
     settings = {"env": args.env, "threads": th.get_num_threads(), **dataclasses.asdict(size)}
     rows: list[dict[str, Any]] = [{"contender": name, **settings, **timing} for name, timing in timings.items()]
