@@ -9,6 +9,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
@@ -89,6 +90,20 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
         )
     model.set_logger(configure(None, []))
     return model
+
+
+def fill(buffer: Any) -> None:
+    """Fill a replay buffer that has SB3's arrays with random steps, and an episode's end every 1000.
+
+    :param buffer: the buffer
+    """
+    rng = np.random.default_rng(0)
+    buffer.observations[:] = rng.normal(size=buffer.observations.shape)
+    buffer.next_observations[:] = rng.normal(size=buffer.observations.shape)
+    buffer.actions[:] = rng.uniform(-1, 1, buffer.actions.shape)
+    buffer.rewards[:] = rng.normal(size=buffer.rewards.shape)
+    buffer.dones[999::1000] = 1
+    buffer.full = True
 
 
 def _baseline(name: str) -> type[OffPolicyAlgorithm]:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import torch as th
-from contenders import Size
+from contenders import Size, fill
 
 SCRIPTS = {
     "flow_t": ("SAC_flow_transformer_jax.py", ["--d-model", "64"]),  # the paper's width; the script's default is 96
@@ -49,15 +48,7 @@ class Reference:
         arguments = [*arguments, "--no-track", *(f"--{key}={value}" for key, value in options.items())]
         self.script = _run(checkout.resolve(), checkout.resolve() / "from_scratch_code" / script, arguments)
         self.device = th.device("cpu")
-        self._fill(rows)
-
-    def _fill(self, rows: int) -> None:
-        buffer, rng = self.script["rb"], np.random.default_rng(0)
-        buffer.observations[:] = rng.normal(size=buffer.observations.shape)
-        buffer.next_observations[:] = rng.normal(size=buffer.observations.shape)
-        buffer.actions[:] = rng.uniform(-1, 1, buffer.actions.shape)
-        buffer.rewards[:] = rng.normal(size=buffer.rewards.shape)
-        buffer.full = True
+        fill(self.script["rb"])
         self.updates = 0
 
     def train(self, gradient_steps: int, batch_size: int) -> None:

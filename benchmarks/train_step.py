@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
-import numpy as np
 import torch as th
-from contenders import POLICIES, Size, add_arguments, apply_arguments, make_model
+from contenders import POLICIES, Size, add_arguments, apply_arguments, fill, make_model
 from machine import machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings
@@ -42,16 +41,9 @@ class Learner(Protocol):
 
 
 def make_filled(name: str, size: Size, args: argparse.Namespace) -> OffPolicyAlgorithm:
-    """A contender whose buffer holds random steps, and an episode's end every 1000."""
+    """A contender whose buffer holds random steps."""
     model = make_model(name, gym.make(args.env), size, args.device, buffer_size=ROWS)
-    buffer, rng = model.replay_buffer, np.random.default_rng(0)
-    assert buffer is not None
-    buffer.observations[:] = rng.normal(size=buffer.observations.shape)
-    buffer.next_observations[:] = rng.normal(size=buffer.observations.shape)
-    buffer.actions[:] = rng.uniform(-1, 1, buffer.actions.shape)
-    buffer.rewards[:] = rng.normal(size=buffer.rewards.shape)
-    buffer.dones[999::1000] = 1
-    buffer.full = True
+    fill(model.replay_buffer)
     return model
 
 
