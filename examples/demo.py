@@ -1,6 +1,6 @@
 """`make demo`: train Flow-T on HalfCheetah for a few minutes, then leave a model, a learning curve and a video.
 
-python examples/demo.py --steps 20000 --out demo
+python examples/demo.py --steps 15000 --out demo
 """
 
 import argparse
@@ -65,7 +65,7 @@ def record_video(model: SACFlow, env_id: str, folder: Path, length: int) -> Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=15_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--video-length", type=int, default=300)
