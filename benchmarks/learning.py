@@ -15,7 +15,6 @@ import json
 import queue
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ import numpy as np
 import torch as th
 from contenders import POLICIES
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
-from machine import machine
+from machine import commit, machine
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
@@ -83,8 +82,7 @@ class Run:
 
     def write_settings(self) -> None:
         """Settings and commit, appended to at every start, beside the CSV."""
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
-        record = {**asdict(self), "out": str(self.out), "commit": commit.strip(), "machine": machine()}
+        record = {**asdict(self), "out": str(self.out), "commit": commit(), "machine": machine()}
         with open(self.csv.with_suffix(".jsonl"), "a") as f:
             f.write(json.dumps(record) + "\n")
 

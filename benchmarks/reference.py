@@ -5,6 +5,7 @@ zero steps, and what it leaves behind is called as its loop calls it. Nothing of
 `pip install "jax<0.5" "flax<0.11" optax tyro`.
 """
 
+import contextlib
 import os
 import runpy
 import sys
@@ -79,18 +80,14 @@ class Reference:
 
 def _run(checkout: Path, script: Path, arguments: list[str]) -> dict[str, Any]:
     """Run a script as the command line would, in a folder that is thrown away, and return its variables."""
-    argv, path, folder, visible = sys.argv, sys.path.copy(), Path.cwd(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    with tempfile.TemporaryDirectory() as scratch:
+    argv, path, environment = sys.argv, sys.path.copy(), os.environ.copy()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         try:
             sys.argv = [str(script), *arguments]
             sys.path.insert(0, str(checkout))
-            os.chdir(scratch)
             return runpy.run_path(str(script), run_name="__main__")
         finally:
             sys.argv, sys.path[:] = argv, path
-            os.chdir(folder)
             # The scripts choose a GPU of their authors' machine
-            if visible is None:
-                os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-            else:
-                os.environ["CUDA_VISIBLE_DEVICES"] = visible
+            os.environ.clear()
+            os.environ.update(environment)

@@ -25,7 +25,7 @@ import gymnasium as gym
 import yaml
 from figures import plot_by_variant
 from learning import Run, add_run_arguments, run_all
-from machine import machine
+from machine import commit, machine
 from offline_to_online import STUDIES, make_run
 from page import RECORD, write_page
 from report import report
@@ -272,9 +272,8 @@ def known_tasks(figure: str, scale: str) -> list[str]:
 
 def write_record(folder: Path) -> None:
     """Command, commit and machine, beside the results."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     command = shlex.join(["python", *sys.argv])
-    (folder / RECORD).write_text(f"{command}\ncommit {commit or 'unknown'}, {machine()}\n")
+    (folder / RECORD).write_text(f"{command}\ncommit {commit() or 'unknown'}, {machine()}\n")
 
 
 def main() -> None:
