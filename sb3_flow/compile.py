@@ -22,7 +22,7 @@ class Compiled(Generic[P, R]):
     CUDA graphs: a result is overwritten by the next call.
 
     :param method: a bound method
-    :param mode: True, or "max" to try more kernels while compiling
+    :param mode: True, or "max" to compile longer for faster code
     :param device: where it runs
     :param verbose: 1 to print how long the compilation takes
     """
@@ -93,10 +93,11 @@ class ReLU(th.nn.ReLU):
 
 
 def _options(mode: CompileMode, device: th.device) -> dict[str, Any]:
-    if mode == "max":
-        return {"mode": "max-autotune"}
-    # CUDA graphs: at these sizes the launches of the kernels take longer than their work
-    return {"mode": "reduce-overhead"} if device.type == "cuda" else {}
+    if device.type == "cuda":
+        # CUDA graphs: at these sizes the launches of the kernels take longer than their work
+        return {"mode": "max-autotune" if mode == "max" else "reduce-overhead"}
+    # On CPU other kernels gain nothing, but calling them from C++ instead of Python does
+    return {"options": {"cpp_wrapper": True}} if mode == "max" else {}
 
 
 def _with_own_code(method: Callable[P, R]) -> Callable[P, R]:

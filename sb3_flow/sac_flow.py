@@ -103,8 +103,8 @@ class SACFlow(OffPolicyAlgorithm):
     :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
     :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
-    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to search longer for
-        fast kernels; it pays for itself after some ten thousand updates (docs/speed.md)
+    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
+        for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; targets, densities, statistics and optimizers
         stay in float32. None for float32 throughout
     :param use_sde: not supported: the rollout explores by itself

@@ -24,7 +24,7 @@ from helpers import (
 )
 
 from sb3_flow import SACFlow
-from sb3_flow.compile import Compiled, ReLU, maybe_compile
+from sb3_flow.compile import Compiled, CompileMode, ReLU, maybe_compile
 
 CPU = th.device("cpu")
 
@@ -81,11 +81,12 @@ def test_a_compiled_model_learns_the_same(policy: str, critic: str, backend: Cou
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_code_generation_works() -> None:
+@pytest.mark.parametrize("mode", [True, "max"])
+def test_code_generation_works(mode: CompileMode) -> None:
     x = th.linspace(-1, 1, 7)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert th.allclose(Compiled(Doubler().twice, True, CPU)(x), th.tanh(x) * 2)
+        assert th.allclose(Compiled(Doubler().twice, mode, CPU)(x), th.tanh(x) * 2)
 
 
 def test_another_batch_size_or_weight_needs_no_new_graph_every_time(backend: Counter) -> None:
