@@ -96,8 +96,15 @@ def _options(mode: CompileMode, device: th.device) -> dict[str, Any]:
     if device.type == "cuda":
         # CUDA graphs: at these sizes the launches of the kernels take longer than their work
         return {"mode": "max-autotune" if mode == "max" else "reduce-overhead"}
+    if mode != "max":
+        return {}
     # On CPU other kernels gain nothing, but calling them from C++ instead of Python does
-    return {"options": {"cpp_wrapper": True}} if mode == "max" else {}
+    options: dict[str, Any] = {"cpp_wrapper": True}
+    if not th.is_grad_enabled():
+        # To look whether a layer has changed takes as long as to decide. Acting needs only its weights, which are read
+        # anew; where there are gradients a layer may be frozen or unfrozen
+        options["guard_filter_fn"] = th.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
+    return {"options": options}
 
 
 def _with_own_code(method: Callable[P, R]) -> Callable[P, R]:

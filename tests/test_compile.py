@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from helpers import (
@@ -165,6 +166,22 @@ def test_a_compiled_policy_acts_the_same(deterministic: bool, backend: Counter) 
         actions.append(model.predict(obs, deterministic=deterministic)[0])
     assert backend.graphs == 1
     assert (actions[0] == actions[1]).all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_acting_compiled_to_the_maximum_follows_the_weights() -> None:
+    eager, compiled = (make_model(net={"flow_steps": 1, "n_layers": 1}, compile=mode) for mode in (False, "max"))
+    other = make_model(net={"flow_steps": 1, "n_layers": 1}, seed=1).get_parameters()
+    for batch_size in (1, 3):
+        obs = observations(eager, batch_size)
+        for parameters in (eager.get_parameters(), other):
+            actions = []
+            for model in (eager, compiled):
+                model.set_parameters(parameters)
+                actions.append(model.predict(obs, deterministic=True)[0])
+            np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
+    assert isinstance(compiled.actor.action_fn, Compiled)
+    assert not compiled.actor.action_fn.failed
 
 
 def test_the_time_it_takes_is_announced(backend: Counter, capsys: pytest.CaptureFixture[str]) -> None:
