@@ -31,7 +31,7 @@ CONTENDERS = [*BASELINES, *(policy + suffix for policy in POLICIES for suffix in
 DEFAULT = ["crossq", "sac", "flow_t", "flow_t+compiled", "flow_g", "flow_g+compiled", "flow_mlp", "flow_mlp+compiled"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Size:
     """What is the same for all contenders."""
 

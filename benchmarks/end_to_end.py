@@ -29,18 +29,19 @@ def learn(model: OffPolicyAlgorithm, steps: int) -> None:
     model.learn(steps, reset_num_timesteps=False, log_interval=NEVER)
 
 
-def measure(size: Size, n_envs: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a contender: milliseconds an environment step."""
-    runs: dict[str, Callable[[], None]] = {}
-    for name in args.contenders:
-        env = make_vec_env(args.env, n_envs=n_envs, seed=0)
-        # -1: as many updates as steps, whatever the number of environments
-        model = make_model(name, env, size, args.device, gradient_steps=-1, learning_starts=WARM_UP // 2)
-        learn(model, WARM_UP)
-        runs[name] = partial(learn, model, args.steps)
-    settings = {"env": args.env, "threads": th.get_num_threads(), "n_envs": n_envs, **dataclasses.asdict(size)}
+def measure(size: Size, n_envs: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each contender with each number of environments, all interleaved: milliseconds a step of one."""
+    runs: dict[tuple[str, int], Callable[[], None]] = {}
+    for n in n_envs:
+        for name in args.contenders:
+            env = make_vec_env(args.env, n_envs=n, seed=0)
+            # -1: as many updates as steps, whatever the number of environments
+            model = make_model(name, env, size, args.device, gradient_steps=-1, learning_starts=WARM_UP // 2)
+            learn(model, WARM_UP)
+            runs[name, n] = partial(learn, model, args.steps)
+    settings = {"env": args.env, "threads": th.get_num_threads(), **dataclasses.asdict(size)}
     timings = interleaved(runs, args.rounds, args.warmup, scale=1000 / args.steps)
-    return [{"contender": name, **settings, **timing} for name, timing in timings.items()]
+    return [{"contender": name, "n_envs": n, **settings, **timing} for (name, n), timing in timings.items()]
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     if swept != "n_envs":
         parser.error(f"--sweep {swept}: only n_envs can be swept here")
     size = apply_arguments(args)
-    rows = [row for value in values for row in measure(size, int(value), args)]
+    rows = measure(size, [int(value) for value in values], args)
     write_timings(rows, "n_envs", "ms an environment step", args.out)
     print(f"{th.get_num_threads()} threads, {machine()}")
 

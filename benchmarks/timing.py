@@ -3,25 +3,27 @@
 import csv
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 def interleaved(
-    runs: dict[str, Callable[[], None]], rounds: int, warmup: int, scale: float
-) -> dict[str, dict[str, float]]:
+    runs: dict[Key, Callable[[], None]], rounds: int, warmup: int, scale: float
+) -> dict[Key, dict[str, float]]:
     """Median and quartiles of the seconds that each of several functions takes, called in a new order every round.
 
-    :param runs: the functions, by name
+    :param runs: the functions, by a name or another key
     :param rounds: measurements
     :param warmup: rounds before them
     :param scale: what the seconds are multiplied by
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[Key, list[float]] = {name: [] for name in runs}
     for round_ in range(warmup + rounds):
         for name in random.sample(list(runs), len(runs)):
             start = time.perf_counter()

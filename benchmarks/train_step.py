@@ -68,19 +68,22 @@ def cycles(model: Learner, batch: int, n: int) -> Callable[[], None]:
     return run
 
 
-def measure(size: Size, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a contender."""
+def measure(sizes: list[Size], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each contender at each size, all of them interleaved."""
     references = [REFERENCE + policy for policy in POLICIES if policy in args.contenders] if args.reference else []
-    models = {name: make_learner(name, size, args) for name in [*args.contenders, *references]}
-    for name, model in models.items():
-        start = time.perf_counter()
-        cycles(model, size.batch, 1)()
-        print(f"{name}: first cycle {time.perf_counter() - start:.1f} s", flush=True)
-    runs = {name: cycles(model, size.batch, args.cycles) for name, model in models.items()}
-    settings = {"threads": th.get_num_threads(), "env": args.env, **dataclasses.asdict(size)}
+    runs = {}
+    for size in sizes:
+        for name in [*args.contenders, *references]:
+            model = make_learner(name, size, args)
+            start = time.perf_counter()
+            cycles(model, size.batch, 1)()
+            print(f"{name}: first cycle {time.perf_counter() - start:.1f} s", flush=True)
+            runs[name, size] = cycles(model, size.batch, args.cycles)
+    settings = {"threads": th.get_num_threads(), "env": args.env}
+    timings = interleaved(runs, args.rounds, args.warmup, scale=1000 / args.cycles)
     return [
-        {"contender": name, **settings, **timing}
-        for name, timing in interleaved(runs, args.rounds, args.warmup, scale=1000 / args.cycles).items()
+        {"contender": name, **settings, **dataclasses.asdict(size), **timing}
+        for (name, size), timing in timings.items()
     ]
 
 
@@ -125,9 +128,7 @@ def main() -> None:
     if args.check:
         for policy in POLICIES:
             check(policy, size, args)
-    rows = []
-    for value in values:
-        rows += measure(dataclasses.replace(size, **{swept: int(value)}), args)
+    rows = measure([dataclasses.replace(size, **{swept: int(value)}) for value in values], args)
     write_timings(rows, swept, "ms a cycle", args.out)
     print(f"{th.get_num_threads()} threads, {machine()}")
 
