@@ -39,7 +39,7 @@ CRITIC_KINDS = {
 }
 
 # Highest sigma each rollout stands at few steps: docs/algorithm.md, "Bounds of the noise"
-LOG_STD_RANGES: dict[str, tuple[float, float]] = {"sde": (-5.0, 0.0), "noise": (-5.0, 2.0)}
+LOG_STD_RANGES: dict[str, tuple[float, float]] = {"sde": (-5.0, 0.5 * math.log(2)), "noise": (-5.0, 2.0)}
 
 
 class FlowActor(BasePolicy):
@@ -204,7 +204,8 @@ class FlowPolicy(BasePolicy):
     :param likelihood: whose entropy is regularised: "path" (paper, Eq. 15), or "action", which is less than that of the
         action itself and more than nothing when the path's noise cancels (docs/algorithm.md)
     :param noise_std: fixed sigma > 0 of the rollout's noise; None for a learned log-std head
-    :param log_std_range: lowest and highest learned log-std; None for (-5, 0) with "sde", (-5, 2) with "noise"
+    :param log_std_range: lowest and highest learned log-std; None for (-5, log(2) / 2) with "sde", (-5, 2) with
+        "noise"
     :param critic: "crossq" (from scratch) or "target" (offline-to-online)
     :param n_critics: number of critics
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
