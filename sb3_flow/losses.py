@@ -114,6 +114,6 @@ def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: 
 
     :param log_ent_coef: (1,) log alpha
     :param log_prob: (B,)
-    :param target_entropy: H, in nats of the joint path
+    :param target_entropy: H in nats, of what `log_prob` is the density of
     """
     return -(log_ent_coef * (log_prob + target_entropy).detach()).mean()
