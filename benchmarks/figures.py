@@ -29,7 +29,7 @@ def label(algo: str) -> str:
 def colors(algos: list[str]) -> dict[str, str]:
     """One colour an algorithm: its own, and for variants one of a range."""
     variants = [algo for algo in algos if "+" in algo]
-    ramp = matplotlib.colormaps["plasma"](np.linspace(0.0, 0.85, max(len(variants), 1)))
+    ramp = matplotlib.colormaps["plasma"](0.85 * (np.arange(len(variants)) + 0.5) / max(len(variants), 1))
     chosen = {algo: matplotlib.colors.to_hex(color) for algo, color in zip(variants, ramp, strict=False)}
     return {algo: chosen.get(algo) or COLORS[algo] for algo in algos}
 

@@ -7,7 +7,7 @@
 
 A cycle is three critic updates and one update of actor and temperature, sampling included. The order changes at random
 in every round, the first rounds warm up, and the figures are medians with the quartiles. `--check` first compares the
-compiled losses, their gradients and the parameters after a hundred updates with the eager ones.
+compiled losses, their gradients and the parameters after a hundred updates with the eager ones, in float32 and float64.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import torch as th
@@ -91,24 +91,49 @@ def relative_difference(ours: th.Tensor, theirs: th.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
 
 
+class Numbers(NamedTuple):
+    """What training comes to."""
+
+    losses: th.Tensor  # of the critics and the actor after one cycle
+    gradients: th.Tensor  # then
+    parameters: th.Tensor  # after 100 updates
+
+
+def numbers(name: str, size: Size, args: argparse.Namespace, off: float = 0.0) -> Numbers:
+    """Train a policy of ours on the random steps.
+
+    :param off: standard deviation of the relative change that is made to its parameters before
+    """
+    model = make_filled(name, size, args)
+    assert isinstance(model, SACFlow)
+    parameters = [*model.actor.parameters(), *model.critic.parameters()]
+    model.set_random_seed(1)
+    with th.no_grad():
+        for parameter in parameters:
+            parameter.mul_(1 + off * th.randn_like(parameter))
+    model.set_random_seed(1)
+    model.train(UPDATES, size.batch)  # the last gradients stay in the parameters
+    losses = th.tensor([model.logger.name_to_value[f"train/{key}"] for key in ("critic_loss", "actor_loss")])
+    gradients = th.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    model.train(100 - UPDATES, size.batch)
+    return Numbers(losses, gradients, th.cat([p.detach().flatten() for p in parameters]))
+
+
 def check(policy: str, size: Size, args: argparse.Namespace) -> None:
-    """Relative difference between compiled and eager: losses, gradients, parameters after 100 updates."""
-    eager, compiled = (make_filled(name, size, args) for name in (policy, f"{policy}+compiled"))
-    compiled.policy.load_state_dict(eager.policy.state_dict())
-    results = []
-    for model in (compiled, eager):
-        assert isinstance(model, SACFlow)
-        model.set_random_seed(1)
-        model.train(UPDATES, size.batch)  # the last gradients stay in the parameters
-        losses = th.tensor([model.logger.name_to_value[f"train/{key}"] for key in ("critic_loss", "actor_loss")])
-        parameters = [*model.actor.parameters(), *model.critic.parameters()]
-        grads = th.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        model.train(100 - UPDATES, size.batch)
-        results.append((losses, grads, th.cat([p.detach().flatten() for p in parameters])))
-    names = ("losses", "gradients", "parameters after 100 updates")
-    differences = [relative_difference(ours, theirs) for ours, theirs in zip(*results, strict=True)]
-    text = ", ".join(f"{name} {value:.1e}" for name, value in zip(names, differences, strict=True))
-    print(f"{policy}, compiled against eager, relative: {text}", flush=True)
+    """Relative difference to eager of compiled code, and of eager code that starts from rounded parameters.
+
+    Training amplifies rounding, so that the second is what float32 allows; float64 shows that the formulas are the same.
+    """
+    for dtype, off in ((th.float32, 1e-7), (th.float64, 1e-16)):
+        th.set_default_dtype(dtype)
+        eager = numbers(policy, size, args)
+        others = {f"{policy}{suffix}": numbers(policy + suffix, size, args) for suffix in ("+compiled", "+max")}
+        others[f"{policy}, parameters off by {off:g}"] = numbers(policy, size, args, off)
+        for name, other in others.items():
+            differences = [relative_difference(x, y) for x, y in zip(other, eager, strict=True)]
+            text = ", ".join(f"{key} {value:.1e}" for key, value in zip(Numbers._fields, differences, strict=True))
+            print(f"{dtype}, {name}: {text}", flush=True)
+    th.set_default_dtype(th.float32)
 
 
 def main() -> None:
