@@ -122,7 +122,7 @@ def numbers(name: str, size: Size, args: argparse.Namespace, off: float = 0.0) -
 def check(policy: str, size: Size, args: argparse.Namespace) -> None:
     """Relative difference to eager of compiled code, and of eager code that starts from rounded parameters.
 
-    Training amplifies rounding, so that the second is what float32 allows; float64 shows that the formulas are the same.
+    Training amplifies rounding: the second is what float32 allows, and float64 shows that the formulas are the same.
     """
     for dtype, off in ((th.float32, 1e-7), (th.float64, 1e-16)):
         th.set_default_dtype(dtype)
