@@ -101,8 +101,8 @@ def _options(mode: CompileMode, device: th.device) -> dict[str, Any]:
     # On CPU other kernels gain nothing, but calling them from C++ instead of Python does
     options: dict[str, Any] = {"cpp_wrapper": True}
     if not th.is_grad_enabled():
-        # To look whether a layer has changed takes as long as to decide. Acting needs only its weights, which are read
-        # anew; where there are gradients a layer may be frozen or unfrozen
+        # To look whether a layer has changed is a twentieth of a decision. Acting needs only its weights, which are
+        # read anew; where there are gradients a layer may be frozen or unfrozen
         options["guard_filter_fn"] = th.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
     return {"options": options}
 

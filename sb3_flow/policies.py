@@ -424,7 +424,7 @@ class FlowPolicy(BasePolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Training or evaluation mode of actor and critic; a target critic is always in evaluation mode."""
         for net in (self.actor, self.critic):
-            if net.training != mode:  # every decision asks, and to walk through the modules takes as long as to decide
+            if net.training != mode:  # every decision asks, and the walk through the modules was a quarter of it
                 net.set_training_mode(mode)
         self.training = mode
 
