@@ -92,6 +92,15 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
     return model
 
 
+def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of SACFlow, later ones first; policy_kwargs are merged too."""
+    result: dict[str, Any] = {}
+    for update in overrides:
+        policy_kwargs = {**result.get("policy_kwargs", {}), **update.get("policy_kwargs", {})}
+        result = {**result, **update, **({"policy_kwargs": policy_kwargs} if policy_kwargs else {})}
+    return result
+
+
 def fill(buffer: Any) -> None:
     """Fill a replay buffer that has SB3's arrays with random steps, and an episode's end every 1000.
 

@@ -9,13 +9,15 @@ batch of the norms is written down. Nothing is changed in the training itself. R
 
 import argparse
 import csv
+import json
 import multiprocessing as mp
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
+from contenders import merged
 from machine import machine
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback
@@ -85,21 +87,21 @@ class Budget:
     learning_starts: int = 2_000
     width: int = 256  # of the two critic layers
     batch_size: int = 256
+    overrides: dict[str, Any] = field(default_factory=dict)  # arguments of SACFlow
 
 
 def measure(budget: Budget, net: str, flow_steps: int, seed: int) -> list[dict[str, object]]:
     """Train one run and return its rows."""
     th.set_num_threads(1)
-    model = SACFlow(
-        POLICIES[net],
-        budget.env,
-        seed=seed,
-        learning_starts=budget.learning_starts,
-        batch_size=budget.batch_size,
-        buffer_size=budget.steps,
-        policy_kwargs={"flow_steps": flow_steps, "net_arch": {"qf": [budget.width] * 2}},
-        device="cpu",
-    )
+    arguments: dict[str, Any] = {
+        "seed": seed,
+        "learning_starts": budget.learning_starts,
+        "batch_size": budget.batch_size,
+        "buffer_size": budget.steps,
+        "policy_kwargs": {"flow_steps": flow_steps, "net_arch": {"qf": [budget.width] * 2}},
+        "device": "cpu",
+    }
+    model = SACFlow(POLICIES[net], budget.env, **merged(arguments, budget.overrides))
     record = Record(budget.every)
     model.learn(budget.steps, callback=record)
     return [dict(zip(FIELDS, (budget.env, net, flow_steps, seed, *row), strict=True)) for row in record.rows]
@@ -181,12 +183,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--overrides", type=json.loads, default={}, help="JSON: extra SACFlow arguments")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_norms.csv"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/gradient_norms.png"))
     args = parser.parse_args()
 
-    budget = Budget(args.env, args.steps, args.every)
+    budget = Budget(args.env, args.steps, args.every, overrides=args.overrides)
     wanted = [(net, k, args.seed) for k in args.flow_steps for net in args.nets]
     rows_read = measure_all(budget, wanted, args.out, args.jobs)
     print_table(rows_read)

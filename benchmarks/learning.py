@@ -24,7 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from contenders import POLICIES
+from contenders import POLICIES, merged
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
 from machine import commit, machine
 from numpy.typing import NDArray
@@ -106,9 +106,8 @@ def make_model(run: Run) -> OffPolicyAlgorithm:
     width = [run.width, run.width]
     if run.algo in BASELINES:
         return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": width}}, **common)
-    overrides = dict(run.overrides)
-    policy_kwargs = {"net_arch": {"qf": width}, **overrides.pop("policy_kwargs", {})}
-    return SACFlow(POLICIES[run.algo.split("+")[0]], policy_kwargs=policy_kwargs, **{**common, **overrides})
+    arguments = merged(common, {"policy_kwargs": {"net_arch": {"qf": width}}}, run.overrides)
+    return SACFlow(POLICIES[run.algo.split("+")[0]], **arguments)
 
 
 def load_model(run: Run) -> OffPolicyAlgorithm:

@@ -23,6 +23,7 @@ from typing import Any
 import gradient_norms
 import gymnasium as gym
 import yaml
+from contenders import merged
 from figures import plot_by_variant
 from learning import Run, add_run_arguments, run_all
 from machine import commit, machine
@@ -116,15 +117,6 @@ SCALES = {
 }
 
 
-def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of SACFlow, later ones first; policy_kwargs are merged too."""
-    result: dict[str, Any] = {}
-    for update in overrides:
-        policy_kwargs = {**result.get("policy_kwargs", {}), **update.get("policy_kwargs", {})}
-        result = {**result, **update, **({"policy_kwargs": policy_kwargs} if policy_kwargs else {})}
-    return result
-
-
 def runs_from_scratch(
     scale: Scale, args: argparse.Namespace, out: Path, variants: dict[str, dict[str, Any]], ablation: bool
 ) -> list[Run]:
@@ -185,6 +177,7 @@ def norms_along_the_rollout(scale: Scale, args: argparse.Namespace, out: Path) -
             scale.learning_starts,
             scale.width,
             scale.batch_size,
+            args.overrides,
         )
         seeds = args.seeds or scale.seeds[:1]
         wanted = [

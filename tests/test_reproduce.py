@@ -3,17 +3,22 @@
 import importlib
 import sys
 
+import numpy as np
 import pytest
+import torch as th
 import yaml
 
 pytest.importorskip("rliable")
 pytest.importorskip("ogbench")
 
+import contenders
+import gradient_norms
 import learning
 import page
 import reproduce
 import scores
 
+from sb3_flow import SACFlow
 from sb3_flow.zoo.registration import CONFIG
 
 
@@ -78,10 +83,39 @@ def test_the_scale_paper_is_the_papers():
 def test_overrides_reach_into_policy_kwargs():
     first = {"bc_coef": 1.0, "policy_kwargs": {"flow_steps": 7}}
     second = {"bc_coef": 2.0, "policy_kwargs": {"likelihood": "path"}}
-    assert reproduce.merged(first, second, {}) == {
+    assert contenders.merged(first, second, {}) == {
         "bc_coef": 2.0,
         "policy_kwargs": {"flow_steps": 7, "likelihood": "path"},
     }
+
+
+def test_gradient_norms_are_those_of_one_transition():
+    kwargs = {"flow_steps": 3, "net_arch": {"qf": [16, 16]}, "d_model": 16}
+    model = SACFlow("FlowTPolicy", "Pendulum-v1", learning_starts=10, batch_size=8, policy_kwargs=kwargs, seed=0)
+    model.learn(30)
+    np.random.seed(0)
+    th.manual_seed(0)
+    norms = gradient_norms.step_gradient_norms(model, 32)
+    np.random.seed(0)
+    th.manual_seed(0)
+    obs = model._sample(32).observations
+    squares = 0.0
+    for i, noise in enumerate(model.actor.sample_noise(32).unbind(dim=1)):
+        noise = noise.unsqueeze(1).requires_grad_(True)
+        path = model.actor.path(obs[i : i + 1], noise)
+        q = model.critic.reduce(model.critic(obs[i : i + 1], th.tanh(path.x)))
+        (model.log_ent_coef.exp() * path.log_prob - q).backward()
+        squares += noise.grad[0].square().sum().item()
+    assert len(norms) == 4
+    assert norms[0] == pytest.approx(np.sqrt(squares / 32), rel=1e-4)
+
+
+def test_gradient_norms_of_a_run_with_overrides():
+    budget = gradient_norms.Budget(
+        "Pendulum-v1", 40, 20, 10, width=16, batch_size=8, overrides={"policy_kwargs": {"flow_steps": 2}}
+    )
+    rows = gradient_norms.measure(budget, "Flow-G", flow_steps=4, seed=0)
+    assert [(row["step"], row["i"]) for row in rows] == [(20, 0), (20, 1), (20, 2), (40, 0), (40, 1), (40, 2)]
 
 
 SWEEP = ("--tasks", "Pendulum-v1", "--eval-freq", 60, "--eval-episodes", 1, "--learning-starts", 50, "--width", 16)
