@@ -5,12 +5,17 @@ python examples/demo.py --steps 15000 --out demo
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo: its default needs a display
+
 import gymnasium as gym
 import imageio.v3 as iio
+import mujoco
 import numpy as np
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import EvalCallback
@@ -55,7 +60,7 @@ def record_video(model: SACFlow, env_id: str, folder: Path, length: int) -> Path
             action, _ = model.predict(obs, deterministic=True)
             obs = recorder.step(action)[0]
         recorder.close()
-    except (gym.error.DependencyNotInstalled, AttributeError, ImportError, RuntimeError) as error:
+    except (gym.error.DependencyNotInstalled, mujoco.FatalError, AttributeError, ImportError, RuntimeError) as error:
         # Without libEGL, PyOpenGL fails with an AttributeError
         print(f"No video: this machine cannot render ({error}). Everything else is done.")
         return None
@@ -101,7 +106,7 @@ def main() -> None:
     if video is not None:
         print(f"  video           {video}")
     print("\nNext:")
-    print("  the same by rl-zoo3   .venv/bin/python -m rl_zoo3.train --algo sac_flow --env HalfCheetah-v5 -P")
+    print("  with rl-zoo3          .venv/bin/python -m rl_zoo3.train --algo sac_flow --env Pendulum-v1 -P")
     print("  another robot         .venv/bin/python examples/demo.py --env Hopper-v5 --out demo/hopper")
     print("  your own environment  examples/custom_env.py")
 

@@ -1,4 +1,4 @@
-"""Load a saved policy and film one episode.
+"""Load the policy that train.py saved, or another, and film one episode.
 
 python examples/load_and_render.py --model pendulum.zip --env Pendulum-v1
 """

@@ -69,15 +69,30 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         action_space,
         "its bounds must be finite; wrap the environment in gymnasium.wrappers.RescaleAction or declare finite bounds",
     )
+    require(
+        action_space.low.size > 0 and bool((action_space.low < action_space.high).all()),
+        "action_space",
+        action_space,
+        "low must be below high for every number of an action, and there must be one; leave out what is constant",
+    )
     encodable = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    leaves = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    leaves = list(observation_space.values()) if isinstance(observation_space, spaces.Dict) else [observation_space]
+    require(
+        len(leaves) > 0 and all(isinstance(leaf, encodable) for leaf in leaves),
+        "observation_space",
+        observation_space,
+        "it must be Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of these; "
+        "flatten it with gymnasium.wrappers.FlattenObservation",
+    )
     for leaf in leaves:
+        dimensions = len(leaf.shape or ())
+        boxed = not isinstance(leaf, spaces.Box) or dimensions > 0
         require(
-            isinstance(leaf, encodable),
+            boxed and (not isinstance(leaf, spaces.MultiDiscrete) or dimensions == 1),
             "observation_space",
             observation_space,
-            "it must be Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of these; "
-            "flatten it with gymnasium.wrappers.FlattenObservation",
+            "a Box needs at least one dimension and MultiDiscrete exactly one; reshape the observations with "
+            "gymnasium.wrappers.ReshapeObservation or TransformObservation",
         )
 
 
@@ -100,3 +115,18 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
                     "with SB3's VecCheckNan wrapper; if not, lower the learning rate or the scale of "
                     "the rewards."
                 )
+
+
+def check_loss(where: str, name: str, loss: th.Tensor, **made_of: th.Tensor) -> None:
+    """Stop training at a loss that is NaN or infinite.
+
+    What is not finite in the tensors that it was made of reaches it, so they are looked at only then.
+
+    :param where: what was being computed
+    :param name: the loss's
+    :param loss: ()
+    :param made_of: tensors in the order they were made, by name
+    :raises NonFiniteError: naming the first that is bad
+    """
+    if not th.isfinite(loss):
+        check_finite(where, **made_of, **{name: loss})

@@ -55,7 +55,8 @@ class DeterministicPolicy(nn.Module):
         if key not in self.statistics:
             return observations
         mean, std, limit = self.statistics[key]
-        return ((observations - mean) / std).clamp(-limit, limit)
+        # The module may have moved since; its buffers follow, tensors in a dict do not
+        return ((observations - mean.to(self.low.device)) / std.to(self.low.device)).clamp(-limit, limit)
 
 
 def export_onnx(model: SACFlow, path: str | PathLike[str], normalize: VecNormalize | None = None) -> None:

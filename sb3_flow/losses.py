@@ -13,12 +13,20 @@ from sb3_flow.flow import Path
 SATURATED = 0.99
 
 
+class Target(NamedTuple):
+    """Result of `td_target`, without gradient: the target, and what it was made of."""
+
+    q: th.Tensor  # (B,)
+    next_q: th.Tensor  # (B,)
+    next_log_prob: th.Tensor  # (B,)
+
+
 class CriticLoss(NamedTuple):
     """Result of `critic_loss`."""
 
     loss: th.Tensor  # (), summed over critics
     q: th.Tensor  # (), mean Q of the replayed actions
-    target_q: th.Tensor  # (B,)
+    target: Target
 
 
 class ActorLoss(NamedTuple):
@@ -40,7 +48,7 @@ def td_target(
     next_q: th.Tensor,
     next_log_prob: th.Tensor,
     ent_coef: th.Tensor,
-) -> th.Tensor:
+) -> Target:
     """Soft TD target `r + gamma^m (1 - done) (Q' - alpha log pi')` (Eq. 10), without gradient.
 
     :param rewards: (B,) (n-step) rewards
@@ -50,17 +58,18 @@ def td_target(
     :param next_log_prob: (B,) log-density of a', or of the path that led to it
     :param ent_coef: () alpha
     """
-    return (rewards + discounts * (1 - dones) * (next_q - ent_coef * next_log_prob)).detach()
+    q = rewards + discounts * (1 - dones) * (next_q - ent_coef * next_log_prob)
+    return Target(q.detach(), next_q.detach(), next_log_prob.detach())
 
 
-def critic_loss(q: th.Tensor, target_q: th.Tensor, valid: th.Tensor | None = None) -> CriticLoss:
+def critic_loss(q: th.Tensor, target: Target, valid: th.Tensor | None = None) -> CriticLoss:
     """Half the mean squared TD error, summed over critics (Eq. 10).
 
     :param q: (N, B)
-    :param target_q: (B,)
+    :param target: result of `td_target`
     :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
-    return CriticLoss(0.5 * _mean((q - target_q).square(), valid) * len(q), q.detach().mean(), target_q)
+    return CriticLoss(0.5 * _mean((q - target.q).square(), valid) * len(q), q.detach().mean(), target)
 
 
 def actor_loss(

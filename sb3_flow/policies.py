@@ -310,7 +310,8 @@ class FlowPolicy(BasePolicy):
             raise ValueError(
                 f"observation_space={self.observation_space} cannot be encoded by "
                 f"{self.features_extractor_class.__name__}: {error}. Choose another one with "
-                "policy_kwargs={'features_extractor_class': ...} (NatureCNN needs images of at least 36 x 36)."
+                "policy_kwargs={'features_extractor_class': ...} (NatureCNN needs images of at least 36 x 36, uint8 "
+                "if they are to be divided by 255)."
             ) from error
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -487,6 +488,23 @@ class FlowTPolicy(FlowPolicy):
         data = super()._get_constructor_parameters()
         data.update(d_model=self.d_model, n_layers=self.n_layers, n_heads=self.n_heads, state_tokens=self.state_tokens)
         return data
+
+
+class FlowTCnnPolicy(FlowTPolicy):
+    """Flow-T on images, also on those that are not uint8. The parameters are those of `FlowTPolicy`."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = NatureCNN,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
 
 
 class FlowGPolicy(FlowPolicy):

@@ -44,6 +44,7 @@ from sb3_flow.buffers import (
 from sb3_flow.checks import (
     NonFiniteError,
     check_finite,
+    check_loss,
     check_spaces,
     require,
     require_choice,
@@ -59,7 +60,15 @@ from sb3_flow.flow import (
     auto_target_entropy,
     matching_error,
 )
-from sb3_flow.policies import FlowActor, FlowCritic, FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
+from sb3_flow.policies import (
+    FlowActor,
+    FlowCritic,
+    FlowGPolicy,
+    FlowMLPPolicy,
+    FlowPolicy,
+    FlowTCnnPolicy,
+    FlowTPolicy,
+)
 
 SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
 
@@ -122,7 +131,7 @@ class SACFlow(OffPolicyAlgorithm):
         "FlowGPolicy": FlowGPolicy,
         "FlowMLPPolicy": FlowMLPPolicy,
         "MlpPolicy": FlowTPolicy,
-        "CnnPolicy": FlowTPolicy,
+        "CnnPolicy": FlowTCnnPolicy,
         "MultiInputPolicy": FlowTPolicy,
     }
     policy: FlowPolicy
@@ -197,11 +206,12 @@ class SACFlow(OffPolicyAlgorithm):
             sde_support=False,
             support_multi_env=True,
         )
+        known = isinstance(self.policy_class, type) and issubclass(self.policy_class, FlowPolicy)
         require(
-            isinstance(self.policy_class, type) and issubclass(self.policy_class, FlowPolicy),
+            known and self.policy_class is not FlowPolicy,
             "policy",
             self.policy_class,
-            "it must be a FlowPolicy; if this is a saved model, another algorithm saved it: load it with that one",
+            "it must be a subclass of FlowPolicy; a saved model of another algorithm is loaded with that algorithm",
         )
         self.horizon_length = horizon_length
         self.ent_coef = ent_coef
@@ -430,7 +440,9 @@ class SACFlow(OffPolicyAlgorithm):
         noise = self.actor.sample_noise(len(batch.actions))
         with self._autocast():
             critic = self._critic_loss_fn(batch, noise, ent_coef)
-        check_finite("critic update", target_q=critic.target_q, critic_loss=critic.loss)
+        target = critic.target
+        made_of = {"next_log_prob": target.next_log_prob, "next_q": target.next_q, "target_q": target.q}
+        check_loss("critic update", "critic_loss", critic.loss, **made_of)
         _step(self.critic.optimizer, critic.loss, "critic")
         log.add(critic_loss=critic.loss, q_mean=critic.q)
 
@@ -441,7 +453,7 @@ class SACFlow(OffPolicyAlgorithm):
         with th.no_grad():
             path = self.actor.path(batch.next_observations, noise)
         q, next_q = self._q_and_next_q(batch, th.tanh(path.x))
-        target_q = losses.td_target(
+        target = losses.td_target(
             batch.rewards,
             batch.dones,
             batch.discounts,
@@ -449,7 +461,7 @@ class SACFlow(OffPolicyAlgorithm):
             path.log_prob,
             ent_coef,
         )
-        return losses.critic_loss(q, target_q, batch.valid)
+        return losses.critic_loss(q, target, batch.valid)
 
     def _q_and_next_q(self, batch: Batch, next_actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Q of (s, a) and of (s', a'), each (N, B)."""
@@ -471,7 +483,7 @@ class SACFlow(OffPolicyAlgorithm):
         # Gradients flow through the critic to the actions, not into its parameters
         with _frozen(self.critic), self._autocast():
             actor = self._actor_loss_fn(batch, noise, ent_coef, bc_coef, line)
-        check_finite("actor update", log_prob=actor.log_prob, actor_loss=actor.loss)
+        check_loss("actor update", "actor_loss", actor.loss, log_prob=actor.log_prob)
         _step(self.actor.optimizer, actor.loss, "actor")
         log.add(
             actor_loss=actor.loss,

@@ -48,7 +48,7 @@ def test_products_are_in_bfloat16_and_the_losses_are_close(policy: str, critic: 
     critic_loss, actor_loss, products = losses_of(model, "bf16")
     assert exact.dtypes == {th.float32}
     assert products.dtypes == {th.bfloat16}
-    for result in (*critic_loss, *actor_loss):
+    for result in (critic_loss.loss, critic_loss.q, *critic_loss.target, *actor_loss):
         assert result.dtype == th.float32
     for name in ("loss", "q"):
         th.testing.assert_close(getattr(critic_loss, name), getattr(exact_critic, name), rtol=0.05, atol=0.02)

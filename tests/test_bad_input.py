@@ -14,7 +14,7 @@ from helpers import CRITICS, POLICIES, RandomEnv, differences, make_model, obser
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 
-from sb3_flow import SACFlow
+from sb3_flow import FlowPolicy, SACFlow
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 INF = float("inf")
@@ -151,6 +151,11 @@ def test_an_unknown_policy_is_refused(policy: str) -> None:
         SACFlow(policy, RandomEnv())
 
 
+def test_a_policy_without_a_velocity_net_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"policy=.*FlowPolicy.*subclass of FlowPolicy"):
+        SACFlow(FlowPolicy, RandomEnv())
+
+
 def test_a_policy_of_another_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match=r"policy=.*SACPolicy.*FlowPolicy"):
         SACFlow(stable_baselines3.sac.MlpPolicy, RandomEnv())
@@ -166,11 +171,15 @@ def test_a_policy_of_another_algorithm_is_refused() -> None:
         spaces.Box(-INF, INF, (2,), np.float32),
         spaces.Box(0.0, INF, (2,), np.float32),
         spaces.Box(np.array([-1.0, -INF], np.float32), np.ones(2, np.float32)),
+        spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 0.0], np.float32)),
+        spaces.Box(-1.0, 1.0, (0,), np.float32),
     ],
     ids=str,
 )
-def test_action_spaces_without_finite_bounds_are_refused(policy: str, action_space: spaces.Space[Any]) -> None:
-    allowed = "finite" if isinstance(action_space, spaces.Box) else "Box"
+def test_action_spaces_without_a_finite_range_are_refused(policy: str, action_space: spaces.Space[Any]) -> None:
+    allowed = "Box"
+    if isinstance(action_space, spaces.Box):
+        allowed = "low must be below high" if action_space.is_bounded() else "finite"
     assert_refused("action_space", action_space, allowed, policy=policy, env=RandomEnv(action_space=action_space))
 
 
@@ -187,11 +196,21 @@ def test_a_registered_discrete_environment_is_refused() -> None:
         spaces.Dict({"a": VECTOR, "nested": spaces.Dict({"b": VECTOR})}),
         spaces.Dict({"a": VECTOR, "pair": spaces.Tuple([VECTOR, VECTOR])}),
         spaces.Text(5),
+        spaces.Dict({}),
     ],
-    ids=["tuple", "nested dict", "tuple in a dict", "text"],
+    ids=["tuple", "nested dict", "tuple in a dict", "text", "empty dict"],
 )
 def test_observations_that_sb3_cannot_preprocess_are_refused(policy: str, space: spaces.Space[Any]) -> None:
     assert_refused("observation_space", space, "FlattenObservation", policy=policy, env=RandomEnv(space))
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1.0, 1.0, (), np.float32), spaces.MultiDiscrete(np.array([[2, 3], [2, 2]]))], ids=str
+)
+def test_observations_of_another_rank_are_refused(space: spaces.Space[Any]) -> None:
+    assert_refused("observation_space", space, "reshape the observations", env=RandomEnv(space))
+    with pytest.raises(ValueError, match="reshape the observations"):
+        make_model("MultiInputPolicy", RandomEnv(spaces.Dict({"a": space})))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -322,9 +341,18 @@ def test_an_exploding_critic_stops_training() -> None:
         for parameter in model.critic.parameters():
             parameter.mul_(1e30)
     before = snapshot(model)
-    with pytest.raises(FloatingPointError, match=r"critic update.*`(target_q|critic_loss)`"):
+    with pytest.raises(FloatingPointError, match=r"critic update.*`(next_q|target_q|critic_loss)`"):
         model.train(1, batch_size=8)
     assert not differences(before, snapshot(model))
+
+
+@pytest.mark.parametrize(("net", "named"), [("actor", "next_log_prob"), ("critic", "next_q")])
+def test_the_first_bad_tensor_of_an_update_is_named(net: str, named: str) -> None:
+    model = make_model().learn(20)
+    with th.no_grad():
+        next(iter(getattr(model, net).parameters())).fill_(NAN)
+    with pytest.raises(FloatingPointError, match=f"critic update: `{named}`"):
+        model.train(1, batch_size=8)
 
 
 @pytest.mark.parametrize("critic", CRITICS)

@@ -15,7 +15,7 @@ ARGUMENTS = {
     "callbacks.py": ["--steps", "60"],
     "onnx_export.py": ["--steps", "60"],
     "offline_to_online.py": ["--offline-steps", "10", "--online-steps", "20", "--episodes", "1"],
-    "demo.py": ["--steps", "60", "--env", "Pendulum-v1", "--video-length", "5"],
+    "demo.py": ["--steps", "60", "--env", "Hopper-v5", "--video-length", "5"],
     "load_and_render.py": ["--video-length", "5"],
 }
 
@@ -41,7 +41,8 @@ def test_a_trained_model_is_loaded_and_filmed(tmp_path: Path, monkeypatch: pytes
     assert list((tmp_path / "videos").glob("*.mp4"))
 
 
-def test_the_demo_leaves_a_model_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_leaves_a_model_a_video_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_example("demo.py", tmp_path, monkeypatch)
     assert (tmp_path / "demo" / "model.zip").exists()
     assert (tmp_path / "demo" / "learning_curve.png").exists()
+    assert list((tmp_path / "demo").glob("policy*.mp4"))

@@ -359,8 +359,11 @@ def test_fixed_sigma_has_its_own_entropy_less_one_nat_a_dimension(
 
 
 @kinds
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("steps", [1, 3])
-def test_gradients_of_the_rollout_are_the_finite_differences(kind: RolloutKind, steps: int) -> None:
+def test_gradients_of_the_rollout_are_the_finite_differences(
+    kind: RolloutKind, likelihood: Likelihood, steps: int
+) -> None:
     weights = th.randn(3, 4, dtype=th.float64, generator=th.Generator().manual_seed(0)).requires_grad_(True)
     noise = th.randn(steps + 1, 2, 2, dtype=th.float64, generator=th.Generator().manual_seed(1)).requires_grad_(True)
 
@@ -369,7 +372,7 @@ def test_gradients_of_the_rollout_are_the_finite_differences(kind: RolloutKind, 
             v, log_std = th.sin(th.cat([x, t.expand(len(x), 1)], dim=1) @ weights).chunk(2, dim=1)
             return Velocity(v, log_std)
 
-        return tuple(rollout(field, noise, kind))
+        return tuple(rollout(field, noise, kind, likelihood))
 
     assert th.autograd.gradcheck(end, (weights, noise))
 

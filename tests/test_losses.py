@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_flow.flow import Path
-from sb3_flow.losses import actor_loss, add_matching, critic_loss, ent_coef_loss, td_target
+from sb3_flow.losses import Target, actor_loss, add_matching, critic_loss, ent_coef_loss, td_target
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)
@@ -46,19 +46,22 @@ def test_td_target_is_the_reward_plus_the_discounted_soft_value_of_live_states(
         value = next_q[i].item() - 0.2 * next_log_prob[i].item()
         gamma = gammas[i] if n_step else 0.9
         expected.append(rewards[i].item() + (0.0 if dones[i] else gamma * value))
-    assert target.tolist() == pytest.approx(expected)
-    assert not target.requires_grad
+    assert target.q.tolist() == pytest.approx(expected)
+    assert target.next_q.tolist() == next_q.tolist()
+    assert target.next_log_prob.tolist() == next_log_prob.tolist()
+    assert not any(tensor.requires_grad for tensor in target)
 
 
 @untimed
 @given(critics=sizes, batch=sizes, seed=seeds)
 def test_critic_loss_is_half_the_mean_squared_error_summed_over_critics(critics: int, batch: int, seed: int) -> None:
     q, target = randn(critics, batch, seed=seed), randn(batch, seed=seed + 1).detach()
-    result = critic_loss(q, target)
+    made_of = Target(target, target, target)
+    result = critic_loss(q, made_of)
     expected = sum((q[n, b].item() - target[b].item()) ** 2 / (2 * batch) for n in range(critics) for b in range(batch))
     assert result.loss.item() == pytest.approx(expected)
     assert result.q.item() == pytest.approx(sum(q.flatten().tolist()) / (critics * batch))
-    assert result.target_q is target
+    assert result.target is made_of
     # So a critic's step does not depend on how many critics there are
     (grad,) = th.autograd.grad(result.loss, q)
     th.testing.assert_close(grad, (q.detach() - target) / batch)

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from helpers import CRITICS, LEARNING_STARTS, POLICIES, RandomEnv, make_model
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_flow import SACFlow
 
@@ -106,6 +108,41 @@ def test_normalized_images_need_not_be_divided() -> None:
     assert model._n_updates == 2
 
 
+def test_cnn_policy_takes_images_that_vec_normalize_made_floats() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: RandomEnv(spaces.Box(0, 255, (3, 36, 36), np.uint8))]))
+    net = {"normalize_images": False, "features_extractor_kwargs": {"features_dim": 8, "normalized_image": True}}
+    model = make_model("CnnPolicy", env, net=net, buffer_size=30).learn(12)
+    assert type(model.actor.features_extractor) is NatureCNN
+    assert model.actor.features_extractor.features_dim == 8
+    assert model._n_updates == 2
+
+
+def test_cnn_policy_wants_images() -> None:
+    with pytest.raises(ValueError, match=r"observation_space=Box.*cannot be encoded by NatureCNN"):
+        make_model("CnnPolicy")
+
+
+def test_a_dict_of_one_vector_is_that_vector() -> None:
+    flat = make_model("MlpPolicy", RandomEnv(VECTOR)).learn(20)
+    as_dict = TransformObservation(RandomEnv(VECTOR), lambda obs: {"vec": obs}, spaces.Dict({"vec": VECTOR}))
+    keyed = make_model("MultiInputPolicy", as_dict).learn(20)
+    obs = VECTOR.sample()
+    np.testing.assert_array_equal(
+        flat.predict(obs, deterministic=True)[0], keyed.predict({"vec": obs}, deterministic=True)[0]
+    )
+
+
+def test_dict_observations_come_from_processes_and_are_stacked() -> None:
+    space = spaces.Dict({"vec": VECTOR, "image": spaces.Box(0, 255, (3, 36, 36), np.uint8)})
+    env = VecFrameStack(SubprocVecEnv([lambda: RandomEnv(space)] * 2, start_method="fork"), 2)
+    try:
+        model = make_model("MultiInputPolicy", env, buffer_size=30).learn(14)
+        assert model._n_updates == 2
+        assert model.observation_space["image"].shape == (6, 36, 36)  # type: ignore[index]
+    finally:
+        env.close()
+
+
 def test_images_are_stacked() -> None:
     env = VecFrameStack(DummyVecEnv([lambda: RandomEnv(IMAGE)]), 2, channels_order="last")
     model = make_model("CnnPolicy", env, buffer_size=30).learn(12)
@@ -149,6 +186,44 @@ def test_hindsight_replay_learns(policy: str, strategy: str) -> None:
     )
     model.learn(24)
     assert model._n_updates == 24 - LEARNING_STARTS
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+@pytest.mark.parametrize("with_noise", [False, True])
+def test_hindsight_replay_learns_from_several_environments(with_noise: bool, with_images: bool) -> None:
+    def make_env() -> BitFlippingEnv:
+        return BitFlippingEnv(n_bits=3, continuous=True, max_steps=5, image_obs_space=with_images, channel_first=True)
+
+    noise = VectorizedActionNoise(NormalActionNoise(np.zeros(3), 0.1 * np.ones(3)), 2)
+    model = make_model(
+        "MultiInputPolicy",
+        DummyVecEnv([make_env] * 2),
+        replay_buffer_class=HerReplayBuffer,
+        action_noise=noise if with_noise else None,
+        buffer_size=60,
+    )
+    model.learn(24)
+    assert model._n_updates == 12 - LEARNING_STARTS // 2
+
+
+def test_hindsight_replay_goes_on_when_the_buffer_is_full_and_rewards_are_normalized() -> None:
+    env = DummyVecEnv([lambda: BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)])
+    env = VecNormalize(env, norm_obs=False)  # the goals are bits
+    model = make_model("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, buffer_size=15)
+    model.learn(40)
+    assert model.replay_buffer.full
+    assert model._n_updates == 40 - LEARNING_STARTS
+
+
+@pytest.mark.parametrize("truncate_last_traj", [True, False])
+def test_hindsight_replay_ends_the_last_trajectory_when_loaded(truncate_last_traj: bool, tmp_path: Any) -> None:
+    env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)
+    model = make_model("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer).learn(23)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=truncate_last_traj)
+    assert model.replay_buffer.dones[model.replay_buffer.pos - 1, 0] == truncate_last_traj
+    model.learn(6, reset_num_timesteps=False)
+    assert model._n_updates == 29 - LEARNING_STARTS
 
 
 def test_hindsight_replay_goes_on_after_loading(tmp_path: Any) -> None:

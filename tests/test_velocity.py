@@ -1,5 +1,6 @@
 """The velocity nets against PyTorch's own attention and decoder, and by hand, in float64."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from helpers import gradients, randn, randomize
 from torch import nn
 from torch.nn.functional import gelu, linear, relu
 
-from sb3_flow.flow import ROLLOUT_KINDS, RolloutKind, Velocity, rollout
+from sb3_flow.flow import LIKELIHOODS, ROLLOUT_KINDS, Likelihood, RolloutKind, Velocity, rollout
 from sb3_flow.policies import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 from sb3_flow.velocity import (
     DecoderBlock,
@@ -47,23 +48,25 @@ def make_net(name: str, noise_std: float | None = None) -> VelocityNet:
 class Rollout(nn.Module):
     """The rollout as an actor runs it, on given features."""
 
-    def __init__(self, net: VelocityNet, kind: RolloutKind):
+    def __init__(self, net: VelocityNet, kind: RolloutKind, likelihood: Likelihood = "path"):
         super().__init__()
         self.net = net
         self.kind = kind
+        self.likelihood: Likelihood = likelihood
 
     def forward(self, features: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, ...]:
         context = self.net.encode(features)
-        return tuple(rollout(lambda x, t: self.net(context, x, t), noise, self.kind))
+        return tuple(rollout(lambda x, t: self.net(context, x, t), noise, self.kind, self.likelihood))
 
 
 @every_net
 @every_sigma
 @pytest.mark.parametrize("kind", ROLLOUT_KINDS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_gradients_through_the_rollout_are_the_finite_differences(
-    name: str, noise_std: float | None, kind: RolloutKind
+    name: str, noise_std: float | None, kind: RolloutKind, likelihood: Likelihood
 ) -> None:
-    module = Rollout(make_net(name, noise_std), kind)
+    module = Rollout(make_net(name, noise_std), kind, likelihood)
     names, parameters = zip(*module.named_parameters(), strict=True)
 
     def end(features: th.Tensor, noise: th.Tensor, *parameters: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -385,3 +388,19 @@ def test_decoder_is_its_tokens_its_blocks_a_norm_and_two_heads() -> None:
     velocity: Velocity = net(net.encode(features), x, t)
     th.testing.assert_close(velocity.v, net.velocity_head(h))
     th.testing.assert_close(velocity.log_std, net.log_std_head(h))
+
+
+@pytest.mark.parametrize(("kind", "highest"), [("sde", math.sqrt(2)), ("noise", math.exp(2))])
+@pytest.mark.parametrize("policy", [FlowTPolicy, FlowGPolicy, FlowMLPPolicy])
+def test_sigma_is_bounded_by_what_the_rollout_stands(
+    policy: type[FlowPolicy], kind: RolloutKind, highest: float
+) -> None:
+    box = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    velocity = policy(box, box, lambda _: 1e-3, rollout=kind).actor.velocity
+    for bias, sigma in ((100.0, highest), (-100.0, math.exp(-5))):
+        head = velocity.log_std_head
+        assert isinstance(head, LogStdHead)
+        nn.init.constant_(head.head.bias, bias)
+        context = velocity.encode(th.zeros(1, 2))
+        log_std = velocity(context, th.zeros(1, 2), th.zeros(1, 1)).log_std
+        assert log_std.exp().tolist()[0] == pytest.approx([sigma, sigma], rel=1e-5)

@@ -12,7 +12,7 @@ from sb3_flow.sac_flow import SACFlow
 
 FLOW_STEPS = (1, 2, 4, 7, 10)
 HORIZONS = (1, 5, 10)
-FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if policy is FlowTPolicy)
+FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
 BETA = FloatDistribution(1.0, 1e5, log=True)
 
 
