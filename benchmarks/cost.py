@@ -17,7 +17,7 @@ TRAIN = """
 import resource
 from {module} import {algo}
 model = {algo}("{policy}", "{task}", buffer_size={buffer}, learning_starts=1000, batch_size=512, seed=0, device="cpu",
-               policy_kwargs={{"net_arch": {arch}}})
+               policy_kwargs={{"net_arch": {arch}}}{further})
 model.learn(1300)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -30,8 +30,8 @@ def seconds(code: str) -> float:
     return time.perf_counter() - start
 
 
-def peak_mib(module: str, algo: str, policy: str, task: str, buffer: int, arch: str) -> float:
-    code = TRAIN.format(module=module, algo=algo, policy=policy, task=task, buffer=buffer, arch=arch)
+def peak_mib(module: str, algo: str, policy: str, task: str, buffer: int, arch: str, further: str = "") -> float:
+    code = TRAIN.format(module=module, algo=algo, policy=policy, task=task, buffer=buffer, arch=arch, further=further)
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
     return float(run.stdout.split()[-1])
 
@@ -55,9 +55,12 @@ def main() -> None:
     arch = "[256, 256]"
     sac = peak_mib("stable_baselines3", "SAC", "MlpPolicy", args.task, args.buffer, arch)
     print(f"\npeak memory, {args.task}, buffer {args.buffer}\n  SB3 SAC 256-256            {sac:6.0f} MiB")
-    for policy in ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy"):
-        flow = peak_mib("sb3_flow", "SACFlow", policy, args.task, args.buffer, '{"qf": [1024, 1024]}')
-        print(f"  SACFlow {policy:13} critics 1024-1024 {flow:6.0f} MiB  ({flow - sac:+.0f})")
+    critics = '{"qf": [1024, 1024]}'
+    # The first compiled run may compile, the second finds its kernels on disk
+    compiled = [("FlowTPolicy", ", compile=True")] * 2
+    for policy, further in [(name, "") for name in ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")] + compiled:
+        flow = peak_mib("sb3_flow", "SACFlow", policy, args.task, args.buffer, critics, further)
+        print(f"  SACFlow {policy:13} critics 1024-1024{further:15} {flow:6.0f} MiB  ({flow - sac:+.0f})")
     print(machine())
 
 
