@@ -583,7 +583,7 @@ class SACFlow(OffPolicyAlgorithm):
             self.num_timesteps += updates
             if log_interval is not None and self._n_offline % OFFLINE_LOG_INTERVAL < updates:
                 self.dump_logs()
-            callback.update_locals(locals())
+            callback.update_locals(locals() | _no_steps(self.n_envs))
             if not callback.on_step():
                 return False
         return True
@@ -686,6 +686,15 @@ def _statistics_restored(net: th.nn.Module) -> Iterator[None]:
         for buffer, value in zip(net.buffers(), kept, strict=True):
             buffer.copy_(value)
         raise
+
+
+def _no_steps(n_envs: int) -> dict[str, Any]:
+    """What callbacks read of the environments' steps, where none was made: no reward, and no episode ended."""
+    return {
+        "rewards": np.zeros(n_envs, np.float32),
+        "dones": np.zeros(n_envs, np.bool_),
+        "infos": [{} for _ in range(n_envs)],
+    }
 
 
 def _step(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:

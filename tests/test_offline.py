@@ -23,7 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow import SACFlow
@@ -215,6 +220,33 @@ def test_evaluation_works_in_both_phases(tmp_path: Path) -> None:
     callback = EvalCallback(DummyVecEnv([RandomEnv]), eval_freq=5, n_eval_episodes=1, log_path=str(tmp_path), verbose=0)
     offline_model(horizon_length=2).learn(20, callback=callback)
     assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_callbacks_that_count_episodes_see_none_end_offline(n_envs: int) -> None:
+    model = offline_model(env=DummyVecEnv([RandomEnv] * n_envs))
+    model.learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes=2))
+    assert model.num_timesteps == 12 + 2 * 10 * n_envs
+
+
+def test_callbacks_see_steps_without_reward_and_info_offline() -> None:
+    seen: list[tuple[float, dict[str, Any]]] = []
+
+    def note(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        seen.extend(zip(locals_["rewards"].tolist(), locals_["infos"], strict=True))
+        return True
+
+    offline_model(env=DummyVecEnv([RandomEnv] * 2)).learn(16, callback=note)
+    assert seen[:12] == [(0.0, {})] * 12
+    assert all(reward < 0 for reward, _ in seen[12:])
+
+
+def test_checkpoints_are_saved_in_both_phases(tmp_path: Path) -> None:
+    offline_model().learn(20, callback=CheckpointCallback(8, str(tmp_path), "m", save_replay_buffer=True))
+    half, last = (SACFlow.load(tmp_path / f"m_{steps}_steps") for steps in (8, 16))
+    assert (half._n_offline, last._n_offline) == (8, 12)
+    last.load_replay_buffer(tmp_path / "m_replay_buffer_16_steps")
+    assert last.replay_buffer.size() == 3  # the callback comes before the step is stored
 
 
 def test_the_matching_loss_is_logged_offline_only() -> None:
