@@ -42,6 +42,12 @@ def require_integer(name: str, value: Any, lowest: int = 1) -> None:
     require(is_integer(value, lowest), name, value, f"an integer >= {lowest}")
 
 
+def require_whole(name: str, value: Any, lowest: int = 1) -> None:
+    """Refuse what is not a whole number >= lowest; 1e6 is fine, as in SB3's `learn`."""
+    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
+    require(whole and value >= lowest, name, value, f"a whole number >= {lowest}")
+
+
 def require_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:
     """Refuse what is not a finite number in [lowest, highest].
 

@@ -50,6 +50,7 @@ from sb3_flow.checks import (
     require_choice,
     require_integer,
     require_number,
+    require_whole,
 )
 from sb3_flow.compile import COMPILE_MODES, CompileMode, maybe_compile
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
@@ -282,10 +283,8 @@ class SACFlow(OffPolicyAlgorithm):
         require(self.action_noise is None, "action_noise", self.action_noise, "a chunk is executed as it was decided")
 
     def _check_offline(self) -> None:
-        steps = self.offline_steps
-        whole = isinstance(steps, Real) and float(steps).is_integer() and steps >= 0
-        require(whole, "offline_steps", steps, "a whole number >= 0")
-        self.offline_steps = int(steps)  # 1e6 is fine, as in learn()
+        require_whole("offline_steps", self.offline_steps, lowest=0)
+        self.offline_steps = int(self.offline_steps)
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
         require_choice("matching_target", self.matching_target, MATCHING_TARGETS)
@@ -623,9 +622,13 @@ class SACFlow(OffPolicyAlgorithm):
 
         :param steps: number of updates
         :param kwargs: arguments of `learn`: callback, log_interval, progress_bar, ...
-        :raises ValueError: without `offline_dataset`
+        :raises ValueError: without `offline_dataset`, and if steps is no whole number >= 1
         """
-        require_integer("steps", int(steps))
+        advice = "there are no data to learn from; pass it to SACFlow, or to `load`"
+        require(self.offline_dataset is not None, "offline_dataset", None, advice)
+        require_whole("steps", steps)
+        # Before the phase is lengthened: if the data are refused, nothing has changed
+        self._load_dataset()
         self.offline_steps = self._n_offline + int(steps)
         return self.learn(steps, **kwargs)
 

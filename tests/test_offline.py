@@ -185,12 +185,42 @@ def test_the_offline_phase_leaves_the_environment_alone_and_the_online_phase_fol
 
 def test_the_phases_can_be_called_one_by_one() -> None:
     model = offline_model(offline_steps=0)
-    model.learn_offline(7)
+    model.learn_offline(7.0)  # as 1e5 is
     assert (model._n_updates, model.replay_buffer.size(), model.is_offline) == (7, 0, False)
     model.learn_offline(3, reset_num_timesteps=False)
     assert (model._n_updates, model.num_timesteps) == (10, 10)
     model.learn(5, reset_num_timesteps=False)
     assert (model.replay_buffer.size(), model.num_timesteps) == (5, 15)
+
+
+@pytest.mark.parametrize(
+    ("steps", "arguments", "message"),
+    [
+        (5, {"offline_dataset": None, "offline_steps": 0}, r"offline_dataset=None .*pass it to SACFlow"),
+        (0.5, {}, r"steps=0.5 .*whole number >= 1"),
+        (0, {}, r"steps=0 .*whole number >= 1"),
+        ("5", {}, r"steps='5' .*whole number >= 1"),
+    ],
+)
+def test_an_offline_phase_that_is_refused_changes_nothing(steps: Any, arguments: Any, message: str) -> None:
+    model = offline_model(**arguments)
+    before = model.offline_steps
+    with pytest.raises(ValueError, match=message):
+        model.learn_offline(steps)
+    assert model.offline_steps == before
+    model.learn(14)
+    assert model.num_timesteps == 14
+
+
+def test_an_offline_phase_whose_data_are_gone_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, **regular_arrays(trajectories([20])))
+    offline_model(offline_dataset=path, offline_steps=0).save(tmp_path / "model")
+    path.unlink()
+    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv())
+    with pytest.raises(FileNotFoundError):
+        loaded.learn_offline(5)
+    assert loaded.offline_steps == 0
 
 
 def test_a_second_learn_does_not_repeat_the_offline_phase() -> None:
