@@ -70,6 +70,7 @@ def raw_arrays(episodes: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any
     for name, row in last.items():
         arrays[name] = np.concatenate([part for episode in episodes for part in (episode[name], row)])
     arrays["terminals"] = np.concatenate([np.arange(len(e["observations"])) == len(e["actions"]) for e in episodes])
+    arrays["qpos"] = arrays["observations"][:, :1]
     return arrays
 
 

@@ -269,6 +269,10 @@ def test_a_bad_shard_is_an_error_before_its_turn_or_in_it(tmp_path: Path) -> Non
     np.savez(tmp_path / "cube-v0-002.npz", **arrays | {"actions": arrays["actions"][1:]})
     with pytest.raises(ValueError, match=r"cube-v0-002\.npz.*'actions'"):
         load_ogbench(tmp_path)
+    unknown = {key: values for key, values in arrays.items() if key != "qpos"}
+    np.savez(tmp_path / "cube-v0-002.npz", **unknown)
+    with pytest.raises(ValueError, match=r"cube-v0-002\.npz: 'next_observations'"):
+        load_ogbench(tmp_path)
     np.savez(tmp_path / "cube-v0-002.npz", **arrays | {"observations": arrays["observations"][:, 1:]})
     with pytest.raises(ValueError, match=r"cube-v0-002\.npz.*observation_shape is \(2,\)"):
         load_ogbench(tmp_path, rotate_every=1).at(2)

@@ -66,6 +66,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 # Of the arrays of ogbench's regular form: what is changed, and what the error says
 BAD_ARRAYS = [
     *[(without(key), f"'{key}': it is missing") for key in ("observations", "actions", "terminals")],
+    (without("next_observations"), "'next_observations': give it, or valids"),
     (changed("observations", np.nan, (5, 1)), "'observations' row 5: it is NaN or infinite"),
     (changed("observations", -np.inf, (6, 2)), "'observations' row 6: it is NaN or infinite"),
     (changed("next_observations", np.nan, (2, 0)), "'next_observations' row 2"),

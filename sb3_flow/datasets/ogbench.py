@@ -21,6 +21,7 @@ URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 TASK = re.compile(r"(?P<env>[a-z0-9-]+)-(?P<kind>[a-z]+)(?P<size>-\d+[mb])?-singletask(?P<task>-task\d)?-v0")
 # Relabelling reads these, and no more
 STATE_KEYS = ("qpos", "button_states")
+PUBLISHED = "qpos"  # tells the published form, T + 1 rows an episode, from a regular one without next observations
 LABEL_ROWS = 1 << 16
 
 
@@ -88,6 +89,7 @@ def count_steps(path: Path) -> int:
     :raises ValueError: if an array is missing or of another length
     """
     with NpzReader(path) as file:
+        _check_layout(path, file)
         rows = file.header("observations").shape[0]
         for key in ("actions", "terminals"):
             if file.header(key).shape[:1] != (rows,):
@@ -97,6 +99,16 @@ def count_steps(path: Path) -> int:
         if "valids" in file:
             return int(flag_array(path, "valids", file.read("valids"), rows).sum())
         return rows - int(flag_array(path, "terminals", file.read("terminals"), rows).sum())
+
+
+def _check_layout(path: Path, file: NpzReader) -> None:
+    """Refuse data whose next observations were left out: read as published, each episode would lose its last step."""
+    if not any(key in file for key in ("next_observations", "valids", PUBLISHED)):
+        problem = (
+            "give it, or valids (OGBench's compact form); only files as OGBench publishes them, which hold "
+            f"{PUBLISHED}, go without"
+        )
+        raise DataError(path, "next_observations", problem)
 
 
 def _parse(task: str) -> dict[str, str | None]:
@@ -153,6 +165,8 @@ def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
     with NpzReader(path) as file:
         observations = file.read("observations", None if _is_image(file) else np.float32)
         rows = len(observations)
+        if task is None:  # a task needs qpos itself
+            _check_layout(path, file)
         ends = flag_array(path, "terminals", file.read("terminals"), rows)
         is_step = following = None
         if "next_observations" in file:
