@@ -237,6 +237,14 @@ def extra_demo(file: Any) -> None:
     file["data"].create_group("demo_x")
 
 
+def narrowed(demo: str, key: str) -> Callable[[Any], None]:
+    def change(file: Any) -> None:
+        for part in ("obs", "next_obs"):
+            set_array(f"{demo}/{part}/{key}", lambda v: v[:, 1:])(file)
+
+    return change
+
+
 def no_demos(file: Any) -> None:
     del file["data"]
     file.create_group("data")
@@ -262,6 +270,8 @@ BAD_DEMOS = [
     (set_array("data/demo_0/obs/object", at((3, 1), np.inf)), "'data/demo_0/obs/object' row 3: it is NaN"),
     (set_array("data/demo_0/obs/object", lambda v: v[1:]), r"'data/demo_0/obs/object': it has shape \(3, 10\)"),
     (set_array("data/demo_0/obs/object", at((2, 1), 0.5)), "'data/demo_0/next_obs/object' row 1: it differs"),
+    (set_array("data/demo_1/actions", lambda v: v[:, 1:]), "'data/demo_1/actions': its rows have 6 numbers, .* 7"),
+    (narrowed("data/demo_1", "object"), "'data/demo_1/obs/object': its rows have 9 numbers, those of data/demo_0 10"),
     (unwritten, "'data/demo_0/actions': the file does not hold all numbers"),
 ]
 
@@ -310,6 +320,7 @@ def test_demos_of_another_task(tmp_path: Path) -> None:
         (set_array("episode_1/rewards", lambda v: v[1:]), r"'episode_1/actions': it has shape \(3, 2\), not \(2, 2\)"),
         (set_array("episode_1/observations", lambda v: v[1:]), "'episode_1/observations': it has 3 rows, .*need 4"),
         (set_array("episode_1/observations", at((3, 0), np.nan)), "'episode_1/observations' row 3: it is NaN"),
+        (set_array("episode_1/observations", lambda v: v[:, 1:]), r"'episode_1/observations': it has shape \(4, 2\)"),
         (set_array("episode_1/actions", at((2, 0), 1.5)), "'episode_1/actions' row 2: actions must be in"),
         (set_array("episode_1/truncations", at(2, False)), "'episode_1/terminations' row 2: the episode never ends"),
     ],

@@ -50,6 +50,7 @@ def load_robomimic(
             _check_task(path, task, _env_args(path, file))
         names = _demo_names(path, file, filter_key)
         demos = [_read_demo(path, file["data"][name], name, observation_keys) for name in names]
+        _check_widths(path, file["data"], names, observation_keys)
     with reading(path):
         observations, actions, masks, ends, is_step = map(np.concatenate, zip(*demos, strict=True))
     rewards = np.full(len(actions), STEP_REWARD, dtype=np.float32)
@@ -198,6 +199,18 @@ def _read_demo(path: Path, demo: Any, name: str, keys: Sequence[str]) -> tuple[A
     masks = np.ones(rows, dtype=np.bool_)
     masks[:frames] = ~done
     return np.hstack(columns), np.pad(actions, ((0, rows - frames), (0, 0))), masks, ends, is_step
+
+
+def _check_widths(path: Path, data: Any, names: list[str], keys: Sequence[str]) -> None:
+    """Refuse demos whose actions or observations are not those of one environment."""
+    for key in ("actions", *(f"obs/{key}" for key in keys)):
+        wanted = data[names[0]][key].shape[1]
+        for name in names:
+            width = data[name][key].shape[1]
+            if width != wanted:
+                raise DataError(
+                    path, f"data/{name}/{key}", f"its rows have {width} numbers, those of data/{names[0]} {wanted}"
+                )
 
 
 def _observations(path: Path, demo: Any, prefix: str, key: str, frames: int, terminal: bool) -> Array:
