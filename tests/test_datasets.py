@@ -402,11 +402,30 @@ def test_what_ogbench_downloads_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "spec", ["ogbench:cube", "robomimic:lift", "robomimic:lift/xx", "robomimic:lift@x.hdf5", 3, None, ["a.npz"]]
+    "spec",
+    [
+        "",
+        "ogbench:",
+        "ogbench:cube",
+        "robomimic:lift",
+        "robomimic:lift/xx",
+        "robomimic:lift@x.hdf5",
+        "minari:",
+        3,
+        None,
+        ["a.npz"],
+    ],
 )
 def test_specs_that_say_nothing(spec: Any) -> None:
     with pytest.raises(ValueError, match="is not allowed"):
         load_dataset(spec)
+
+
+def test_files_of_another_form_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.touch()
+    with pytest.raises(ValueError, match=r"^offline_dataset='.*data\.csv' is not allowed: a file ends in \.npz"):
+        load_dataset(path)
 
 
 def test_unknown_tasks(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def load_dataset(spec: DatasetSpec) -> Dataset:
         return spec
     if isinstance(spec, Mapping):
         return from_arrays(spec)
-    if not isinstance(spec, (str, PathLike)):
+    if not isinstance(spec, (str, PathLike)) or spec == "":  # as a path "" would be the working folder
         raise ValueError(f"offline_dataset={spec!r} is not allowed: give {FORMS}, a dict of arrays, or a dataset")
     text = str(spec)
     suite, colon, rest = text.partition(":")
@@ -55,6 +55,11 @@ def _load_robomimic(name: str, path: Path | None) -> Dataset:
 
 
 def _load_minari(name: str, path: Path | None) -> Dataset:
+    if not name and path is None:
+        raise ValueError(
+            'offline_dataset="minari:" is not allowed: write it like "minari:mujoco/hopper/medium-v0", or '
+            '"minari:@/path/to/the/data"'
+        )
     return load_minari(name if path is None else path)
 
 
@@ -69,4 +74,9 @@ def _load_path(path: Path) -> Dataset:
     if path.is_dir():
         inner = path / "data"
         return load_minari(inner if inner.is_dir() else path)
+    if path.exists():
+        raise ValueError(
+            f"offline_dataset={str(path)!r} is not allowed: a file ends in .npz (OGBench's form), or in .hdf5 or .h5 "
+            "(Robomimic's); for Minari's main_data.hdf5 give its directory"
+        )
     raise missing_file(f"The dataset {str(path)!r}", [path], f"What can be loaded: {FORMS}.")
