@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import RandomEnv
+from helpers import VECTOR, RandomEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, to_batch
@@ -202,6 +203,37 @@ def test_a_single_step_batch_carries_the_plain_discount_and_no_masks() -> None:
     assert chunks.valid is not None
     assert chunks.valid.min() == 1
     th.testing.assert_close(chunks.discounts, th.full((8,), GAMMA))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "space"),
+    [
+        (ChunkReplayBuffer, ReplayBuffer, VECTOR),
+        (ChunkDictReplayBuffer, DictReplayBuffer, spaces.Dict({"a": VECTOR, "b": OBS})),
+    ],
+)
+def test_sb3s_sac_learns_from_single_steps_exactly_as_from_its_own_buffer(ours: Any, theirs: Any, space: Any) -> None:
+    def learned(buffer: Any, arguments: dict[str, Any]) -> Any:
+        policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+        model = SAC(
+            policy,
+            DummyVecEnv([lambda: RandomEnv(space)] * 2),
+            learning_starts=10,
+            batch_size=8,
+            buffer_size=100,  # while it fills, both draw the same steps
+            gamma=GAMMA,
+            seed=0,
+            device="cpu",
+            policy_kwargs={"net_arch": [8]},
+            replay_buffer_class=buffer,
+            replay_buffer_kwargs=arguments,
+        )
+        return model.learn(40)
+
+    one, other = learned(ours, {"horizon_length": 1, "gamma": GAMMA}), learned(theirs, {})
+    assert one._n_updates > 10
+    for name, parameter in one.policy.state_dict().items():
+        assert th.equal(parameter, other.policy.state_dict()[name]), name
 
 
 def test_a_buffer_shorter_than_the_chunk_is_refused() -> None:

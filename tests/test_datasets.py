@@ -1,8 +1,10 @@
 """Offline data: every layout and format is read as the same steps, once, in place and read-only."""
 
 import gc
+import importlib.util
 import json
 import os
+import subprocess
 import threading
 import time
 import warnings
@@ -399,6 +401,45 @@ def test_what_ogbench_downloads_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ogbench, "download_datasets", download)
     assert len(load_dataset(f"ogbench:{TASK}")) == 8
+
+
+def fake_robomimic(monkeypatch: pytest.MonkeyPatch, home: Path, download: Any) -> None:
+    """An installed robomimic whose download script is a function of its options."""
+
+    def run(command: list[str], check: bool) -> None:
+        assert command[1:3] == ["-m", "robomimic.scripts.download_datasets"]
+        assert check
+        download(dict(zip(command[3::2], command[4::2], strict=True)))
+
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_what_robomimic_downloads_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("h5py")
+
+    def download(options: dict[str, str]) -> None:
+        assert options["--hdf5_types"] == "low_dim"
+        folder = Path(options["--download_dir"], options["--tasks"], options["--dataset_types"])
+        folder.mkdir(parents=True)
+        write_robomimic(folder / "low_dim_v15.hdf5", [3, 4])
+
+    fake_robomimic(monkeypatch, tmp_path, download)
+    assert len(load_dataset("robomimic:lift/mh")) == 7
+    fake_robomimic(monkeypatch, tmp_path, no_network)
+    assert len(load_dataset("robomimic:lift/mh")) == 7  # it is there now
+
+
+@pytest.mark.parametrize(
+    ("download", "words"), [(no_network, "download failed.*no route to host.*Get it"), (lambda options: None, "Get it")]
+)
+def test_a_download_by_robomimic_that_brings_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: Any, words: str
+) -> None:
+    fake_robomimic(monkeypatch, tmp_path, download)
+    with pytest.raises(FileNotFoundError, match=f"Robomimic's lift/mh was not found.*{words}"):
+        load_dataset("robomimic:lift/mh")
 
 
 @pytest.mark.parametrize(

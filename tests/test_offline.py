@@ -1,5 +1,6 @@
 """Learning from offline data: what is sampled, what each phase does, and that nothing else is touched."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +369,23 @@ def test_a_phase_that_was_interrupted_goes_on_bit_identically(horizon: int, tmp_
         resumed.learn(6, reset_num_timesteps=False)
     assert differences(snapshot(whole), snapshot(resumed)) == []
     assert resumed._n_offline == 12
+
+
+def test_the_online_phase_goes_on_bit_identically_in_the_middle_of_a_chunk(tmp_path: Path) -> None:
+    data = dataset()
+    model = offline_model(offline_dataset=data, horizon_length=4).learn(12 + 6)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    env = deepcopy(model.get_env())
+    with random_state_kept():
+        resumed = SACFlow.load(tmp_path / "model", env, "cpu", force_reset=False, offline_dataset=data)
+    resumed.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=False)
+    with random_state_kept():
+        model.learn(15, reset_num_timesteps=False)
+    resumed.learn(15, reset_num_timesteps=False)
+    assert differences(snapshot(model), snapshot(resumed)) == []
+    np.testing.assert_array_equal(model.replay_buffer.actions, resumed.replay_buffer.actions)
+    assert model.replay_buffer.size() == resumed.replay_buffer.size() == 6 + 15
 
 
 def test_data_are_not_saved_but_their_name_is(tmp_path: Path) -> None:
