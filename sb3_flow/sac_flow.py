@@ -88,7 +88,8 @@ class SACFlow(OffPolicyAlgorithm):
     :param env: the environment, with a bounded Box action space
     :param learning_rate: of the actor; a float or a schedule of the progress remaining, from 1 to 0
     :param buffer_size: transitions in the replay buffer
-    :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data
+    :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
+        updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
     :param batch_size: transitions per update
     :param tau: Polyak coefficient of the target critics; unused by "crossq" critics, which have none
     :param gamma: discount factor
