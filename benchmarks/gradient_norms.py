@@ -4,20 +4,22 @@
 
 For each velocity net and K one run is trained as a user would; every `--every` steps the actor's loss is
 differentiated on a fresh batch with respect to each point x_0 ... x_K of its paths, and the root mean square over the
-batch of the norms is written down. Nothing is changed in the training itself. Runs that are in the CSV are skipped.
+batch of the norms is written down. Nothing is changed in the training itself. Runs that are in the CSV are skipped; a
+JSON beside it has their budget, and another one is refused.
 """
 
 import argparse
 import csv
 import json
 import multiprocessing as mp
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 from contenders import merged
+from learning import json_object, refuse_other_settings
 from machine import machine
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback
@@ -114,14 +116,22 @@ def measure_all(budget: Budget, runs: list[tuple[str, int, int]], out: Path, job
     :param runs: net, K and seed of each
     :param out: the CSV
     :param jobs: processes
+    :raises SystemExit: if the CSV has rows of this environment with another budget
     """
-    done = list(csv.DictReader(out.open())) if out.exists() else []
-    have = {(row["env"], row["net"], int(row["K"]), int(row["seed"])) for row in done}
+    done = [row for row in csv.DictReader(out.open()) if row["env"] == budget.env] if out.exists() else []
+    have = {(row["net"], int(row["K"]), int(row["seed"])) for row in done}
+    record = out.with_suffix(".jsonl")
+    if have and record.exists():
+        budgets = {line["env"]: line for line in map(json.loads, record.read_text().splitlines())}
+        refuse_other_settings(budget.env, record, budgets.get(budget.env, {}), asdict(budget))
     out.parent.mkdir(parents=True, exist_ok=True)
     with mp.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        pending = [pool.apply_async(measure, (budget, *run)) for run in runs if (budget.env, *run) not in have]
-        for result in pending:
+        pending = [pool.apply_async(measure, (budget, *run)) for run in runs if run not in have]
+        for i, result in enumerate(pending):
             rows = result.get()
+            if i == 0 and not have:  # not earlier: a budget that failed binds nobody
+                with open(record, "a") as f:
+                    f.write(json.dumps(asdict(budget)) + "\n")
             new_file = not out.exists()
             with open(out, "a", newline="") as f:
                 writer = csv.DictWriter(f, FIELDS)
@@ -183,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=500)
-    parser.add_argument("--overrides", type=json.loads, default={}, help="JSON: extra SACFlow arguments")
+    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: extra SACFlow arguments")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_norms.csv"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/gradient_norms.png"))

@@ -4,19 +4,21 @@
 
 Every run is one process with one thread. It appends an evaluation to `<out>/<task>/<algo>/<seed>.csv` every
 `--eval-freq` steps and keeps a checkpoint in `runs/`. A stopped command that is given again goes on from the last
-evaluation, in a new episode and with freshly seeded generators. `--ray auto` trains on the Ray cluster that this
-machine belongs to, whose machines must share this folder. Beside each CSV stands a JSON with the settings and the
-commit. `benchmarks/report.py` turns the CSVs into the table and the figure.
+evaluation, in a new episode and with freshly seeded generators; with other settings it is refused. `--ray auto` trains
+on the Ray cluster that this machine belongs to, whose machines must share this folder. Beside each CSV stands a JSON
+with the settings and the commit. `benchmarks/report.py` turns the CSVs into the table and the figure.
 """
 
 import argparse
 import csv
+import difflib
 import json
 import queue
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +79,24 @@ class Run:
         return self.out / self.task / self.algo / f"{self.seed}.csv"
 
     @property
+    def record(self) -> Path:
+        """Settings, commit and machine, a line for every start."""
+        return self.csv.with_suffix(".jsonl")
+
+    @property
     def checkpoint(self) -> Path:
-        return Path("runs") / self.out.name / self.task / self.algo / str(self.seed)
+        # A ".." would lead out of runs/
+        out = self.out.resolve() if ".." in self.out.parts else self.out
+        return Path("runs") / out.relative_to(out.anchor) / self.task / self.algo / str(self.seed)
+
+    @property
+    def can_go_on(self) -> bool:
+        # A checkpoint whose CSV was deleted would leave the new one without its first rows
+        return self.csv.exists() and (self.checkpoint / "model.zip").exists()
 
     def write_settings(self) -> None:
-        """Settings and commit, appended to at every start, beside the CSV."""
         record = {**asdict(self), "out": str(self.out), "commit": commit(), "machine": machine()}
-        with open(self.csv.with_suffix(".jsonl"), "a") as f:
+        with open(self.record, "a") as f:
             f.write(json.dumps(record) + "\n")
 
     def done_steps(self) -> int:
@@ -91,6 +104,32 @@ class Run:
             return 0
         with open(self.csv) as f:
             return max((int(row["step"]) for row in csv.DictReader(f)), default=0)
+
+
+def what_counts(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's numbers; results may be moved, data too, and a baseline takes no overrides."""
+    overrides = {} if settings["algo"] in BASELINES else dict(settings["overrides"])
+    if "offline_dataset" in overrides:
+        name, at, path = str(overrides["offline_dataset"]).partition("@")
+        overrides["offline_dataset"] = name + at + Path(path).name
+    return {**{name: value for name, value in settings.items() if name != "out"}, "overrides": overrides}
+
+
+def refuse_other_settings(name: str, record: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Stop before results of two settings get into one file.
+
+    :param name: of the run
+    :param record: where the settings of its first part are written down
+    :param before: these settings; what only they have is not compared, and what they lack is newer than they are
+    :param now: what the command asks for
+    :raises SystemExit: if they differ
+    """
+    now = json.loads(json.dumps(now))  # a tuple is written down as a list
+    differing = [key for key in now if before.get(key, now[key]) != now[key]]
+    if differing:
+        raise SystemExit(
+            f"{name}: other settings than in {record} ({', '.join(differing)}): give these, or another --out"
+        )
 
 
 def make_model(run: Run) -> OffPolicyAlgorithm:
@@ -135,7 +174,7 @@ def train(run: Run, progress: ProgressQueue) -> None:
     eval_env = make_vec_env(run.task, n_envs=run.eval_episodes, seed=10_000 + run.seed)
     run.csv.parent.mkdir(parents=True, exist_ok=True)
     run.write_settings()
-    model = load_model(run) if (run.checkpoint / "model.zip").exists() else make_model(run)
+    model = load_model(run) if run.can_go_on else make_model(run)
     # The row of an evaluation is written before its checkpoint: of two rows for one step, the last counts
     done = model.num_timesteps
     started = time.perf_counter()
@@ -197,8 +236,13 @@ def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
     :param runs: the runs; what an earlier command has finished is left as it is
     :param jobs: processes at a time
     :param ray: address of a Ray cluster that trains them instead, see `executors.RayCluster`
-    :raises SystemExit: if a run failed, after all others are done
+    :raises SystemExit: if a run was begun with other settings, before any is trained; or if one failed, after all
+        others are done
     """
+    for run in runs:
+        if run.csv.exists() and run.record.exists():
+            before = json.loads(run.record.read_text().splitlines()[-1])
+            refuse_other_settings(run.name, run.record, what_counts(before), what_counts(asdict(run)))
     # An exception ends the children, a signal would leave them running
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     executor: Executor = LocalPool(jobs) if ray is None else RayCluster(ray, jobs)
@@ -231,13 +275,37 @@ def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
 
 
 def algorithm(text: str) -> str:
-    """An argument of the command line: the name of a contender, which may have a label."""
+    """An argument of the command line: the name of a contender; one of ours may have a label."""
     known = [*POLICIES, *BASELINES]
-    if text.split("+")[0] not in known:
+    if text not in known and text.partition("+")[0] not in POLICIES:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no algorithm: choose from {', '.join(known)}, or {known[0]}+LABEL"
         )
     return text
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An argument of the command line: arguments of SACFlow."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object: write it like '{{\"compile\": true}}'")
+    return value
+
+
+def check_tasks(parser: argparse.ArgumentParser, tasks: Iterable[str], known: Collection[str]) -> None:
+    """Refuse tasks that do not exist, and name some that do.
+
+    :param parser: stops the command
+    :param tasks: what `--tasks` says
+    :param known: what it may say
+    """
+    for task in tasks:
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=5, cutoff=0.0)
+            parser.error(f"--tasks {task}: there is no such task here; near it are {', '.join(near)}")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -268,8 +336,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"))
-    parser.add_argument("--overrides", default="{}", help="JSON: extra SACFlow arguments, for tuning")
+    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: extra SACFlow arguments, for tuning")
     args = parser.parse_args()
+    register()
+    # The worker imports the module of a "module:task"
+    check_tasks(parser, [task for task in args.tasks if ":" not in task], sorted(gym.registry))
 
     runs = [
         Run(
@@ -283,7 +354,7 @@ def main() -> None:
             args.width,
             args.batch_size,
             args.out,
-            json.loads(args.overrides),
+            args.overrides,
         )
         for seed in args.seeds
         for task in args.tasks

@@ -10,8 +10,6 @@ Tables, figures, command, commit and machine are left in `<out>/<figure>_<scale>
 """
 
 import argparse
-import difflib
-import json
 import shlex
 import subprocess
 import sys
@@ -25,7 +23,7 @@ import gymnasium as gym
 import yaml
 from contenders import merged
 from figures import plot_by_variant
-from learning import Run, add_run_arguments, run_all
+from learning import Run, add_run_arguments, check_tasks, json_object, run_all
 from machine import commit, machine
 from offline_to_online import STUDIES, make_run
 from page import RECORD, write_page
@@ -275,18 +273,13 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, required=True)
     parser.add_argument("--tasks", nargs="+", help="instead of the scale's")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the scale's")
-    parser.add_argument("--overrides", type=json.loads, default={}, help="JSON: SACFlow's arguments, for all of ours")
+    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: SACFlow's arguments, for all of ours")
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))
     args = parser.parse_args()
-    known = known_tasks(args.figure, args.scale)
-    for task in args.tasks or ():
-        if task not in known:
-            near = difflib.get_close_matches(task, known, n=5, cutoff=0.0)
-            parser.error(f"--tasks {task}: there is no such task for {args.figure}; near it are {', '.join(near)}")
+    check_tasks(parser, args.tasks or (), known_tasks(args.figure, args.scale))
     if args.ray and args.figure == "gradient_norms":
         parser.error("--ray: the gradient norms are measured on this machine, leave it out")
-    # Checkpoints are kept by this name: the scale is part of it
     folder = args.out / f"{args.figure}_{args.scale}"
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder)

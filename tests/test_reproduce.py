@@ -1,7 +1,10 @@
 """Every reproduction command at its smallest scale, sweeps that go on, and arguments that are refused."""
 
+import dataclasses
 import importlib
+import queue
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,21 +129,131 @@ def steps(folder, algo="flow_g"):
     return [int(line.split(",")[0]) for line in lines[1:]]
 
 
+def begin(monkeypatch, *args):
+    """A sweep that is stopped after its first checkpoint."""
+    save = learning.save_model
+
+    def save_and_stop(run, model):
+        save(run, model)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "save_model", save_and_stop)
+        patch.setattr(learning, "run_all", lambda runs, *_: learning.train(runs[0], queue.Queue()))
+        with pytest.raises(KeyboardInterrupt):
+            run(patch, learning, *args)
+
+
 def test_a_sweep_goes_on_and_a_run_that_fails_is_named(in_tmp_path, monkeypatch):
     sweep = (*SWEEP, "--seeds", 1, "--out", "results", "--algos", "flow_g")
-    run(monkeypatch, learning, *sweep, "--steps", 60)
-    run(monkeypatch, learning, *sweep, "--steps", 120)
-    assert steps(in_tmp_path) == [60, 120]
+    begin(monkeypatch, *sweep, "--steps", 120)
+    assert steps(in_tmp_path) == [60]
+    (in_tmp_path / "results" / "Pendulum-v1" / "flow_g+bad").touch()  # where its folder should be
     with pytest.raises(SystemExit, match=r"^1 of 2 runs failed: Pendulum-v1 flow_g\+bad seed 1$"):
-        run(monkeypatch, learning, *sweep, "flow_g+bad", "--steps", 120, "--overrides", '{"bc_coef": -1}')
+        run(monkeypatch, learning, *sweep, "flow_g+bad", "--steps", 120)
+    assert steps(in_tmp_path) == [60, 120]
+
+
+def make_run(out, **changes):
+    run = learning.Run("Pendulum-v1", "flow_g", 1, 60, 60, 1, 50, 16, 256, Path(out), {})
+    return dataclasses.replace(run, **changes)
+
+
+def write_row(run):
+    """What a run of 60 steps leaves."""
+    run.csv.parent.mkdir(parents=True)
+    run.csv.write_text("step\n60\n")
+    run.write_settings()
+
+
+def run_all_without_training(monkeypatch, *runs):
+    """The runs that would have been started."""
+    started = []
+    monkeypatch.setattr(learning.LocalPool, "start", lambda pool, train, run: started.append(run.name))
+    monkeypatch.setattr(learning.LocalPool, "outcome", lambda pool, handle: "")
+    monkeypatch.setattr(learning.LocalPool, "progress", queue.Queue(), raising=False)
+    learning.run_all(list(runs), jobs=1)
+    return started
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"overrides": {"bc_coef": 1.0}}, "overrides"),
+        ({"width": 32, "batch_size": 8}, "width, batch_size"),
+        ({"steps": 120}, "steps"),  # its buffer has another size
+    ],
+)
+def test_other_settings_are_refused_before_anything_is_trained(changes, named, in_tmp_path, monkeypatch):
+    begun = make_run("results")
+    write_row(begun)
+    assert run_all_without_training(monkeypatch, begun) == []
+    message = rf"^Pendulum-v1 flow_g seed 1: other settings than in results/.*/1.jsonl \({named}\): give these, or an"
+    with pytest.raises(SystemExit, match=message) as error:
+        run_all_without_training(monkeypatch, make_run("results", seed=2), dataclasses.replace(begun, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_start_that_failed_binds_nobody(in_tmp_path, monkeypatch):
+    bad = make_run("results", overrides={"bc_coef": -1})
+    write_row(bad)
+    bad.csv.unlink()
+    assert run_all_without_training(monkeypatch, make_run("results")) == ["Pendulum-v1 flow_g seed 1"]
+
+
+def test_what_leaves_a_runs_numbers_as_they_are_is_not_compared(in_tmp_path, monkeypatch):
+    data = {"offline_dataset": "ogbench:cube@/here/cube.npz"}
+    begun = [make_run("results", overrides=data), make_run("results", algo="crossq")]
+    for each in begun:
+        write_row(each)
+    (in_tmp_path / "results").rename("moved")
+    moved = {"offline_dataset": "ogbench:cube@/there/cube.npz"}
+    goes_on = [make_run("moved", overrides=moved), make_run("moved", algo="crossq", overrides={"bc_coef": 1.0})]
+    assert run_all_without_training(monkeypatch, *goes_on) == []
+    other = make_run("moved", overrides={"offline_dataset": "ogbench:cube@/there/other.npz"})
+    with pytest.raises(SystemExit, match=r"\(overrides\)"):
+        run_all_without_training(monkeypatch, other)
+
+
+def test_every_folder_of_results_has_its_own_checkpoints_all_of_them_in_runs(tmp_path, monkeypatch):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    outs = ["x", "y/x", tmp_path / "x", "../x"]
+    inside = ["x", "y/x", *(path.relative_to("/") for path in (tmp_path / "x", tmp_path / "a" / "x"))]
+    checkpoints = [make_run(out).checkpoint for out in outs]
+    assert checkpoints == [Path("runs") / path / "Pendulum-v1" / "flow_g" / "1" for path in inside]
+
+
+def test_a_checkpoint_without_its_csv_is_left_alone(in_tmp_path):
+    deleted = make_run("results")
+    write_row(deleted)
+    deleted.checkpoint.mkdir(parents=True)
+    (deleted.checkpoint / "model.zip").touch()
+    assert deleted.can_go_on
+    deleted.csv.unlink()
+    assert not deleted.can_go_on
+
+
+def test_gradient_norms_of_two_budgets_do_not_mix(in_tmp_path, monkeypatch):
+    budget = gradient_norms.Budget("Pendulum-v1", 20, 20, 10, width=16, batch_size=8)
+    runs, out = [("Flow-G", 1, 0)], Path("norms.csv")
+    rows = gradient_norms.measure_all(budget, runs, out, jobs=1)
+    assert [row["i"] for row in rows] == ["0", "1"]
+    assert gradient_norms.measure_all(budget, runs, out, jobs=1) == rows
+    longer = dataclasses.replace(budget, steps=40, overrides={"policy_delay": 1})
+    message = r"^Pendulum-v1: other settings than in norms.jsonl \(steps, overrides\): give these, or another --out$"
+    with pytest.raises(SystemExit, match=message):
+        gradient_norms.measure_all(longer, runs, out, jobs=1)
+    elsewhere = dataclasses.replace(longer, env="MountainCarContinuous-v0")
+    assert {row["env"] for row in gradient_norms.measure_all(elsewhere, runs, out, jobs=1)} == {elsewhere.env}
 
 
 def test_a_sweep_on_ray_and_one_that_it_finds_begun(in_tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     sweep = (*SWEEP, "--seeds", 1, "--out", "results", "--algos", "flow_g", "--ray", "local")
     try:
-        run(monkeypatch, learning, *sweep, "--steps", 60)
-        ray.shutdown()
+        begin(monkeypatch, *sweep, "--steps", 120)
         run(monkeypatch, learning, *sweep, "--steps", 120)
     finally:
         ray.shutdown()
@@ -151,6 +264,10 @@ def test_a_sweep_on_ray_and_one_that_it_finds_begun(in_tmp_path, monkeypatch):
     ("script", "args", "message"),
     [
         (learning, ("--algos", "flow_x"), "'flow_x' is no algorithm: choose from flow_t, "),
+        (learning, ("--algos", "crossq+x"), "'crossq+x' is no algorithm: choose from flow_t, "),
+        (learning, ("--overrides", "{"), "--overrides: '{' is no JSON object: write it like"),
+        (learning, ("--overrides", "[1]"), "--overrides: '[1]' is no JSON object: write it like"),
+        (learning, ("--tasks", "Hoper-v4"), "--tasks Hoper-v4: there is no such task here; near it are Hopper-v4, "),
         (reproduce, ("figure_1", "--scale", "smoke"), "invalid choice: 'figure_1'"),
         (reproduce, ("k_ablation", "--scale", "smoke", "--tasks", "Hoper-v4"), "near it are Hopper-v4, "),
         (reproduce, ("offline_to_online", "--scale", "cpu", "--tasks", "lift"), "near it are cube-"),
