@@ -44,6 +44,10 @@ class SeedTrial:
         return self._meeting.pruned
 
 
+class OtherSeedStoppedError(RuntimeError):
+    """Another seed of the trial stopped, or Ctrl-C was pressed."""
+
+
 class Meeting:
     """Where the seeds of a trial wait for each other. They take turns: one trains at a time, as without threads.
 
@@ -53,33 +57,49 @@ class Meeting:
 
     def __init__(self, trial: optuna.Trial, n_seeds: int):
         self.pruned = False
-        self.turn = threading.Lock()
-        self.barrier = threading.Barrier(n_seeds, action=self._report_mean)
+        self.stopped = False
+        self.turn = threading.Condition()
         self._trial = trial
         self._values = [math.nan] * n_seeds
+        self._training = set(range(n_seeds))
+        self._waiting: set[int] = set()
         self._step = 0
 
     def report(self, seed: int, value: float, step: int) -> None:
         """Let the others train until they have a value too.
 
-        :raises threading.BrokenBarrierError: if one of them never will
+        :raises OtherSeedStoppedError: if one of them never will
         """
         self._values[seed], self._step = value, step
-        self.turn.release()
-        try:
-            self.barrier.wait()
-        finally:
-            self.turn.acquire()
+        self._waiting.add(seed)
+        self._meet()
+        self.turn.wait_for(lambda: self.stopped or seed not in self._waiting)
+        if self.stopped:
+            raise OtherSeedStoppedError
 
-    def _report_mean(self) -> None:
-        self._trial.report(fmean(self._values), self._step)
-        self.pruned = self._trial.should_prune()
+    def leave(self, seed: int, value: float) -> None:
+        """Wait no longer for a seed that has finished; it counts with its value, so that means stay comparable."""
+        self._values[seed] = value
+        self._training.remove(seed)
+        self._meet()
+
+    def stop(self) -> None:
+        """Let nobody wait for what will not come; called by the seed whose turn it is."""
+        self.stopped = True
+        self.turn.notify_all()
+
+    def _meet(self) -> None:
+        if self._waiting and self._waiting == self._training:
+            self._trial.report(fmean(self._values), self._step)
+            self.pruned = self._trial.should_prune()
+            self._waiting.clear()
+            self.turn.notify_all()
 
 
 def mean_of_seeds(train: Callable[[SeedTrial, int], float], trial: optuna.Trial, n_seeds: int) -> float:
     """The mean of an objective over seeds, pruned on the mean of what they report.
 
-    :param train: trains one seed, and reports as often as for every other
+    :param train: trains one seed; one that reports less often than others counts with its result at their later reports
     :param trial: the trial, which also gets the seeds' values as the attribute "seeds"
     :param n_seeds: number of seeds, from 0
     :raises optuna.TrialPruned: if the mean is pruned, or one seed is
@@ -89,9 +109,11 @@ def mean_of_seeds(train: Callable[[SeedTrial, int], float], trial: optuna.Trial,
     def train_one(seed: int) -> float:
         with meeting.turn:
             try:
-                return train(SeedTrial(trial, meeting, seed), seed)
+                value = train(SeedTrial(trial, meeting, seed), seed)
+                meeting.leave(seed, value)
+                return value
             except BaseException:
-                meeting.barrier.abort()  # nobody waits for what will not come
+                meeting.stop()
                 raise
 
     with ThreadPoolExecutor(n_seeds) as pool:
@@ -99,11 +121,11 @@ def mean_of_seeds(train: Callable[[SeedTrial, int], float], trial: optuna.Trial,
         try:
             wait(futures)
         except BaseException:
-            meeting.barrier.abort()  # Ctrl-C: training ends with the next evaluation
+            meeting.stopped = True  # Ctrl-C: training ends with the next evaluation, whose seed wakes the others
             raise
     errors = [error for error in (future.exception() for future in futures) if error is not None]
-    # The others broke off because of the first that is no broken barrier
-    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+    # The others broke off because of the first that has a reason of its own
+    for error in sorted(errors, key=lambda error: isinstance(error, OtherSeedStoppedError)):
         raise error
     values = [future.result() for future in futures]
     trial.set_user_attr("seeds", values)
