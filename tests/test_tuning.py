@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -106,6 +107,34 @@ def test_what_stops_one_seed_stops_the_trial(error):
     with pytest.raises(error):
         mean_of_seeds(train, study.ask(), 3)
     assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
+
+
+def run_in_time(function, seconds=30):
+    """Run what hangs for ever if it is wrong."""
+    process = mp.get_context("fork").Process(target=function)
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_a_seed_that_reports_less_often_counts_with_its_result_and_nobody_waits_for_it():
+    study = optuna.create_study(direction="maximize")
+
+    def train(trial, seed):
+        for step in range(1, seed + 1):  # seed 0 reports nothing
+            trial.report(10.0 * seed + step, step)
+        return float(seed)
+
+    def check():
+        study.optimize(lambda trial: mean_of_seeds(train, trial, 3), n_trials=1)
+        (trial,) = study.trials
+        assert trial.intermediate_values == {1: (0 + 11 + 21) / 3, 2: (0 + 1 + 22) / 3}
+        assert trial.user_attrs["seeds"] == [0.0, 1.0, 2.0]
+        assert trial.value == 1.0
+
+    run_in_time(check)
 
 
 # --- Several workers a study ---
@@ -275,15 +304,35 @@ def test_storages_studies_and_trials_that_are_not_there(tmp_path):
     for trial_id in (0, 7, -1):  # nothing was sampled for trial 0
         with pytest.raises(ValueError, match=f"trial_id={trial_id} is not allowed: a number up to 0"):
             manager.load_trial(storage, STUDY, trial_id)
-    with pytest.raises(ValueError, match=r"a path ending with \.log, or a database's URL"):
-        open_storage("study.journal")
 
 
-def test_a_database_that_does_not_answer_keeps_its_password_secret(tmp_path):
+@pytest.mark.parametrize(
+    ("storage", "shown"),
+    [
+        ("study.journal", "study.journal"),
+        ("postgres://optuna:hunter2@host/study", "postgres:..."),  # the scheme's old name
+        ("postgresql:/optuna:hunter2@host/study", "postgresql:..."),
+        ("postgresql+psycopg://optuna:hunter2/study", "postgresql+psycopg:..."),  # no host, so it is read as a port
+        ("oracle://optuna:hunter2@host/study", "oracle:..."),  # no driver
+    ],
+)
+def test_a_storage_that_cannot_be_read_keeps_its_password_secret_and_is_told_what_is_allowed(storage, shown):
+    with pytest.raises(ValueError, match=r"^storage=") as error:
+        open_storage(storage)
+    message = "".join(traceback.format_exception(error.value))
+    assert "hunter2" not in message
+    assert (
+        f"storage={shown!r} is not allowed: a path ending with .log, or a database's URL, like postgresql+psy"
+        in message
+    )
+
+
+@pytest.mark.parametrize("url", ["optuna:hunter2@/postgres?host={}", "optuna@/postgres?password=hunter2&host={}"])
+def test_a_database_that_does_not_answer_keeps_its_password_secret(url, tmp_path):
     pytest.importorskip("psycopg")
     with pytest.raises(ValueError, match="the database says") as error:
-        open_storage(f"postgresql+psycopg://optuna:secret@/postgres?host={tmp_path}")
-    assert "secret" not in str(error.value)
+        open_storage("postgresql+psycopg://" + url.format(tmp_path))
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("n_seeds", [0, 1.5, "two"])

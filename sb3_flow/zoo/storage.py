@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sb3_flow.checks import require
 
 JOURNAL = ".log"  # what rl-zoo3 knows a journal file by
+URLS = "postgresql+psycopg://user:password@host/database or sqlite:///study.db"
 HEARTBEAT = 60  # seconds
 OPENING_ATTEMPTS = 6
 MAX_RETRIES = 3  # of a trial whose worker died: it may be the trial that kills them
@@ -48,7 +50,7 @@ def open_storage(storage: str, heartbeat: int = HEARTBEAT) -> BaseStorage:
 
     :param storage: a path that ends with ".log", or a database's URL
     :param heartbeat: see `DatabaseStorage`; journal files have none
-    :raises ValueError: if the journal is damaged, or the database does not answer
+    :raises ValueError: if the journal is damaged, the URL cannot be read, or the database does not answer
     """
     if storage.endswith(JOURNAL):
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
@@ -59,15 +61,17 @@ def open_storage(storage: str, heartbeat: int = HEARTBEAT) -> BaseStorage:
     for _ in range(OPENING_ATTEMPTS - 1):
         try:
             return DatabaseStorage(storage, heartbeat)
-        except ArgumentError as error:
-            allowed = "a path ending with .log, or a database's URL"
-            raise ValueError(f"storage={storage!r} is not allowed: {allowed}") from error
+        except (ArgumentError, ImportError, ValueError):
+            # What SQLAlchemy cannot read may have its password anywhere behind the scheme, and so may its own message
+            shown = re.sub(":.*", ":...", storage)
+            allowed = f"a path ending with {JOURNAL}, or a database's URL, like {URLS}, whose driver is installed"
+            raise ValueError(f"storage={shown!r} is not allowed: {allowed}") from None
         except DBAPIError:
             time.sleep(random.uniform(0.0, 0.2))
     try:
         return DatabaseStorage(storage, heartbeat)
     except DBAPIError as error:
-        shown = make_url(storage).render_as_string(hide_password=True)
+        shown = make_url(storage).difference_update_query(["password"]).render_as_string(hide_password=True)
         reason = str(error.orig).strip().splitlines()[0]
         raise ValueError(f"storage={shown!r} is not allowed: the database says {reason!r}") from error
 
