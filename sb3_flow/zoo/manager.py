@@ -11,7 +11,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_flow.checks import require, require_integer
 from sb3_flow.zoo.registration import CONFIG
-from sb3_flow.zoo.sampler import search_space
+from sb3_flow.zoo.sampler import search_space, searched_arguments
 from sb3_flow.zoo.seeds import SeedTrial, mean_of_seeds
 from sb3_flow.zoo.storage import HEARTBEAT, load_study, open_storage
 
@@ -43,6 +43,8 @@ class FlowExperimentManager(ExperimentManager):
             self.trial_id = TrialNumber(self.trial_id)
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        # As text now: schedules and wrappers become objects, which print differently in every process
+        self._given = {name: str(value) for name, value in hyperparams.items()}
         # Here and not earlier: it stays in the config.yml that is saved beside a model
         self.seeds_per_trial = hyperparams.pop("seeds_per_trial", 1)
         require_integer("seeds_per_trial", self.seeds_per_trial)
@@ -100,11 +102,17 @@ class FlowExperimentManager(ExperimentManager):
         """
         fixed = {name: str(value) for name, value in self._hyperparams.items()}
         space = search_space(fixed, self.n_actions)
+        searched = searched_arguments(space)
         ours: dict[str, str] = {
+            **{name: value for name, value in self._given.items() if name not in searched},
             "environment": self.env_name.gym_id,
-            **{name: str(getattr(self, name)) for name in ("n_timesteps", "n_evaluations", "seeds_per_trial")},
+            # These may come from the command line too
+            **{name: str(getattr(self, name)) for name in ("n_timesteps", "n_evaluations", "env_kwargs")},
+            "seeds_per_trial": str(self.seeds_per_trial),
             **{name: distribution_to_json(distribution) for name, distribution in space.items()},
         }
+        if "offline_dataset" in ours:
+            ours["offline_dataset"] = ours["offline_dataset"].partition("@")[0]  # each machine has its own folder
         study = optuna.create_study(
             storage=storage, study_name=self.study_name, direction="maximize", load_if_exists=True
         )

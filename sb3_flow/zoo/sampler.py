@@ -113,6 +113,21 @@ def convert_sac_flow_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def searched_arguments(space: Mapping[str, BaseDistribution]) -> set[str]:
+    """Names of SACFlow's arguments that a search space decides.
+
+    :param space: of `search_space`
+    """
+    return set(convert_sac_flow_params({name: _any_value(distribution) for name, distribution in space.items()}))
+
+
+def _any_value(distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low
+
+
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
     if isinstance(distribution, CategoricalDistribution):
         trial.suggest_categorical(name, distribution.choices)
