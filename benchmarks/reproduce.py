@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Scale:
     :param flow_steps: K of the ablation
     :param seeds: of every figure
     :param offline_tasks: of the curves from data to the environment
+    :param overrides: arguments of SACFlow that are not its defaults; the baselines have theirs
     """
 
     tasks: tuple[str, ...]
@@ -63,6 +64,7 @@ class Scale:
     width: int
     batch_size: int
     offline_tasks: tuple[str, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 SCALES = {
@@ -96,7 +98,7 @@ SCALES = {
         batch_size=256,
         offline_tasks=("cube-single",),
     ),
-    # SAC Flow, Table 3; the ablations add K = 1
+    # SAC Flow, Table 3, Eq. 15 and its bounds of log sigma; the ablations add K = 1
     "paper": Scale(
         tasks=MUJOCO,
         algos=("flow_t", "flow_g", "crossq", "sac"),
@@ -111,6 +113,7 @@ SCALES = {
         width=1024,
         batch_size=512,
         offline_tasks=(*(f"{name}-singletask-task{i}-v0" for name in OGBENCH for i in range(1, 6)), *ROBOMIMIC),
+        overrides={"target_entropy": 0.0, "policy_kwargs": {"likelihood": "path", "log_std_range": [-5, 2]}},
     ),
 }
 
@@ -135,7 +138,7 @@ def runs_from_scratch(
             width=scale.width,
             batch_size=scale.batch_size,
             out=out,
-            overrides=merged(overrides, args.overrides),
+            overrides=merged(scale.overrides, overrides, args.overrides),
         )
         for seed in args.seeds or scale.seeds
         for task in args.tasks or (scale.ablated if ablation else scale.tasks)
@@ -175,7 +178,7 @@ def norms_along_the_rollout(scale: Scale, args: argparse.Namespace, out: Path) -
             scale.learning_starts,
             scale.width,
             scale.batch_size,
-            args.overrides,
+            merged(scale.overrides, args.overrides),
         )
         seeds = args.seeds or scale.seeds[:1]
         wanted = [

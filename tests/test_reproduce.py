@@ -67,15 +67,59 @@ def test_smoke(figure, in_tmp_path, monkeypatch):
     assert {path: path.read_text() for path in folder.rglob("*.csv")} == csvs
 
 
-def test_the_scale_paper_is_the_papers():
+@pytest.fixture
+def asked_for(in_tmp_path, monkeypatch):
+    """What a figure's command at the scale of the paper would train."""
+    asked = []
+    monkeypatch.setattr(reproduce, "run_all", lambda runs, *_: asked.extend(runs))
+    for drawing in ("report", "plot_by_variant", "write_page"):
+        monkeypatch.setattr(reproduce, drawing, lambda *_, **__: None)
+    for drawing in ("print_table", "plot"):
+        monkeypatch.setattr(gradient_norms, drawing, lambda *_: None)
+    monkeypatch.setattr(gradient_norms, "measure_all", lambda budget, *_: asked.append(budget))
+
+    def command(figure, *args):
+        asked.clear()
+        run(monkeypatch, reproduce, figure, "--scale", "paper", *args)
+        return list(asked)
+
+    return command
+
+
+# SAC Flow's density (Eq. 15), target entropy and bounds of log sigma; not read from the scale or the YAML
+PAPER = {"target_entropy": 0.0, "policy_kwargs": {"likelihood": "path", "log_std_range": [-5, 2]}}
+MUJOCO = {f"{name}-v4" for name in ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")}
+
+
+def test_the_scale_paper_is_the_papers_from_scratch(asked_for):
+    runs = asked_for("from_scratch")
+    assert {run.task for run in runs} == MUJOCO
+    assert all(run.overrides == PAPER for run in runs)
+    for algo in ("flow_t", "crossq"):
+        model = learning.make_model(next(run for run in runs if run.algo == algo))
+        assert (model.learning_starts, model.batch_size, model.buffer_size) == (50_000, 512, 1_000_000)
+        assert (model.gamma, model.ent_coef) == (0.99, "auto_0.2" if algo == "flow_t" else "auto")
+        assert model.target_entropy == (0.0 if algo == "flow_t" else -3.0)
+        assert model.policy.net_arch["qf"] == [1024, 1024]
+    assert {run.steps for run in runs} == {1_000_000}
+    assert {run.seed for run in runs} == set(range(1, 11))
+
+
+def test_the_scale_paper_is_the_papers_in_the_ablations(asked_for):
+    kwargs = PAPER["policy_kwargs"]
+    by_k = {run.algo: run.overrides for run in asked_for("k_ablation")}
+    assert by_k == {f"flow_t+K{k}": {**PAPER, "policy_kwargs": {**kwargs, "flow_steps": k}} for k in (1, 4, 7, 10)}
+    assert all(run.overrides == PAPER for run in asked_for("velocity_ablation"))
+    (budget,) = asked_for("gradient_norms")
+    assert budget.overrides == PAPER
+    # The user's come last
+    (budget,) = asked_for("gradient_norms", "--overrides", '{"policy_kwargs": {"likelihood": "action"}}')
+    assert budget.overrides == {**PAPER, "policy_kwargs": {**kwargs, "likelihood": "action"}}
+
+
+def test_the_scale_paper_is_the_papers_with_data():
     scale = reproduce.SCALES["paper"]
     settings = yaml.safe_load(CONFIG.read_text())
-    assert set(scale.tasks) == {task for task in settings if task.endswith("-v4")}
-    for task in scale.tasks:
-        assert settings[task]["n_timesteps"] == scale.steps
-        assert settings[task]["batch_size"] == scale.batch_size
-        assert settings[task]["learning_starts"] == scale.learning_starts
-        assert settings[task]["buffer_size"] == scale.steps  # what the runner makes it
     assert len(scale.offline_tasks) == 4 * 5 + 3
     for task in scale.offline_tasks:
         overrides = reproduce.paper_offline_run(task, "flow_t", 1, None, None).overrides
