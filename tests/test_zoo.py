@@ -103,6 +103,41 @@ def test_from_data_to_the_environment(tmp_path):
         assert video.stat().st_size > 0
 
 
+HUB = """
+import runpy
+from pathlib import Path
+import huggingface_hub
+
+class Hub:
+    def create_repo(self, repo_id, **_):
+        return repo_id
+    def snapshot_download(self, repo_id, local_dir):
+        Path(local_dir).mkdir(parents=True)
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        Path(folder_path).rename("uploaded")
+
+huggingface_hub.HfApi = Hub
+runpy.run_module("sb3_flow.zoo.push_to_hub", run_name="__main__")
+"""
+
+
+def test_what_is_pushed_to_the_hub_is_the_model_with_a_card_and_a_video(run, tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_sb3")
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    (tmp_path / "ffmpeg").symlink_to(ffmpeg)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    options = ("-f", str(run.parents[1]), "-orga", "me", "-n", "20", *(() if can_draw() else ("--no-render",)))
+    result = python(tmp_path, "-c", HUB, "--algo", "sac_flow", "--env", ENV, *options)
+    assert result.returncode == 0, result.stderr
+    uploaded = tmp_path / "uploaded"
+    assert SACFlow.load(uploaded / f"sac_flow-{ENV}.zip").num_timesteps == 60
+    card = (uploaded / "README.md").read_text()
+    assert f"# **SACFlow** Agent playing **{ENV}**" in card
+    assert "type: mean_reward" in card
+    assert yaml.unsafe_load((uploaded / "config.yml").read_text())
+    assert not can_draw() or (uploaded / "replay.mp4").stat().st_size > 0
+
+
 def test_continue_with_the_replay_buffer(folder, run):
     output = zoo(folder, "train", "--eval-freq", "-1", "-f", "more", "-i", str(run / f"{ENV}.zip"), *TINY)
     assert "Loading replay buffer" in output
