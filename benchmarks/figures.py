@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
 from curves import Curves
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scores import Estimate, Scores, iqm_and_ci, mean_and_ci, profiles
+from scores import Estimate, Scores, curve_and_ci, iqm, iqm_and_ci, mean, profiles
 
 LABELS = {
     "flow_t": "SAC Flow-T",
@@ -40,14 +41,22 @@ def in_order(algos: Iterable[str]) -> list[str]:
     return sorted(set(algos), key=lambda algo: (known.index(algo.split("+")[0]), len(algo), algo))
 
 
-def plot_curves(curves: Curves, path: Path, ylabel: str, offline: dict[str, int] | None = None) -> None:
-    """One panel a task: mean over seeds and its 95 % CI.
+def plot_curves(
+    curves: Curves,
+    path: Path,
+    ylabel: str,
+    offline: dict[str, int] | None = None,
+    statistic: Literal["mean", "IQM"] = "mean",
+) -> None:
+    """One panel a task: mean or IQM over seeds and its 95 % CI.
 
     :param curves: the runs, all of a task with the same evaluations
     :param path: of the picture
     :param ylabel: what is shown
     :param offline: length of each task's offline phase, which is shaded
+    :param statistic: "mean" or "IQM", which is the mean where there are fewer than four seeds
     """
+    over_seeds = {"mean": mean, "IQM": iqm}[statistic]
     tasks = sorted({task for task, _ in curves})
     algos = in_order(algo for _, algo in curves)
     columns = min(len(tasks), 4)
@@ -58,9 +67,9 @@ def plot_curves(curves: Curves, path: Path, ylabel: str, offline: dict[str, int]
         for algo in [algo for algo in algos if (task, algo) in curves]:
             seeds = curves[task, algo]
             steps = next(iter(seeds.values()))[:, 0] / 1000
-            mean, (low, high) = mean_and_ci(np.stack([run[:, 1] for run in seeds.values()]))
+            values, (low, high) = curve_and_ci(np.stack([run[:, 1] for run in seeds.values()]), over_seeds)
             color = colors(algos)[algo]
-            axes.plot(steps, mean, label=f"{label(algo)} ({len(seeds)} seeds)", color=color)
+            axes.plot(steps, values, label=f"{label(algo)} ({len(seeds)} seeds)", color=color)
             axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
         length = (offline or {}).get(task, 0) / 1000
         if length:
@@ -69,7 +78,7 @@ def plot_curves(curves: Curves, path: Path, ylabel: str, offline: dict[str, int]
         axes.legend(fontsize=8, loc="upper left")
     for axes in panels[len(tasks) :]:
         axes.remove()
-    figure.axes[0].set_ylabel(ylabel)
+    figure.axes[0].set_ylabel(f"{ylabel}, {statistic}")
     _save(figure, path)
 
 

@@ -3,8 +3,9 @@
     python benchmarks/report.py benchmarks/results/learning --figure docs/images/learning.png
     python benchmarks/report.py benchmarks/results/offline --metric success --figure docs/images/offline.png
 
-With several algorithms there are two figures more, named after the first: performance profiles, and the probability
-that a run of ours beats one of each baseline.
+From four seeds on, where it is no longer the mean, the IQM over time has a figure too. With several algorithms there
+are two figures more: performance profiles, and the probability that a run of ours beats one of each baseline. All are
+named after the first.
 """
 
 import argparse
@@ -79,8 +80,13 @@ def report(results: Path, figure: Path, metric: str = "return") -> Curves:
     if not curves:
         raise SystemExit(f"{results} has no runs with a {column}: benchmarks/learning.py makes them")
     write_summary(curves, results / "summary.csv", digits=0 if metric == "return" else 2)
-    plot_curves(curves, figure, ylabel, offline_steps(results))
-    for path in [figure, *compare(curves, figure)]:
+    offline = offline_steps(results)
+    plot_curves(curves, figure, ylabel, offline)
+    figures = [figure]
+    if any(len(seeds) >= 4 for seeds in curves.values()):
+        figures.append(figure.with_stem(f"{figure.stem}_iqm"))
+        plot_curves(curves, figures[-1], ylabel, offline, "IQM")
+    for path in [*figures, *compare(curves, figure)]:
         print(path)
     return curves
 

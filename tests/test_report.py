@@ -68,6 +68,21 @@ def test_a_report_has_the_table_and_every_figure(folder, monkeypatch, capsys):
     assert rows["A-v4", "flow_t"]["seeds"] == "0 1 2"
 
 
+def test_the_iqm_over_time_is_rliables_and_is_drawn_from_four_seeds_on(tmp_path):
+    metrics = pytest.importorskip("rliable.metrics")
+    values = np.random.default_rng(0).normal(size=(9, 3))
+    for seed, run in enumerate(values):
+        write_run(tmp_path, "A-v4", "flow_t", seed, run)
+        report.report(tmp_path, tmp_path / "x.png")
+        of_each = [metrics.aggregate_iqm(values[: seed + 1, i]) for i in range(3)]
+        assert scores.iqm(values[: seed + 1]) == pytest.approx(of_each)
+        assert (tmp_path / "x_iqm.png").exists() == (seed >= 3)
+    point, (low, high) = scores.curve_and_ci(values, scores.iqm)
+    assert point == pytest.approx(scores.iqm(values))
+    assert (low < point).all()
+    assert (point < high).all()
+
+
 def test_success_has_its_own_table_and_the_offline_phase_its_shade(tmp_path, monkeypatch):
     shades = []
     monkeypatch.setattr("matplotlib.axes.Axes.axvspan", lambda axes, low, high, **_: shades.append((low, high)))
