@@ -18,8 +18,8 @@ import gymnasium as gym
 import onnxruntime
 import torch as th
 from contenders import add_arguments, apply_arguments, make_model
-from machine import machine
 from numpy.typing import NDArray
+from records import machine
 from timing import interleaved, write_timings
 
 from sb3_flow import SACFlow

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from machine import machine
+from records import machine
 
 TRAIN = """
 import resource

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from records import machine
 from shapes import Shapes
 from stable_baselines3.common.logger import configure
 from timing import interleaved

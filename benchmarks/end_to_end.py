@@ -16,7 +16,7 @@ from typing import Any
 
 import torch as th
 from contenders import Size, add_arguments, apply_arguments, make_model
-from machine import machine
+from records import machine
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings

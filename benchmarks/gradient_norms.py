@@ -10,7 +10,6 @@ JSON beside it has their budget, and another one is refused.
 
 import argparse
 import csv
-import json
 import multiprocessing as mp
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from arguments import json_object
 from contenders import merged
-from learning import json_object, refuse_other_settings
-from machine import machine
 from matplotlib.figure import Figure
+from records import append_record, machine, read_records, refuse_other_settings
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_flow import SACFlow, losses
@@ -122,7 +121,7 @@ def measure_all(budget: Budget, runs: list[tuple[str, int, int]], out: Path, job
     have = {(row["net"], int(row["K"]), int(row["seed"])) for row in done}
     record = out.with_suffix(".jsonl")
     if have and record.exists():
-        budgets = {line["env"]: line for line in map(json.loads, record.read_text().splitlines())}
+        budgets = {line["env"]: line for line in read_records(record)}
         refuse_other_settings(budget.env, record, budgets.get(budget.env, {}), asdict(budget))
     out.parent.mkdir(parents=True, exist_ok=True)
     with mp.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
@@ -130,8 +129,7 @@ def measure_all(budget: Budget, runs: list[tuple[str, int, int]], out: Path, job
         for i, result in enumerate(pending):
             rows = result.get()
             if i == 0 and not have:  # not earlier: a budget that failed binds nobody
-                with open(record, "a") as f:
-                    f.write(json.dumps(asdict(budget)) + "\n")
+                append_record(record, asdict(budget))
             new_file = not out.exists()
             with open(out, "a", newline="") as f:
                 writer = csv.DictWriter(f, FIELDS)

@@ -11,14 +11,11 @@ with the settings and the commit. `benchmarks/report.py` turns the CSVs into the
 
 import argparse
 import csv
-import difflib
-import json
 import queue
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +23,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from arguments import add_run_arguments, check_tasks, json_object
 from contenders import POLICIES, merged
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
-from machine import commit, machine
 from numpy.typing import NDArray
+from records import append_record, read_records, refuse_other_settings
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
@@ -95,9 +93,7 @@ class Run:
         return self.csv.exists() and (self.checkpoint / "model.zip").exists()
 
     def write_settings(self) -> None:
-        record = {**asdict(self), "out": str(self.out), "commit": commit(), "machine": machine()}
-        with open(self.record, "a") as f:
-            f.write(json.dumps(record) + "\n")
+        append_record(self.record, {**asdict(self), "out": str(self.out)})
 
     def done_steps(self) -> int:
         if not self.csv.exists():
@@ -113,23 +109,6 @@ def what_counts(settings: dict[str, Any]) -> dict[str, Any]:
         name, at, path = str(overrides["offline_dataset"]).partition("@")
         overrides["offline_dataset"] = name + at + Path(path).name
     return {**{name: value for name, value in settings.items() if name != "out"}, "overrides": overrides}
-
-
-def refuse_other_settings(name: str, record: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Stop before results of two settings get into one file.
-
-    :param name: of the run
-    :param record: where the settings of its first part are written down
-    :param before: these settings; what only they have is not compared, and what they lack is newer than they are
-    :param now: what the command asks for
-    :raises SystemExit: if they differ
-    """
-    now = json.loads(json.dumps(now))  # a tuple is written down as a list
-    differing = [key for key in now if before.get(key, now[key]) != now[key]]
-    if differing:
-        raise SystemExit(
-            f"{name}: other settings than in {record} ({', '.join(differing)}): give these, or another --out"
-        )
 
 
 def make_model(run: Run) -> OffPolicyAlgorithm:
@@ -241,7 +220,7 @@ def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
     """
     for run in runs:
         if run.csv.exists() and run.record.exists():
-            before = json.loads(run.record.read_text().splitlines()[-1])
+            before = read_records(run.record)[-1]
             refuse_other_settings(run.name, run.record, what_counts(before), what_counts(asdict(run)))
     # An exception ends the children, a signal would leave them running
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
@@ -282,39 +261,6 @@ def algorithm(text: str) -> str:
             f"{text!r} is no algorithm: choose from {', '.join(known)}, or {known[0]}+LABEL"
         )
     return text
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """An argument of the command line: arguments of SACFlow."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object: write it like '{{\"compile\": true}}'")
-    return value
-
-
-def check_tasks(parser: argparse.ArgumentParser, tasks: Iterable[str], known: Collection[str]) -> None:
-    """Refuse tasks that do not exist, and name some that do.
-
-    :param parser: stops the command
-    :param tasks: what `--tasks` says
-    :param known: what it may say
-    """
-    for task in tasks:
-        if task not in known:
-            near = difflib.get_close_matches(task, known, n=5, cutoff=0.0)
-            parser.error(f"--tasks {task}: there is no such task here; near it are {', '.join(near)}")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to train; the same for every sweep.
-
-    :param parser: takes the arguments
-    """
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--ray", metavar="ADDRESS", help='train on a Ray cluster: its address, "auto" or "local"')
 
 
 def main() -> None:

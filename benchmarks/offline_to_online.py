@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learning import Run, add_run_arguments, run_all
+from arguments import add_run_arguments
+from learning import Run, run_all
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from curves import RETURN, SUCCESS, Curves, final_scores, finished, offline_steps, read_curves
 from figures import in_order, plot_curves, plot_improvement, plot_profiles
-from machine import machine
+from records import machine
 from scores import improvement, iqm_and_ci, shared_tasks
 
 METRICS = {"return": (RETURN, "evaluation return"), "success": (SUCCESS, "success rate")}

@@ -21,12 +21,13 @@ from typing import Any
 import gradient_norms
 import gymnasium as gym
 import yaml
+from arguments import add_run_arguments, check_tasks, json_object
 from contenders import merged
 from figures import plot_by_variant
-from learning import Run, add_run_arguments, check_tasks, json_object, run_all
-from machine import commit, machine
+from learning import Run, run_all
 from offline_to_online import STUDIES, make_run
 from page import RECORD, write_page
+from records import commit, machine
 from report import report
 
 from sb3_flow.policies import CRITIC_KINDS

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import torch as th
 from contenders import POLICIES, Size, add_arguments, apply_arguments, fill, make_model
-from machine import machine
+from records import machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings
 
