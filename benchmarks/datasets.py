@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contenders import fill
 from records import machine
 from shapes import Shapes
 from stable_baselines3.common.logger import configure
@@ -187,20 +188,6 @@ def measure_buffer(rows: int) -> float:
     return sample_ms(partial(buffer.sample, BATCH))
 
 
-def random_steps(rows: int, actions: int) -> dict[str, Any]:
-    """Random numbers under the names of steps, in truncated episodes."""
-    rng = np.random.default_rng(0)
-    ends = np.arange(rows) % EPISODE == EPISODE - 1
-    ends[-1] = True
-    return {
-        "observations": rng.normal(size=(rows, WIDTHS["observations"])),
-        "next_observations": rng.normal(size=(rows, WIDTHS["observations"])),
-        "actions": rng.uniform(-1, 1, (rows, actions)),
-        "rewards": -np.ones(rows),
-        "terminals": ends,
-    }
-
-
 def make_model(actions: int, **kwargs: Any) -> SACFlow:
     model = SACFlow(
         "FlowTPolicy",
@@ -218,24 +205,24 @@ def make_model(actions: int, **kwargs: Any) -> SACFlow:
 
 def with_chunks(rows: int) -> SACFlow:
     """Learns from a dataset, in chunks."""
-    arrays = random_steps(rows, WIDTHS["actions"])
-    return make_model(
-        WIDTHS["actions"],
-        buffer_size=HORIZON,
-        horizon_length=HORIZON,
-        offline_dataset=arrays | {"masks": np.ones(rows)},
-    )
+    rng = np.random.default_rng(0)
+    ends = np.arange(rows) % EPISODE == EPISODE - 1
+    ends[-1] = True
+    arrays = {
+        "observations": rng.normal(size=(rows, WIDTHS["observations"])),
+        "next_observations": rng.normal(size=(rows, WIDTHS["observations"])),
+        "actions": rng.uniform(-1, 1, (rows, WIDTHS["actions"])),
+        "rewards": -np.ones(rows),
+        "masks": np.ones(rows),
+        "terminals": ends,
+    }
+    return make_model(WIDTHS["actions"], buffer_size=HORIZON, horizon_length=HORIZON, offline_dataset=arrays)
 
 
 def without_chunks(rows: int) -> SACFlow:
     """Learns from SB3's replay buffer, in steps whose actions have a chunk's numbers: the nets are the same."""
-    arrays = random_steps(rows, HORIZON * WIDTHS["actions"])
     model = make_model(HORIZON * WIDTHS["actions"], buffer_size=rows)
-    buffer = model.replay_buffer
-    buffer.dones[:, 0] = buffer.timeouts[:, 0] = arrays.pop("terminals")
-    for name, values in arrays.items():
-        getattr(buffer, name)[:, 0] = values
-    buffer.full = True
+    fill(model.replay_buffer)
     return model
 
 

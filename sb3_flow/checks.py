@@ -91,10 +91,10 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         "flatten it with gymnasium.wrappers.FlattenObservation",
     )
     for leaf in leaves:
-        dimensions = len(leaf.shape or ())
-        boxed = not isinstance(leaf, spaces.Box) or dimensions > 0
+        is_scalar = isinstance(leaf, spaces.Box) and leaf.shape == ()
+        is_table = isinstance(leaf, spaces.MultiDiscrete) and leaf.nvec.ndim != 1
         require(
-            boxed and (not isinstance(leaf, spaces.MultiDiscrete) or dimensions == 1),
+            not is_scalar and not is_table,
             "observation_space",
             observation_space,
             "a Box needs at least one dimension and MultiDiscrete exactly one; reshape the observations with "

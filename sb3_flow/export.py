@@ -36,7 +36,8 @@ class DeterministicPolicy(nn.Module):
         self.action_shape = policy.action_space.shape
         self.register_buffer("low", th.as_tensor(policy.action_space.low, device=policy.device))
         self.register_buffer("high", th.as_tensor(policy.action_space.high, device=policy.device))
-        self.statistics = _statistics(normalize, policy.device)
+        self._normalizers = _normalizers(normalize, policy.device)
+        self.normalizers = nn.ModuleList(self._normalizers.values())  # ModuleDict refuses some keys of spaces
         self.train(False)
 
     def forward(self, observations: Observation) -> th.Tensor:
@@ -52,11 +53,25 @@ class DeterministicPolicy(nn.Module):
         return scaled
 
     def _normalize(self, key: str, observations: th.Tensor) -> th.Tensor:
-        if key not in self.statistics:
-            return observations
-        mean, std, limit = self.statistics[key]
-        # The module may have moved since; its buffers follow, tensors in a dict do not
-        return ((observations - mean.to(self.low.device)) / std.to(self.low.device)).clamp(-limit, limit)
+        normalized: th.Tensor = self._normalizers[key](observations) if key in self._normalizers else observations
+        return normalized
+
+
+class _Normalizer(nn.Module):
+    """What VecNormalize does to one observation, by its statistics of now."""
+
+    mean: th.Tensor
+    std: th.Tensor
+
+    def __init__(self, rms: RunningMeanStd, normalize: VecNormalize, device: th.device):
+        super().__init__()
+        std = np.sqrt(rms.var + normalize.epsilon)
+        self.register_buffer("mean", th.as_tensor(rms.mean, dtype=th.float32, device=device))
+        self.register_buffer("std", th.as_tensor(std, dtype=th.float32, device=device))
+        self.limit = float(normalize.clip_obs)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return ((observations - self.mean) / self.std).clamp(-self.limit, self.limit)
 
 
 def export_onnx(model: SACFlow, path: str | PathLike[str], normalize: VecNormalize | None = None) -> None:
@@ -103,15 +118,9 @@ def _example(model: SACFlow) -> Observation:
     return th.as_tensor(np.stack([sample, sample]))
 
 
-def _statistics(normalize: VecNormalize | None, device: th.device) -> dict[str, tuple[th.Tensor, th.Tensor, float]]:
-    """Mean, standard deviation and limit by key; the key of an observation that is no Dict is ""."""
+def _normalizers(normalize: VecNormalize | None, device: th.device) -> dict[str, _Normalizer]:
+    """Of each key; the key of an observation that is no Dict is ""."""
     if normalize is None or not normalize.norm_obs:
         return {}
     rms = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
-
-    def tensors(one: RunningMeanStd) -> tuple[th.Tensor, th.Tensor, float]:
-        mean = th.as_tensor(one.mean, dtype=th.float32, device=device)
-        std = th.as_tensor(np.sqrt(one.var + normalize.epsilon), dtype=th.float32, device=device)
-        return mean, std, float(normalize.clip_obs)
-
-    return {key: tensors(one) for key, one in rms.items()}
+    return {key: _Normalizer(one, normalize, device) for key, one in rms.items()}

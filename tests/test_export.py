@@ -63,6 +63,11 @@ def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any]) 
     raw: Any = env.unnormalize_obs(env.reset())
     normalized = env.normalize_obs(raw)
     tensors = {k: th.as_tensor(v) for k, v in raw.items()} if isinstance(raw, dict) else th.as_tensor(raw)
+    policy = DeterministicPolicy(model.policy, env)
     with th.no_grad():
-        actions = DeterministicPolicy(model.policy, env)(tensors).numpy()
+        actions = policy(tensors).numpy()
     np.testing.assert_allclose(actions, chunks_of(model, normalized), atol=1e-5)
+    # They go where the module goes
+    names = [name for name, _ in policy.to("meta").named_buffers() if name.endswith((".mean", ".std"))]
+    assert len(names) == 2 * (len(space) if isinstance(space, spaces.Dict) else 1)
+    assert all(policy.get_buffer(name).is_meta for name in names)
