@@ -46,7 +46,7 @@ class Scale:
 
     :param tasks: of the learning curves; the ablations take `ablated`
     :param ablated: tasks of the ablations and of the gradient norms
-    :param flow_steps: K of the ablation
+    :param flow_steps: K of the ablation, whose many runs have `short_steps`, as those of the gradient norms
     :param seeds: of every figure
     :param offline_tasks: of the curves from data to the environment
     :param overrides: arguments of SACFlow that are not its defaults; the baselines have theirs
@@ -58,7 +58,7 @@ class Scale:
     flow_steps: tuple[int, ...]
     seeds: tuple[int, ...]
     steps: int
-    ablation_steps: int
+    short_steps: int
     eval_freq: int
     eval_episodes: int
     learning_starts: int
@@ -76,7 +76,7 @@ SCALES = {
         flow_steps=(1, 4),
         seeds=(1,),
         steps=200,
-        ablation_steps=200,
+        short_steps=200,
         eval_freq=100,
         eval_episodes=1,
         learning_starts=100,
@@ -91,7 +91,7 @@ SCALES = {
         flow_steps=(1, 4, 7, 10),
         seeds=(1, 2, 3),
         steps=100_000,
-        ablation_steps=30_000,
+        short_steps=30_000,
         eval_freq=5_000,
         eval_episodes=10,
         learning_starts=5_000,
@@ -107,7 +107,7 @@ SCALES = {
         flow_steps=(1, 4, 7, 10),
         seeds=tuple(range(1, 11)),
         steps=1_000_000,
-        ablation_steps=1_000_000,
+        short_steps=1_000_000,
         eval_freq=10_000,
         eval_episodes=10,
         learning_starts=50_000,
@@ -120,19 +120,25 @@ SCALES = {
 
 
 def runs_from_scratch(
-    scale: Scale, args: argparse.Namespace, out: Path, variants: dict[str, dict[str, Any]], ablation: bool
+    scale: Scale,
+    args: argparse.Namespace,
+    out: Path,
+    variants: dict[str, dict[str, Any]],
+    tasks: tuple[str, ...],
+    steps: int,
 ) -> list[Run]:
     """Runs of some algorithms.
 
     :param variants: names of `benchmarks/learning.py`, and what each adds to SACFlow's arguments
-    :param ablation: whether the budget and the tasks are those of the ablations
+    :param tasks: where the command names none
+    :param steps: of each run
     """
     return [
         Run(
             task,
             algo,
             seed,
-            steps=scale.ablation_steps if ablation else scale.steps,
+            steps=steps,
             eval_freq=scale.eval_freq,
             eval_episodes=scale.eval_episodes,
             learning_starts=scale.learning_starts,
@@ -142,7 +148,7 @@ def runs_from_scratch(
             overrides=merged(scale.overrides, overrides, args.overrides),
         )
         for seed in args.seeds or scale.seeds
-        for task in args.tasks or (scale.ablated if ablation else scale.tasks)
+        for task in args.tasks or tasks
         for algo, overrides in variants.items()
     ]
 
@@ -150,14 +156,14 @@ def runs_from_scratch(
 def from_scratch(scale: Scale, args: argparse.Namespace, out: Path) -> None:
     """Learning curves of our policies and of the baselines."""
     variants: dict[str, dict[str, Any]] = {algo: {} for algo in scale.algos}
-    run_all(runs_from_scratch(scale, args, out, variants, ablation=False), args.jobs, args.ray)
+    run_all(runs_from_scratch(scale, args, out, variants, scale.tasks, scale.steps), args.jobs, args.ray)
     report(out, out / "from_scratch.png")
 
 
 def k_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
     """Flow-T with several numbers of Euler steps."""
     variants = {f"flow_t+K{k}": {"policy_kwargs": {"flow_steps": k}} for k in scale.flow_steps}
-    run_all(runs_from_scratch(scale, args, out, variants, ablation=True), args.jobs, args.ray)
+    run_all(runs_from_scratch(scale, args, out, variants, scale.ablated, scale.short_steps), args.jobs, args.ray)
     curves = report(out, out / "k_ablation.png")
     plot_by_variant(curves, out / "k_ablation_final.png", "evaluation return", "Euler steps")
 
@@ -165,7 +171,7 @@ def k_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
 def velocity_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
     """The three velocity nets."""
     variants: dict[str, dict[str, Any]] = {algo: {} for algo in ("flow_mlp", "flow_g", "flow_t")}
-    run_all(runs_from_scratch(scale, args, out, variants, ablation=True), args.jobs, args.ray)
+    run_all(runs_from_scratch(scale, args, out, variants, scale.ablated, scale.steps), args.jobs, args.ray)
     report(out, out / "velocity_ablation.png")
 
 
@@ -174,7 +180,7 @@ def norms_along_the_rollout(scale: Scale, args: argparse.Namespace, out: Path) -
     for task in args.tasks or scale.ablated:
         budget = gradient_norms.Budget(
             task,
-            scale.ablation_steps,
+            scale.short_steps,
             scale.eval_freq // 10,
             scale.learning_starts,
             scale.width,
