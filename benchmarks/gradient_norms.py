@@ -20,6 +20,7 @@ import torch as th
 from arguments import json_object
 from contenders import merged
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from records import append_record, machine, read_records, refuse_other_settings
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -160,6 +161,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
             axes.plot(norms[:, 0], marker="o", ms=3, color=COLORS[net], label=net)
             axes.fill_between(range(flow_steps + 1), norms[:, 1], norms[:, 2], color=COLORS[net], alpha=0.18, lw=0)
         axes.set(title=f"K = {flow_steps}", xlabel="rollout step i", yscale="log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].set_ylabel("gradient norm at x_i (median, 5-95 %)")
     figure.axes[0].legend()

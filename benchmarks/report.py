@@ -1,5 +1,7 @@
 """Tables and figures of learning curves: mean with 95 % CI over time, IQM with 95 % CI of the last evaluation.
 
+The table has the mean of the last five evaluations as well: where a policy falls now and then, one evaluation is luck.
+
     python benchmarks/report.py benchmarks/results/learning --figure docs/images/learning.png
     python benchmarks/report.py benchmarks/results/offline --metric success --figure docs/images/offline.png
 
@@ -20,6 +22,7 @@ from scores import improvement, iqm_and_ci, shared_tasks
 
 METRICS = {"return": (RETURN, "evaluation return"), "success": (SUCCESS, "success rate")}
 BASELINES = ("crossq", "sac")
+SUMMARY = ["task", "algo", "seeds", "steps", "final_iqm", "ci_low", "ci_high", "final_mean", "last_five_mean"]
 
 
 def write_summary(curves: Curves, path: Path, digits: int = 0) -> None:
@@ -31,10 +34,11 @@ def write_summary(curves: Curves, path: Path, digits: int = 0) -> None:
     """
     with open(path, "w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(["task", "algo", "seeds", "steps", "final_iqm", "ci_low", "ci_high", "final_mean"])
+        writer.writerow(SUMMARY)
         for (task, algo), seeds in sorted(curves.items()):
             final = np.array([run[-1, 1] for run in seeds.values()])
-            row = [f"{value:.{digits}f}" for value in (*iqm_and_ci(final), final.mean())]
+            last_five = np.mean([run[-5:, 1].mean() for run in seeds.values()])
+            row = [f"{value:.{digits}f}" for value in (*iqm_and_ci(final), final.mean(), last_five)]
             steps = int(next(iter(seeds.values()))[-1, 0])
             writer.writerow([task, algo, " ".join(map(str, sorted(seeds))), steps, *row])
     print(path.read_text())

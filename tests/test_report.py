@@ -68,6 +68,14 @@ def test_a_report_has_the_table_and_every_figure(folder, monkeypatch, capsys):
     assert rows["A-v4", "flow_t"]["seeds"] == "0 1 2"
 
 
+def test_the_table_averages_the_last_five_evaluations_of_each_seed(tmp_path):
+    write_run(tmp_path, "A-v4", "flow_t", 0, [900.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    write_run(tmp_path, "A-v4", "flow_t", 1, [900.0, 11.0, 21.0, 31.0, 41.0, 51.0])
+    report.report(tmp_path, tmp_path / "x.png")
+    with open(tmp_path / "summary.csv") as file:
+        assert next(csv.DictReader(file))["last_five_mean"] == "17"  # of 3 and 31
+
+
 def test_the_iqm_over_time_is_rliables_and_is_drawn_from_four_seeds_on(tmp_path):
     metrics = pytest.importorskip("rliable.metrics")
     values = np.random.default_rng(0).normal(size=(9, 3))
