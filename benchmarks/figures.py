@@ -27,6 +27,11 @@ def label(algo: str) -> str:
     return f"{LABELS[name]}, {variant}" if variant else LABELS[name]
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def colors(algos: list[str]) -> dict[str, str]:
     """One colour an algorithm: its own, and for variants one of a range."""
     variants = [algo for algo in algos if "+" in algo]
@@ -61,7 +66,7 @@ def plot_curves(
     algos = in_order(algo for _, algo in curves)
     columns = min(len(tasks), 4)
     rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 4.0 * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns)).flatten()
     for axes, task in zip(panels, tasks, strict=False):
         for algo in [algo for algo in algos if (task, algo) in curves]:
@@ -69,13 +74,14 @@ def plot_curves(
             steps = next(iter(seeds.values()))[:, 0] / 1000
             values, (low, high) = curve_and_ci(np.stack([run[:, 1] for run in seeds.values()]), over_seeds)
             color = colors(algos)[algo]
-            axes.plot(steps, values, label=f"{label(algo)} ({len(seeds)} seeds)", color=color)
+            axes.plot(steps, values, label=f"{label(algo)} ({counted(len(seeds), 'seed')})", color=color)
             axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
         length = (offline or {}).get(task, 0) / 1000
         if length:
             axes.axvspan(0, length, color="#888888", alpha=0.15, lw=0, label="offline")
         axes.set(title=task, xlabel="steps (thousands)" if length else "environment steps (thousands)")
-        axes.legend(fontsize=8, loc="upper left")
+        # Below: inside it would cover some curve of every task
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     for axes in panels[len(tasks) :]:
         axes.remove()
     figure.axes[0].set_ylabel(f"{ylabel}, {statistic}")
