@@ -27,11 +27,6 @@ def label(algo: str) -> str:
     return f"{LABELS[name]}, {variant}" if variant else LABELS[name]
 
 
-def counted(number: int, what: str) -> str:
-    """ "1 seed", "3 seeds"."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
 def colors(algos: list[str]) -> dict[str, str]:
     """One colour an algorithm: its own, and for variants one of a range."""
     variants = [algo for algo in algos if "+" in algo]
@@ -74,7 +69,8 @@ def plot_curves(
             steps = next(iter(seeds.values()))[:, 0] / 1000
             values, (low, high) = curve_and_ci(np.stack([run[:, 1] for run in seeds.values()]), over_seeds)
             color = colors(algos)[algo]
-            axes.plot(steps, values, label=f"{label(algo)} ({counted(len(seeds), 'seed')})", color=color)
+            number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+            axes.plot(steps, values, label=f"{label(algo)} ({number})", color=color)
             axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
         length = (offline or {}).get(task, 0) / 1000
         if length:

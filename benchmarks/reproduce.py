@@ -119,21 +119,21 @@ SCALES = {
 }
 
 
-def runs_from_scratch(
+def run_from_scratch(
     scale: Scale,
     args: argparse.Namespace,
     out: Path,
     variants: dict[str, dict[str, Any]],
     tasks: tuple[str, ...],
     steps: int,
-) -> list[Run]:
-    """Runs of some algorithms.
+) -> None:
+    """Train some algorithms on some tasks.
 
     :param variants: names of `benchmarks/learning.py`, and what each adds to SACFlow's arguments
     :param tasks: where the command names none
     :param steps: of each run
     """
-    return [
+    runs = [
         Run(
             task,
             algo,
@@ -151,19 +151,20 @@ def runs_from_scratch(
         for task in args.tasks or tasks
         for algo, overrides in variants.items()
     ]
+    run_all(runs, args.jobs, args.ray)
 
 
 def from_scratch(scale: Scale, args: argparse.Namespace, out: Path) -> None:
     """Learning curves of our policies and of the baselines."""
     variants: dict[str, dict[str, Any]] = {algo: {} for algo in scale.algos}
-    run_all(runs_from_scratch(scale, args, out, variants, scale.tasks, scale.steps), args.jobs, args.ray)
+    run_from_scratch(scale, args, out, variants, scale.tasks, scale.steps)
     report(out, out / "from_scratch.png")
 
 
 def k_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
     """Flow-T with several numbers of Euler steps."""
     variants = {f"flow_t+K{k}": {"policy_kwargs": {"flow_steps": k}} for k in scale.flow_steps}
-    run_all(runs_from_scratch(scale, args, out, variants, scale.ablated, scale.short_steps), args.jobs, args.ray)
+    run_from_scratch(scale, args, out, variants, scale.ablated, scale.short_steps)
     curves = report(out, out / "k_ablation.png")
     plot_by_variant(curves, out / "k_ablation_final.png", "evaluation return", "Euler steps")
 
@@ -171,7 +172,7 @@ def k_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
 def velocity_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
     """The three velocity nets."""
     variants: dict[str, dict[str, Any]] = {algo: {} for algo in ("flow_mlp", "flow_g", "flow_t")}
-    run_all(runs_from_scratch(scale, args, out, variants, scale.ablated, scale.steps), args.jobs, args.ray)
+    run_from_scratch(scale, args, out, variants, scale.ablated, scale.steps)
     report(out, out / "velocity_ablation.png")
 
 
