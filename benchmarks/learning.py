@@ -41,6 +41,8 @@ from sb3_flow.envs import register
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
 NEVER = 10**9  # episodes
+# All of them step until the last episode is over, so that one failure costs its length times their number
+EVAL_ENVS = 10
 FIELDS = [
     "step",
     "deterministic_return",
@@ -150,7 +152,7 @@ def train(run: Run, progress: ProgressQueue) -> None:
     """Train one run from where it stopped, appending one CSV row an evaluation."""
     th.set_num_threads(1)
     register()
-    eval_env = make_vec_env(run.task, n_envs=run.eval_episodes, seed=10_000 + run.seed)
+    eval_env = make_vec_env(run.task, n_envs=min(run.eval_episodes, EVAL_ENVS), seed=10_000 + run.seed)
     run.csv.parent.mkdir(parents=True, exist_ok=True)
     run.write_settings()
     model = load_model(run) if run.can_go_on else make_model(run)
