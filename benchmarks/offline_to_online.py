@@ -57,8 +57,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t+free": {"bc_coef": 0.0},
     "flow_t+raw": {"matching_target": "raw"},
     "flow_t+mixed": {"offline_ratio": 0.5},
-    # So heavy that Q does not count: behaviour cloning
-    "flow_t+bc": {"bc_coef": 1e7},
+    # Behaviour cloning by flow matching, throughout: every step costs 1, so without a future Q is constant and has no
+    # say. (A heavy beta would be a regression to the mean action instead.)
+    "flow_t+bc": {"gamma": 0.0, "bc_coef": 0.0, "offline_steps": 10**9},
 }
 
 

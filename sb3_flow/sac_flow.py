@@ -61,6 +61,7 @@ from sb3_flow.flow import (
     auto_target_entropy,
     matching_error,
 )
+from sb3_flow.normalize import learn_statistics
 from sb3_flow.policies import (
     FlowActor,
     FlowCritic,
@@ -121,7 +122,7 @@ class SACFlow(OffPolicyAlgorithm):
     :param use_sde: not supported: the rollout explores by itself
     :param stats_window_size: episodes that the logged return is averaged over
     :param tensorboard_log: folder of the TensorBoard log
-    :param policy_kwargs: arguments of the policy
+    :param policy_kwargs: arguments of the policy; with offline data its `critic` is "target" unless it is given here
     :param verbose: 0 nothing, 1 information, 2 debugging
     :param seed: of all random generators
     :param device: "auto", "cpu", "cuda", ...
@@ -182,6 +183,8 @@ class SACFlow(OffPolicyAlgorithm):
     ):
         if learning_starts is None:
             learning_starts = 5_000 if offline_dataset is None else 0
+        if offline_dataset is not None:
+            policy_kwargs = {"critic": "target", **(policy_kwargs or {})}
         require(not use_sde, "use_sde", use_sde, "the rollout explores by itself; set its noise with `noise_std`")
         super().__init__(
             policy,
@@ -303,17 +306,20 @@ class SACFlow(OffPolicyAlgorithm):
             left = self.offline_steps - self._n_offline
             advice = f"{left} of them are left, and there is no offline_dataset; pass it, to `load` as well"
             require(left <= 0, "offline_steps", self.offline_steps, advice)
+            advice = "it is the share of offline data, and there is no offline_dataset"
+            require(self.offline_ratio is None or self._dataset_name != "", "offline_ratio", self.offline_ratio, advice)
             if self._dataset_name:
                 warnings.warn(
                     f"Learning goes on without the offline data that this model had ({self._dataset_name}). To keep "
                     "them, pass offline_dataset to `load`.",
                     stacklevel=3,
                 )
-                self._dataset_name = ""
+                self._dataset_name, self.offline_ratio = "", None
         elif self._dataset is None:
             require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
             dataset = load_dataset(self.offline_dataset)
             check_fits(dataset, self.observation_space, self.action_space)
+            dataset.at(0).check_chunks(self.horizon_length)
             self._dataset, self._dataset_name = dataset, repr(dataset)
 
     @classmethod
@@ -361,10 +367,11 @@ class SACFlow(OffPolicyAlgorithm):
 
     def _setup_chunks(self) -> None:
         """Give the policy and the buffer the chunk's length."""
-        if self.horizon_length == 1:
+        buffer = self.replay_buffer_class
+        if self.horizon_length == 1 and not (buffer is not None and issubclass(buffer, ChunkSampling)):
             return
         self.policy_kwargs = {**self.policy_kwargs, "horizon_length": self.horizon_length}
-        if self.replay_buffer_class is None:
+        if buffer is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = ChunkDictReplayBuffer if is_dict else ChunkReplayBuffer
         chunks = {"horizon_length": self.horizon_length, "gamma": self.gamma}
@@ -604,6 +611,8 @@ class SACFlow(OffPolicyAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._load_dataset()
+        if self._dataset is not None and self._n_updates == 0 and self._vec_normalize_env is not None:
+            learn_statistics(self._vec_normalize_env, self._dataset.at(0))
         if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
             print("A run this long is faster with compile=True, see docs/speed.md")
         will_reset = reset_num_timesteps or self._last_obs is None
@@ -621,6 +630,8 @@ class SACFlow(OffPolicyAlgorithm):
     def learn_offline(self: SelfSACFlow, steps: float, **kwargs: Any) -> SelfSACFlow:
         """Make some updates from the offline data alone, whatever `offline_steps` says; then `learn` goes on online.
 
+        That is so as well if a callback stops them early. A checkpoint made on the way goes on with them.
+
         :param steps: number of updates
         :param kwargs: arguments of `learn`: callback, log_interval, progress_bar, ...
         :raises ValueError: without `offline_dataset`, and if steps is no whole number >= 1
@@ -631,7 +642,9 @@ class SACFlow(OffPolicyAlgorithm):
         # Before the phase is lengthened: if the data are refused, nothing has changed
         self._load_dataset()
         self.offline_steps = self._n_offline + int(steps)
-        return self.learn(steps, **kwargs)
+        self.learn(steps, **kwargs)
+        self.offline_steps = self._n_offline
+        return self
 
     def _excluded_save_params(self) -> list[str]:
         return [

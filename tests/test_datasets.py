@@ -43,7 +43,7 @@ from sb3_flow.datasets import (
     load_robomimic,
     read_env_args,
 )
-from sb3_flow.datasets.ogbench import count_steps, env_id
+from sb3_flow.datasets.ogbench import env_id, measure
 
 TASK = "cube-single-play-singletask-task1-v0"
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=6)
@@ -78,7 +78,7 @@ def test_npz_in_every_form(tmp_path: Path, layout: str, save: Any, dtype: Any, o
     save(path, **{k: v if k == "terminals" else v.astype(dtype, order=order) for k, v in arrays.items()})
     dataset = load_dataset(path)
     assert_same(dataset, expected(episodes))
-    assert count_steps(path) == len(dataset)
+    assert measure(path) == (len(dataset), dataset.observation_shape, dataset.action_dim)
 
 
 @pytest.mark.parametrize("compact", [True, False])
@@ -277,7 +277,7 @@ def test_a_bad_shard_is_an_error_before_its_turn_or_in_it(tmp_path: Path) -> Non
         load_ogbench(tmp_path)
     np.savez(tmp_path / "cube-v0-002.npz", **arrays | {"observations": arrays["observations"][:, 1:]})
     with pytest.raises(ValueError, match=r"cube-v0-002\.npz.*observation_shape is \(2,\)"):
-        load_ogbench(tmp_path, rotate_every=1).at(2)
+        load_ogbench(tmp_path)
 
 
 # Robomimic
@@ -495,6 +495,33 @@ def test_check_fits() -> None:
     for observation_space, action_space, message in wrong:
         with pytest.raises(ValueError, match=message):
             check_fits(dataset, observation_space, action_space)
+
+
+@pytest.mark.parametrize(("data", "env"), [(np.uint8, np.float32), (np.float32, np.uint8)])
+def test_images_of_another_scale_are_refused(data: Any, env: Any) -> None:
+    dataset = from_arrays(
+        regular_arrays(trajectories([2]))
+        | dict.fromkeys(("observations", "next_observations"), np.zeros((2, 3, 8, 8), data))
+    )
+    with pytest.raises(ValueError, match=f"'observations': they are {np.dtype(data)}, but"):
+        check_fits(dataset, spaces.Box(0, 255, (3, 8, 8), env), spaces.Box(-1, 1, (2,)))
+
+
+def test_chunks_need_an_episode_of_their_length() -> None:
+    arrays = regular_arrays(trajectories([3, 4, 2]))
+    from_arrays(arrays).check_chunks(4)
+    with pytest.raises(ValueError, match=r"'terminals': the longest episode has 4 steps; horizon_length=5"):
+        from_arrays(arrays).check_chunks(5)
+
+
+@pytest.mark.parametrize("make", [regular_arrays, compact_arrays])
+def test_chunks_need_every_episodes_end(make: Any) -> None:
+    from_arrays(make(trajectories([3, 4, 2]))).check_chunks(2)
+    arrays = regular_arrays(trajectories([3, 4, 2]))
+    arrays["terminals"][6] = 0
+    from_arrays(arrays).check_chunks(1)
+    with pytest.raises(ValueError, match=r"'next_observations' row 6: .*'?terminals'? does not mark"):
+        from_arrays(arrays).check_chunks(2)
 
 
 def test_loading_warns_of_nothing(tmp_path: Path) -> None:

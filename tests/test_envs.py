@@ -147,6 +147,14 @@ def test_other_seeds_place_robot_and_objects_elsewhere(env: Any) -> None:
     assert (again[0][0] != again[0][1]).any()
 
 
+def test_environments_without_a_seed_differ() -> None:
+    made = [gym.make(LIFT) for _ in range(2)]
+    first, second = [np.array([env.reset()[0] for _ in range(2)]) for env in made]
+    for env in made:
+        env.close()
+    assert (first != second).any(axis=1).all()
+
+
 def test_the_users_own_draws_of_actions_are_left_alone(env: Any) -> None:
     env.action_space.seed(3)
     expected = [env.action_space.sample() for _ in range(2)]

@@ -16,6 +16,7 @@ from helpers import (
     RandomEnv,
     differences,
     make_model,
+    policy_kwargs,
     randn,
     random_state_kept,
     snapshot,
@@ -192,6 +193,14 @@ def test_the_phases_can_be_called_one_by_one() -> None:
     assert (model._n_updates, model.num_timesteps) == (10, 10)
     model.learn(5, reset_num_timesteps=False)
     assert (model.replay_buffer.size(), model.num_timesteps) == (5, 15)
+
+
+def test_an_offline_phase_that_a_callback_stopped_is_over() -> None:
+    model = offline_model(offline_steps=0)
+    model.learn_offline(30, callback=Recorder(stop_at=5))
+    assert (model._n_updates, model.is_offline) == (5, False)
+    model.learn(4)
+    assert model.replay_buffer.size() == 4
 
 
 @pytest.mark.parametrize(
@@ -441,6 +450,38 @@ def test_data_are_normalised_as_the_environment_is() -> None:
     th.testing.assert_close(normalised.observations, raw.observations - 3, rtol=1e-4, atol=1e-4)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_offline_phase_is_normalised_by_statistics_of_the_data(training: bool) -> None:
+    arrays = regular_arrays(trajectories([20, 30]))
+    for key in ("observations", "next_observations"):
+        arrays[key] = 100 + 20 * arrays[key]
+    arrays["rewards"] = 50 * np.ones(50)
+    env = VecNormalize(DummyVecEnv([RandomEnv]), gamma=GAMMA, training=training)
+    model = offline_model(env=env, offline_dataset=arrays)
+    model.learn(12)
+    env = model.get_vec_normalize_env()  # type: ignore[assignment]
+    if not training:
+        assert env.obs_rms.mean == pytest.approx(0)  # type: ignore[union-attr]
+        return
+    assert env.obs_rms.mean == pytest.approx(arrays["observations"].mean(axis=0), rel=0.1)  # type: ignore[union-attr]
+    normalised = env.normalize_obs(arrays["observations"])
+    assert np.abs(normalised).max() < 5  # type: ignore[operator]
+    returns, running = [], 0.0
+    for t, reward in enumerate(arrays["rewards"]):
+        running = reward + GAMMA * running * (t != 20)
+        returns.append(running)
+    assert env.ret_rms.var == pytest.approx(np.var(returns), rel=1e-3)
+
+
+def test_statistics_of_the_data_are_learned_once() -> None:
+    model = offline_model(env=VecNormalize(DummyVecEnv([RandomEnv]), gamma=GAMMA))
+    counts = []
+    for _ in range(2):
+        model.learn(4, reset_num_timesteps=False)
+        counts.append(model.get_vec_normalize_env().obs_rms.count)  # type: ignore[union-attr]
+    assert counts[0] == pytest.approx(counts[1], abs=2)
+
+
 def test_a_sharded_set_takes_turns(tmp_path: Path) -> None:
     for shard in range(2):
         episodes = trajectories([20])
@@ -476,10 +517,13 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
         batch_size=64,
         learning_rate=3e-3,
         ent_coef=0.0,
-        bc_coef=10.0,
+        bc_coef=0.0,
         policy_delay=1,
         net={"noise_std": 0.1},
     )
+    # Q = 0, which is right for these data, so the matching loss is alone
+    for parameter in model.critic.parameters():
+        parameter.data.zero_()
     model.learn_offline(400)
     actions, _ = model.predict(obs, deterministic=True)
     assert np.abs(actions - wanted).mean() < 0.15
@@ -493,6 +537,11 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
         ({"offline_steps": 1.5}, r"offline_steps=1.5 .*whole"),
         ({"offline_steps": float("nan")}, r"offline_steps=nan .*whole"),
         ({"offline_dataset": None}, r"offline_steps=12 .*no offline_dataset"),
+        (
+            {"offline_dataset": None, "offline_steps": 0, "offline_ratio": 0.5},
+            r"offline_ratio=0.5 .*no offline_dataset",
+        ),
+        ({"horizon_length": 31}, r"longest episode has 30 steps; horizon_length=31"),
         ({"offline_ratio": 1.5}, r"offline_ratio=1.5 .*\[0, 1\]"),
         ({"matching_target": "tanh"}, r"matching_target='tanh' .*'atanh', 'raw'"),
         ({"bc_coef": [1.0, 2.0, 3.0]}, r"bc_coef=\[1.0, 2.0, 3.0\] .*two"),
@@ -521,6 +570,14 @@ def test_bad_data_are_refused_before_training() -> None:
     arrays["rewards"][7] = np.nan
     with pytest.raises(DataError, match=r"rewards.*row 7"):
         offline_model(offline_dataset=arrays)
+
+
+def test_with_data_the_critic_has_a_target_unless_told_otherwise() -> None:
+    tiny = policy_kwargs("FlowTPolicy")
+    del tiny["critic"]
+    assert make_model(policy_kwargs=tiny).policy.critic_name == "crossq"
+    assert offline_model(policy_kwargs=tiny).policy.critic_name == "target"
+    assert offline_model(policy_kwargs={**tiny, "critic": "crossq"}).policy.critic_name == "crossq"
 
 
 def test_random_actions_come_first_only_without_data() -> None:

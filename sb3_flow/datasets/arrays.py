@@ -60,12 +60,19 @@ def check_finite(source: str | Path, key: str, array: Array) -> None:
                     raise DataError(source, key, "it is NaN or infinite", start + int(bad.argmax()))
 
 
+def _array(source: str | Path, key: str, values: Any) -> Array:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(source, key, "its rows have different lengths") from error
+
+
 def float_array(source: str | Path, key: str, values: Any) -> NDArray[np.float32]:
     """Finite float32 numbers in C order, without a copy where they are that already.
 
     :raises DataError: for other things than numbers, NaN, infinities, and numbers beyond float32
     """
-    array = np.asarray(values)
+    array = _array(source, key, values)
     check_dtype(source, key, array.dtype)
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
@@ -79,7 +86,7 @@ def flag_array(source: str | Path, key: str, values: Any, rows: int) -> NDArray[
     :param rows: how many
     :raises DataError: for other values than 0 and 1
     """
-    array = np.asarray(values)
+    array = _array(source, key, values)
     check_dtype(source, key, array.dtype)
     check_shape(source, key, array, (rows,))
     flags: NDArray[np.bool_] = array == 1

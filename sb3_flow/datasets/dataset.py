@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_flow.checks import require, require_integer
-from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.arrays import Array, blocks, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.errors import DataError
 
 ARRAY_KEYS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations", "valids")
@@ -142,6 +142,32 @@ class OfflineDataset:
         """
         return self
 
+    def check_chunks(self, horizon: int) -> None:
+        """Refuse data from which no chunks can be drawn, or chunks of steps that do not follow each other.
+
+        :param horizon: steps a chunk
+        :raises DataError: if every episode is shorter, or one goes on somewhere else than where its last step led
+        """
+        if horizon == 1:
+            return
+        rows = self.rows(np.arange(len(self)))
+        ends = np.flatnonzero(self.ends[rows])
+        longest = int(np.diff(ends, prepend=-1).max())
+        if longest < horizon:
+            problem = f"the longest episode has {longest} steps; horizon_length={horizon} needs one of {horizon}"
+            raise DataError(self.source, self._name("ends"), problem)
+        if self._next is None:
+            return
+        for start, after in blocks(self._next[:-1]):
+            following = self.observations[start + 1 : start + 1 + len(after)]
+            jumps = (after != following).reshape(len(after), -1).any(axis=1) & ~self.ends[start : start + len(after)]
+            if jumps.any():
+                problem = (
+                    f"they differ from the next row's observations, but {self._name('ends')} does not mark an "
+                    "episode's end here; mark where time limits cut episodes, too, or use horizon_length=1"
+                )
+                raise DataError(self.source, "next_observations", problem, start + int(jumps.argmax()))
+
     def _name(self, parameter: str) -> str:
         return self._names.get(parameter, parameter)
 
@@ -180,6 +206,14 @@ class OfflineDataset:
                 )
 
 
+class Extent(NamedTuple):
+    """What is known of a file without reading all of it."""
+
+    steps: int
+    observation_shape: tuple[int, ...]
+    action_dim: int
+
+
 class ShardedDataset:
     """Files too large to be in memory together: one is resident and takes turns, the next is read in the background.
 
@@ -187,7 +221,7 @@ class ShardedDataset:
 
     :param paths: the files, in the order of their turns
     :param load: reads one
-    :param count: number of steps in one, without reading all of it
+    :param measure: its extent, without reading all of it
     :param rotate_every: updates a turn
     :raises ValueError: if there is no file, or one is bad
     """
@@ -196,7 +230,7 @@ class ShardedDataset:
         self,
         paths: Sequence[Path],
         load: Callable[[Path], OfflineDataset],
-        count: Callable[[Path], int],
+        measure: Callable[[Path], Extent],
         rotate_every: int = 1000,
     ):
         require(len(paths) > 0, "paths", list(paths), "a sharded dataset needs at least one file")
@@ -204,7 +238,8 @@ class ShardedDataset:
         self.paths = list(paths)
         self.rotate_every = rotate_every
         self._load = load
-        self._steps = sum(count(path) for path in paths)
+        extents = [measure(path) for path in self.paths]
+        self._steps = sum(extent.steps for extent in extents)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
         self._ahead: tuple[int, Future[OfflineDataset]] | None = None
         self._index = 0
@@ -213,6 +248,8 @@ class ShardedDataset:
         self.observation_shape = self._resident.observation_shape
         self.observation_dtype = self._resident.observation_dtype
         self.action_dim = self._resident.action_dim
+        for index, extent in enumerate(extents):
+            self._check(extent, index, "observation_shape", "action_dim")
         self._read_ahead()
 
     def __len__(self) -> int:
@@ -242,23 +279,26 @@ class ShardedDataset:
         if ahead is not None:
             number, future = ahead
             if number == index:
-                return self._check(future.result(), index)
+                return self._check_shard(future.result(), index)
             # Whatever became of it: it must be gone before another is read
             future.exception()
             del ahead, future
-        return self._check(self._load(self.paths[index]), index)
+        return self._check_shard(self._load(self.paths[index]), index)
 
     def _read_ahead(self) -> None:
         if len(self.paths) > 1:
             index = (self._index + 1) % len(self.paths)
             self._ahead = index, self._reader.submit(self._load, self.paths[index])
 
-    def _check(self, shard: OfflineDataset, index: int) -> OfflineDataset:
-        for name in ("observation_shape", "observation_dtype", "action_dim"):
+    def _check_shard(self, shard: OfflineDataset, index: int) -> OfflineDataset:
+        self._check(shard, index, "observation_shape", "observation_dtype", "action_dim")
+        return shard
+
+    def _check(self, shard: OfflineDataset | Extent, index: int, *names: str) -> None:
+        for name in names:
             ours, first = getattr(shard, name), getattr(self, name)
             if ours != first:
                 raise DataError(self.paths[index], None, f"its {name} is {ours}, that of {self.paths[0].name} {first}")
-        return shard
 
 
 Dataset = OfflineDataset | ShardedDataset
@@ -314,8 +354,10 @@ def check_fits(
             f"one has shape {dataset.observation_shape}, but the {env} shows {observation_space}; is it the data of "
             "another environment?",
         )
-    if dataset.observation_dtype == np.uint8 and observation_space.dtype != np.uint8:
-        raise DataError(dataset.source, "observations", f"they are uint8, but the {env} shows {observation_space}")
+    # Images are scaled on the way into the policy, by the environment's dtype
+    if (dataset.observation_dtype == np.uint8) != (observation_space.dtype == np.uint8):
+        problem = f"they are {dataset.observation_dtype}, but the {env} shows {observation_space}"
+        raise DataError(dataset.source, "observations", problem)
     if not isinstance(action_space, spaces.Box) or action_space.shape != (dataset.action_dim,):
         raise DataError(
             dataset.source,

@@ -11,7 +11,7 @@ import numpy as np
 
 from sb3_flow.checks import require
 from sb3_flow.datasets.arrays import Array, check_finite, check_shape, flag_array
-from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, check_fits
+from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDataset, check_fits
 from sb3_flow.datasets.errors import DataError, missing_file, reading
 from sb3_flow.datasets.npz import NpzReader
 
@@ -41,7 +41,7 @@ def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 
     shards = sorted(file for file in path.glob("*.npz") if not file.stem.endswith("-val"))
     if not shards:
         raise missing_file("OGBench data", [path, path / "*.npz"], "Give the path of an npz file, or of a directory.")
-    return load(shards[0]) if len(shards) == 1 else ShardedDataset(shards, load, count_steps, rotate_every)
+    return load(shards[0]) if len(shards) == 1 else ShardedDataset(shards, load, measure, rotate_every)
 
 
 def find_ogbench(task: str, data_dir: Path = DATA_DIR) -> Path:
@@ -82,23 +82,25 @@ def env_id(task: str) -> str:
     return f"{parts['env']}-singletask{parts['task'] or ''}-v0"
 
 
-def count_steps(path: Path) -> int:
-    """Number of steps in a file, from its marks of trajectories' ends; shapes and dtypes are checked on the way.
+def measure(path: Path) -> Extent:
+    """Extent of a file, from its headers and its marks of trajectories' ends; the number of rows is checked on the way.
 
     :param path: an npz file
     :raises ValueError: if an array is missing or of another length
     """
     with NpzReader(path) as file:
         _check_layout(path, file)
-        rows = file.header("observations").shape[0]
-        for key in ("actions", "terminals"):
-            if file.header(key).shape[:1] != (rows,):
-                raise DataError(path, key, f"it has shape {file.header(key).shape}, but there are {rows} observations")
-        if "next_observations" in file:
-            return rows
+        rows, *observation_shape = file.header("observations").shape
+        for key, dimensions in {"actions": 2, "terminals": 1}.items():
+            shape = file.header(key).shape
+            if shape[:1] != (rows,) or len(shape) != dimensions:
+                raise DataError(path, key, f"it has shape {shape}, but there are {rows} observations")
+        steps = rows
         if "valids" in file:
-            return int(flag_array(path, "valids", file.read("valids"), rows).sum())
-        return rows - int(flag_array(path, "terminals", file.read("terminals"), rows).sum())
+            steps = int(flag_array(path, "valids", file.read("valids"), rows).sum())
+        elif "next_observations" not in file:
+            steps -= int(flag_array(path, "terminals", file.read("terminals"), rows).sum())
+        return Extent(steps, tuple(observation_shape), file.header("actions").shape[1])
 
 
 def _check_layout(path: Path, file: NpzReader) -> None:

@@ -99,6 +99,7 @@ class LowDimEnv(gym.Env[Observation, NDArray[Any]]):
             "seed": 0,
         }
         self.simulation: Any = robosuite.make(ENVIRONMENTS[task], **self.env_kwargs)
+        self._continue_from_own_generator()
         observation, _ = self.reset()
         self.observation_space = spaces.Box(-np.inf, np.inf, observation.shape, np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (self.simulation.action_dim,), np.float32)
@@ -109,8 +110,7 @@ class LowDimEnv(gym.Env[Observation, NDArray[Any]]):
         """Start an episode; a seed determines it."""
         super().reset(seed=seed)
         if seed is not None:
-            # Robot and placement samplers keep references to this generator, so it must stay the same object
-            self.simulation.rng.bit_generator.state = self.np_random.bit_generator.state
+            self._continue_from_own_generator()
         self.simulation.reset()
         return self._observe(), {"is_success": False}
 
@@ -140,6 +140,10 @@ class LowDimEnv(gym.Env[Observation, NDArray[Any]]):
             self._renderer.close()
             self._renderer = None
         self.simulation.close()
+
+    def _continue_from_own_generator(self) -> None:
+        # Robot and placement samplers keep references to robosuite's generator, so it must stay the same object
+        self.simulation.rng.bit_generator.state = self.np_random.bit_generator.state
 
     def _observe(self) -> Observation:
         """The observation of the simulator's state, as in the data; robosuite's own lags by one of 25 substeps."""
