@@ -273,9 +273,12 @@ def known_tasks(figure: str, scale: str) -> list[str]:
 
 
 def write_record(folder: Path) -> None:
-    """Command, commit and machine, beside the results."""
-    command = shlex.join(["python", *sys.argv])
-    (folder / RECORD).write_text(f"{command}\ncommit {commit() or 'unknown'}, {machine()}\n")
+    """Command, commit and machine, beside the results, below those of earlier commands."""
+    record = f"{shlex.join(['python', *sys.argv])}\ncommit {commit() or 'unknown'}, {machine()}\n"
+    path = folder / RECORD
+    earlier = path.read_text() if path.exists() else ""
+    if record not in earlier:
+        path.write_text(earlier + record)
 
 
 def main() -> None:
@@ -293,8 +296,8 @@ def main() -> None:
         parser.error("--ray: the gradient norms are measured on this machine, leave it out")
     folder = args.out / f"{args.figure}_{args.scale}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder)
     FIGURES[args.figure](SCALES[args.scale], args, folder)
+    write_record(folder)
     write_page([args.out], args.out / "index.html")
     print(args.out / "index.html")
 

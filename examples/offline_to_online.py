@@ -57,7 +57,7 @@ model = SACFlow(
     bc_coef=(300.0, 1.0),  # close to the data while offline, freer online
     ent_coef=0.0,
     batch_size=128,
-    policy_kwargs={"critic": "target", "noise_std": 0.1, "net_arch": {"qf": [128, 128]}, "d_model": 64},
+    policy_kwargs={"noise_std": 0.1, "net_arch": {"qf": [128, 128]}, "d_model": 64},
     seed=0,
 )
 model.learn_offline(args.offline_steps, progress_bar=True)

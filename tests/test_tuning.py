@@ -19,6 +19,7 @@ import pytest
 from optuna.trial import TrialState
 
 from sb3_flow.zoo import register
+from sb3_flow.zoo.sampler import convert_sac_flow_params, sample_sac_flow_params
 from sb3_flow.zoo.seeds import mean_of_seeds
 from sb3_flow.zoo.storage import load_study, open_storage
 
@@ -140,8 +141,11 @@ def test_a_seed_that_reports_less_often_counts_with_its_result_and_nobody_waits_
 # --- Several workers a study ---
 
 
-def make_manager(storage, folder, n_trials=1, timesteps=100, **hyperparams):
-    """A worker of the zoo that has read our YAML."""
+def make_manager(storage, folder, n_trials=1, timesteps=100, options=None, **hyperparams):
+    """A worker of the zoo that has read our YAML.
+
+    :param options: changes to ExperimentManager's arguments
+    """
     from rl_zoo3.exp_manager import ExperimentManager
 
     register()
@@ -153,12 +157,15 @@ def make_manager(storage, folder, n_trials=1, timesteps=100, **hyperparams):
         n_timesteps=timesteps,
         hyperparams=hyperparams,
         optimize_hyperparameters=True,
-        storage=storage,
-        study_name=STUDY,
-        n_trials=n_trials,
-        no_optim_plots=True,
-        seed=os.getpid(),
-        verbose=0,
+        **{
+            "storage": storage,
+            "study_name": STUDY,
+            "n_trials": n_trials,
+            "no_optim_plots": True,
+            "seed": 0,
+            "verbose": 0,
+            **(options or {}),
+        },
     )
     manager.setup_experiment()
     return manager
@@ -248,6 +255,71 @@ def test_two_workers_on_postgresql_of_which_one_is_killed(postgresql, tmp_path):
     assert retry.params == lost.params
 
 
+def test_trials_of_the_dead_do_not_count(tmp_path):
+    storage = f"sqlite:///{tmp_path}/study.db"
+
+    def worker(heartbeat=60):
+        manager = make_manager(storage, tmp_path, options={"max_total_trials": 1})
+        manager.heartbeat = heartbeat
+        manager.objective = lambda trial: trial.suggest_float("x", 0, 1)
+        return manager
+
+    manager = worker()
+    manager._join_study(open_storage(storage))
+    abandoned = optuna.load_study(storage=open_storage(storage), study_name=STUDY).ask()
+    abandoned.storage.record_heartbeat(abandoned._trial_id)
+    time.sleep(3)
+    worker(heartbeat=1).hyperparameters_optimization()
+    states = [trial.state for trial in load_study(storage, STUDY).trials]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+# --- What the command line gives ---
+
+
+def test_what_the_command_line_gives_is_kept_in_every_trial_and_what_the_yaml_gives_is_searched(tmp_path):
+    storage = str(tmp_path / "study.log")
+    given = {"learning_rate": 5e-4, "policy_kwargs": {"flow_steps": 3, "net_arch": {"qf": [8]}}}
+    manager = make_manager(storage, tmp_path, **given)
+    trained = []
+
+    def objective(trial):
+        trained.append(sample_sac_flow_params(trial, 1, 1, {}))
+        return 0.0
+
+    manager.objective = objective
+    manager.hyperparameters_optimization()
+    (arguments,) = trained
+    assert arguments["policy_kwargs"].items() >= given["policy_kwargs"].items()
+    assert "learning_rate" not in arguments
+    assert {"qf_learning_rate", "batch_size"} <= arguments.keys()  # the YAML has a batch size
+    assert "d_model" in arguments["policy_kwargs"]
+
+
+def test_a_trial_is_trained_again_with_its_own_policy_kwargs_and_those_of_the_command(tmp_path):
+    storage = str(tmp_path / "study.log")
+    given = {"policy_kwargs": {"d_model": 32, "net_arch": {"qf": [8]}}}
+    manager = make_manager(storage, tmp_path, **given)
+    manager.objective = lambda trial: sample_sac_flow_params(trial, 1, 1, {})["learning_rate"]
+    manager.hyperparameters_optimization()
+    again = make_manager(storage, tmp_path, options={"trial_id": 0}, **given)
+    trained, _ = again.read_hyperparameters()
+    trial = convert_sac_flow_params(load_study(storage, STUDY).trials[0].params)
+    assert trained["policy_kwargs"] == trial["policy_kwargs"]
+    assert trained["policy_kwargs"].keys() >= {"flow_steps", "d_model", "net_arch", "n_layers"}
+    assert trained["learning_rate"] == trial["learning_rate"]
+
+
+def test_workers_that_are_given_the_same_seed_draw_differently(tmp_path):
+    def draw(storage):
+        sampler = make_manager(storage, tmp_path)._create_sampler("random")
+        return optuna.create_study(sampler=sampler).ask().suggest_float("x", 0, 1)
+
+    shared = str(tmp_path / "study.log")
+    assert draw(shared) != draw(shared)
+    assert draw(None) == draw(None)
+
+
 # --- What does not fit ---
 
 
@@ -257,11 +329,14 @@ def test_a_study_with_other_settings_is_refused_before_a_trial_is_made(tmp_path)
     first.objective = lambda trial: 0.0
     first.hyperparameters_optimization()
     others = {
-        "policy_kwargs, noise_std": {"policy_kwargs": {"noise_std": 0.1}},
+        "policy_kwargs, highest_log_std": {"policy_kwargs": {"noise_std": 0.1}},
         "d_model, n_layers, policy": {"policy": "FlowGPolicy"},
         "learning_starts": {"learning_starts": 7},
         "n_timesteps": {"timesteps": 200},
         "seeds_per_trial": {"seeds_per_trial": 2},
+        "gamma, one_minus_gamma": {"gamma": 0.9},
+        "n_eval_episodes": {"options": {"n_eval_episodes": 1}},
+        "eval_env_kwargs": {"options": {"eval_env_kwargs": {"g": 5.0}}},
     }
     for differing, hyperparams in others.items():
         with pytest.raises(ValueError, match=r"^study_name='study' is not allowed: that study has other") as error:
@@ -280,10 +355,10 @@ def join(storage, folder, **hyperparams):
     manager.hyperparameters_optimization()
 
 
-def test_the_folder_of_the_data_and_what_is_searched_may_differ_and_no_other_fixed_value(tmp_path):
+def test_the_folder_of_the_data_may_differ_and_no_other_fixed_value(tmp_path):
     storage = str(tmp_path / "study.log")
     join(storage, tmp_path)
-    join(storage, tmp_path, offline_dataset="ogbench:cube@/there/cube.npz", batch_size=64, gamma=0.9)
+    join(storage, tmp_path, offline_dataset="ogbench:cube@/there/cube.npz")
     for name, value in {
         "offline_steps": 20,
         "offline_dataset": "ogbench:scene@/here/cube.npz",
@@ -298,8 +373,39 @@ def test_a_study_of_another_algorithm_is_refused(tmp_path):
     storage = str(tmp_path / "study.log")
     study = optuna.create_study(storage=open_storage(storage), study_name=STUDY, direction="maximize")
     study.set_user_attr("command", "python -m rl_zoo3.train --algo sac")
+    study.tell(study.ask({"learning_rate": optuna.distributions.FloatDistribution(0, 1)}), 0.0)
     with pytest.raises(ValueError, match="study_name='study' is not allowed"):
         make_manager(storage, tmp_path).hyperparameters_optimization()
+    with pytest.raises(ValueError, match="trials are not sac_flow's"):
+        make_manager(storage, tmp_path, options={"trial_id": 0}).read_hyperparameters()
+
+
+@pytest.mark.parametrize("foreign", ["direction", "trials"])
+def test_a_study_of_nobody_knows_whom_is_refused(foreign, tmp_path):
+    storage = str(tmp_path / "study.log")
+    direction = "minimize" if foreign == "direction" else "maximize"
+    study = optuna.create_study(storage=open_storage(storage), study_name=STUDY, direction=direction)
+    if foreign == "trials":
+        study.tell(study.ask({"learning_rate": optuna.distributions.FloatDistribution(0, 1)}), 0.0)
+    with pytest.raises(ValueError, match="study_name='study' is not allowed"):
+        make_manager(storage, tmp_path).hyperparameters_optimization()
+    assert not load_study(storage, STUDY).user_attrs
+
+
+def test_trials_may_wait_in_a_study_before_the_first_worker(tmp_path):
+    storage = str(tmp_path / "study.log")
+    study = optuna.create_study(storage=open_storage(storage), study_name=STUDY, direction="maximize")
+    study.enqueue_trial({"x": 0.5})
+    manager = make_manager(storage, tmp_path)
+    manager.objective = lambda trial: trial.suggest_float("x", 0, 1)
+    manager.hyperparameters_optimization()
+    assert [trial.value for trial in load_study(storage, STUDY).trials] == [0.5]
+
+
+@pytest.mark.parametrize("options", [{"storage": None}, {"study_name": None}])
+def test_a_trial_of_no_study_is_refused(options, tmp_path):
+    with pytest.raises(ValueError, match=r"trial_id=0 is not allowed: .*--storage and --study-name"):
+        make_manager("study.log", tmp_path, options={"trial_id": 0, **options})
 
 
 @pytest.mark.parametrize("damage", ["garbage\n", '{"op_code": 4, "worker', '"text"\n'])

@@ -20,7 +20,7 @@ import sb3_flow.envs
 from sb3_flow import FlowGPolicy, SACFlow
 from sb3_flow.zoo import register
 from sb3_flow.zoo.registration import CONFIG
-from sb3_flow.zoo.sampler import FLOW_STEPS, convert_sac_flow_params, sample_sac_flow_params
+from sb3_flow.zoo.sampler import FLOW_STEPS, GIVEN, convert_sac_flow_params, sample_sac_flow_params
 from sb3_flow.zoo.storage import load_study, open_storage
 
 ENV = "InvertedDoublePendulum-v5"
@@ -292,6 +292,22 @@ SPACES = {
         {"bc_coef", "offline_ratio", "noise_std"},
         {"d_model", "initial_ent_coef", "target_entropy", "online_bc_coef"},
     ),
+    "given on the command line": (
+        {"noise_std": 0.1},
+        {
+            **OFFLINE,
+            "horizon_length": "5",
+            GIVEN: "batch_size bc_coef gamma horizon_length learning_rate noise_std policy_kwargs",
+        },
+        {"offline_ratio", "flow_steps", "qf_learning_rate", "policy_kwargs"},
+        {"noise_std", "bc_coef", "one_minus_gamma", "batch_size_pow", "learning_rate"},
+    ),
+    "target entropy given": (
+        {},
+        {"policy": "FlowTPolicy", GIVEN: "d_model target_entropy"},
+        {"n_layers", "highest_log_std", "initial_ent_coef"},
+        {"target_entropy", "n_actions", "d_model"},
+    ),
     "two weights": ({}, {**OFFLINE, "bc_coef": "[10000.0, 1000.0]"}, {"bc_coef", "online_bc_coef"}, set()),
 }
 
@@ -324,6 +340,7 @@ def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
         assert not params.keys() & not_searched
         for name in kept.keys() - {"noise_std", "log_std_range"}:
             assert sampled["policy_kwargs"][name] == kept[name]
+        sampled.pop("offline_ratio", None)  # there are no data
         model = SACFlow(yaml_values["policy"], "Pendulum-v1", **{**sampled, "buffer_size": 20})
         assert model.policy.flow_steps in FLOW_STEPS
         for name, value in sampled["policy_kwargs"].items():

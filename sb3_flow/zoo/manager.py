@@ -1,22 +1,27 @@
 """rl-zoo3's ExperimentManager for SACFlow: our YAML, trials of several seeds, studies that several workers share."""
 
 import copy
+import random
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import optuna
 import rl_zoo3.exp_manager
 from optuna.distributions import distribution_to_json
+from optuna.study import StudyDirection
 from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_flow.checks import require, require_integer
 from sb3_flow.zoo.registration import CONFIG
-from sb3_flow.zoo.sampler import search_space, searched_arguments
+from sb3_flow.zoo.sampler import GIVEN, given_arguments, search_space, searched_arguments
 from sb3_flow.zoo.seeds import SeedTrial, mean_of_seeds
 from sb3_flow.zoo.storage import HEARTBEAT, load_study, open_storage
 
 ZOO_CONFIG = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams" / CONFIG.name
 SETTINGS = "sac_flow_settings"  # the study's attribute that workers compare
+# What the command line may say beside hyperparameters
+COMMAND_LINE = ("n_timesteps", "n_evaluations", "n_eval_episodes", "env_kwargs", "eval_env_kwargs")
 
 
 class TrialNumber(int):
@@ -34,13 +39,25 @@ class FlowExperimentManager(ExperimentManager):
 
     seeds_per_trial = 1
     heartbeat = HEARTBEAT
+    custom_hyperparams: dict[str, Any] | None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if Path(self.config) == ZOO_CONFIG:
             self.config = str(CONFIG)
         if self.trial_id is not None:
+            known = self.storage is not None and self.study_name is not None
+            require(known, "trial_id", self.trial_id, "a trial of a study, which --storage and --study-name tell")
             self.trial_id = TrialNumber(self.trial_id)
+
+    def read_hyperparameters(self) -> Any:
+        given = self.custom_hyperparams or {}
+        policy_kwargs = given.get("policy_kwargs")
+        if self.trial_id is not None and isinstance(policy_kwargs, dict):
+            # The zoo replaces policy_kwargs as a whole, the trial's K with them
+            trial = self.load_trial(cast(str, self.storage), cast(str, self.study_name), self.trial_id)
+            self.custom_hyperparams = {**given, "policy_kwargs": {**trial["policy_kwargs"], **policy_kwargs}}
+        return super().read_hyperparameters()
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         # As text now: schedules and wrappers become objects, which print differently in every process
@@ -63,12 +80,21 @@ class FlowExperimentManager(ExperimentManager):
                 self.storage = cast(str, storage)
         super().hyperparameters_optimization()
 
+    def _create_sampler(self, sampler_method: str) -> optuna.samplers.BaseSampler:
+        manager = copy.copy(self)
+        if self.storage is not None:
+            # Else workers with one command would draw the same candidates
+            manager.seed = random.SystemRandom().getrandbits(32)
+        return ExperimentManager._create_sampler(manager, sampler_method)
+
     def objective(self, trial: optuna.Trial) -> float:
         """The value of a trial, which is the mean over `seeds_per_trial` seeds.
 
         :param trial: the trial
         :raises optuna.TrialPruned: if the mean is worse than that of other trials, or a seed gets to NaN
         """
+        if GIVEN not in trial.study.user_attrs:  # a study that nobody can join
+            trial.study.set_user_attr(GIVEN, given_arguments(self.custom_hyperparams))
         if self.seeds_per_trial == 1:
             return float(super().objective(trial))
 
@@ -92,6 +118,8 @@ class FlowExperimentManager(ExperimentManager):
             trials = load_study(storage, study_name).trials
             sampled = [trial.number for trial in trials if trial.params]
             require(trial_id in sampled, "trial_id", trial_id, f"a number up to {len(trials) - 1} that was sampled")
+            ours = "policy_kwargs" in trials[trial_id].params
+            require(ours, "study_name", study_name, "its trials are not sac_flow's")
         return super().load_trial(storage, study_name, trial_id, convert)
 
     def _join_study(self, storage: optuna.storages.BaseStorage) -> None:
@@ -101,13 +129,14 @@ class FlowExperimentManager(ExperimentManager):
         left to the worker that made the study, and it may not have got there yet.
         """
         fixed = {name: str(value) for name, value in self._hyperparams.items()}
+        fixed[GIVEN] = given_arguments(self.custom_hyperparams)
         space = search_space(fixed, self.n_actions)
         searched = searched_arguments(space)
         ours: dict[str, str] = {
             **{name: value for name, value in self._given.items() if name not in searched},
             "environment": self.env_name.gym_id,
             # These may come from the command line too
-            **{name: str(getattr(self, name)) for name in ("n_timesteps", "n_evaluations", "env_kwargs")},
+            **{name: str(getattr(self, name)) for name in COMMAND_LINE},
             "seeds_per_trial": str(self.seeds_per_trial),
             **{name: distribution_to_json(distribution) for name, distribution in space.items()},
         }
@@ -117,7 +146,9 @@ class FlowExperimentManager(ExperimentManager):
             storage=storage, study_name=self.study_name, direction="maximize", load_if_exists=True
         )
         attrs = study.user_attrs
-        if "command" not in attrs and SETTINGS not in attrs:
+        # Trials may be waiting in a study that is still empty; they have no parameters yet
+        empty = study.direction is StudyDirection.MAXIMIZE and not any(trial.params for trial in study.trials)
+        if "command" not in attrs and SETTINGS not in attrs and empty:
             for name, value in fixed.items():
                 study.set_user_attr(name, value)
             study.set_user_attr(SETTINGS, ours)
@@ -126,3 +157,7 @@ class FlowExperimentManager(ExperimentManager):
         differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
         advice = f"that study has other settings ({', '.join(differing)}): give the same, or another --study-name"
         require(not differing, "study_name", self.study_name, advice)
+        # Here too, or `--max-total-trials` would count trials of the dead
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)

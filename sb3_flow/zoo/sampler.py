@@ -14,6 +14,16 @@ FLOW_STEPS = (1, 2, 4, 7, 10)
 HORIZONS = (1, 5, 10)
 FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
 BETA = FloatDistribution(1.0, 1e5, log=True)
+GIVEN = "given_arguments"  # the study's attribute with the names of `given_arguments`
+# What a parameter of the search decides, where it has another name
+DECIDED = {
+    "one_minus_gamma": "gamma",
+    "batch_size_pow": "batch_size",
+    "initial_ent_coef": "ent_coef",
+    "highest_log_std": "log_std_range",
+    "n_actions": "target_entropy",
+    "online_bc_coef": "bc_coef",
+}
 
 
 def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDistribution]:
@@ -21,18 +31,24 @@ def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDist
 
     Beta, h and the share of the data only with offline data; alpha only where it is learned; sigma itself where it is
     fixed, and its upper bound and the target entropy where it is learned; width and depth only for Flow-T. Parameters
-    with one choice are not searched, they carry what `convert_sac_flow_params` needs to know.
+    with one choice are not searched, they carry what `convert_sac_flow_params` needs to know. What was given on the
+    command line is not searched either, and no part of the space.
 
-    :param fixed: values of the YAML as text, as rl-zoo3 writes them into the study
+    :param fixed: values of the YAML and the command line as text, as rl-zoo3 writes them into the study, and the names
+        of the latter, under `GIVEN`
     :param n_actions: d
     :raises ValueError: if the YAML's policy_kwargs hold more than Python literals
     """
     policy_kwargs = _literal(fixed.get("policy_kwargs", "{}"))
     offline = fixed.get("offline_dataset", "None") != "None"
+    given = set(fixed.get(GIVEN, "").split())
+    searches_horizon = offline and "horizon_length" not in given
     space: dict[str, BaseDistribution] = {
         # Into the trial's parameters, the only thing that `--trial-id` hands to the converter
         "policy_kwargs": CategoricalDistribution([fixed.get("policy_kwargs", "{}")]),
-        "horizon_length": CategoricalDistribution(HORIZONS if offline else [int(fixed.get("horizon_length", "1"))]),
+        "horizon_length": CategoricalDistribution(
+            HORIZONS if searches_horizon else [int(fixed.get("horizon_length", "1"))]
+        ),
         "flow_steps": CategoricalDistribution(FLOW_STEPS),
         "learning_rate": FloatDistribution(1e-4, 1e-3, log=True),
         "qf_learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
@@ -62,7 +78,21 @@ def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDist
         if fixed.get("bc_coef", "0").startswith(("[", "(")):
             space["online_bc_coef"] = BETA
         space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
-    return space
+    return {
+        name: distribution
+        for name, distribution in space.items()
+        if DECIDED.get(name, name) not in given - {"horizon_length", "policy_kwargs"}
+    }
+
+
+def given_arguments(hyperparams: Mapping[str, Any] | None) -> str:
+    """Names of the arguments that the command line gives, those inside of its policy_kwargs included.
+
+    :param hyperparams: of the command line
+    """
+    hyperparams = hyperparams or {}
+    policy_kwargs = hyperparams.get("policy_kwargs")
+    return " ".join(sorted({*hyperparams, *(policy_kwargs if isinstance(policy_kwargs, dict) else ())}))
 
 
 def sample_sac_flow_params(
@@ -81,7 +111,7 @@ def sample_sac_flow_params(
     for name, distribution in search_space(trial.study.user_attrs, n_actions).items():
         _suggest(trial, name, distribution)
     hyperparams = convert_sac_flow_params(trial.params)
-    for name in ("gamma", "batch_size"):
+    for name in {"gamma", "batch_size"} & hyperparams.keys():
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
 
@@ -105,12 +135,11 @@ def convert_sac_flow_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         params["target_entropy"] *= params.pop("n_actions") * params["horizon_length"]
     if "online_bc_coef" in params:
         params["bc_coef"] = [params["bc_coef"], params.pop("online_bc_coef")]
-    return {
-        "gamma": 1 - params.pop("one_minus_gamma"),
-        "batch_size": 2 ** params.pop("batch_size_pow"),
-        "policy_kwargs": policy_kwargs,
-        **params,
-    }
+    if "one_minus_gamma" in params:
+        params["gamma"] = 1 - params.pop("one_minus_gamma")
+    if "batch_size_pow" in params:
+        params["batch_size"] = 2 ** params.pop("batch_size_pow")
+    return {"policy_kwargs": policy_kwargs, **params}
 
 
 def searched_arguments(space: Mapping[str, BaseDistribution]) -> set[str]:
