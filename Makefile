@@ -30,7 +30,7 @@ format: $(STAMP)
 $(STAMP): setup.py constraints.txt
 	@echo "Installing into $(VENV): a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,plots,postgresql,onnx,ogbench,robomimic,minari]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,plots,postgresql,onnx,ogbench,robomimic,minari,ray]"
 	@touch $@
 
 clean:
