@@ -28,11 +28,16 @@ def read_curves(folder: Path, column: str = RETURN) -> Curves:
 
 
 def offline_steps(folder: Path) -> dict[str, int]:
-    """Length of the offline phase of every task, 0 without one; it is in the settings beside the CSVs."""
+    """Length of the offline phase of every task, 0 without one; it is in the settings beside the CSVs.
+
+    Runs that are offline throughout do not count: they have no other phase.
+    """
     steps: dict[str, int] = defaultdict(int)
     for path in folder.glob("*/*/*.jsonl"):
         settings = json.loads(path.read_text().splitlines()[-1])
-        steps[path.parts[-3]] = max(steps[path.parts[-3]], settings["overrides"].get("offline_steps", 0))
+        offline = settings["overrides"].get("offline_steps", 0)
+        if offline < settings["steps"]:
+            steps[path.parts[-3]] = max(steps[path.parts[-3]], offline)
     return steps
 
 

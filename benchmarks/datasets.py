@@ -208,9 +208,10 @@ def with_chunks(rows: int) -> SACFlow:
     rng = np.random.default_rng(0)
     ends = np.arange(rows) % EPISODE == EPISODE - 1
     ends[-1] = True
+    states = rng.normal(size=(rows + 1, WIDTHS["observations"]))
     arrays = {
-        "observations": rng.normal(size=(rows, WIDTHS["observations"])),
-        "next_observations": rng.normal(size=(rows, WIDTHS["observations"])),
+        "observations": states[:-1],
+        "next_observations": states[1:],
         "actions": rng.uniform(-1, 1, (rows, WIDTHS["actions"])),
         "rewards": -np.ones(rows),
         "masks": np.ones(rows),

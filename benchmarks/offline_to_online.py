@@ -57,8 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t+free": {"bc_coef": 0.0},
     "flow_t+raw": {"matching_target": "raw"},
     "flow_t+mixed": {"offline_ratio": 0.5},
-    # Behaviour cloning by flow matching, throughout: every step costs 1, so without a future Q is constant and has no
-    # say. (A heavy beta would be a regression to the mean action instead.)
+    # For Lift: behaviour cloning by flow matching, throughout. Every step costs 1 there, so without a future Q is
+    # constant and has no say. (A heavy beta would be a regression to the mean action instead.)
     "flow_t+bc": {"gamma": 0.0, "bc_coef": 0.0, "offline_steps": 10**9},
 }
 

@@ -272,9 +272,13 @@ def known_tasks(figure: str, scale: str) -> list[str]:
     return [name for name, study in STUDIES.items() if study.dataset.startswith("ogbench")]
 
 
-def write_record(folder: Path) -> None:
-    """Command, commit and machine, beside the results, below those of earlier commands."""
-    record = f"{shlex.join(['python', *sys.argv])}\ncommit {commit() or 'unknown'}, {machine()}\n"
+def make_record() -> str:
+    """Command, commit and machine."""
+    return f"{shlex.join(['python', *sys.argv])}\ncommit {commit() or 'unknown'}, {machine()}\n"
+
+
+def write_record(folder: Path, record: str) -> None:
+    """Put a record beside the results, below those of earlier commands."""
     path = folder / RECORD
     earlier = path.read_text() if path.exists() else ""
     if record not in earlier:
@@ -296,8 +300,9 @@ def main() -> None:
         parser.error("--ray: the gradient norms are measured on this machine, leave it out")
     folder = args.out / f"{args.figure}_{args.scale}"
     folder.mkdir(parents=True, exist_ok=True)
+    record = make_record()  # the commit may be another one when the runs are done
     FIGURES[args.figure](SCALES[args.scale], args, folder)
-    write_record(folder)
+    write_record(folder, record)
     write_page([args.out], args.out / "index.html")
     print(args.out / "index.html")
 

@@ -229,6 +229,7 @@ class SACFlow(OffPolicyAlgorithm):
         self._dataset: Dataset | None = None
         self._dataset_name = ""
         self._n_offline = 0  # updates of the offline phase that are done
+        self._env_knows_data = False  # see `learn_statistics`
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.compile: CompileMode = compile
@@ -319,7 +320,7 @@ class SACFlow(OffPolicyAlgorithm):
             require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
             dataset = load_dataset(self.offline_dataset)
             check_fits(dataset, self.observation_space, self.action_space)
-            dataset.at(0).check_chunks(self.horizon_length)
+            dataset.check_chunks(self.horizon_length)
             self._dataset, self._dataset_name = dataset, repr(dataset)
 
     @classmethod
@@ -611,8 +612,9 @@ class SACFlow(OffPolicyAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._load_dataset()
-        if self._dataset is not None and self._n_updates == 0 and self._vec_normalize_env is not None:
+        if self._dataset is not None and self._vec_normalize_env is not None and not self._env_knows_data:
             learn_statistics(self._vec_normalize_env, self._dataset.at(0))
+            self._env_knows_data = True
         if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
             print("A run this long is faster with compile=True, see docs/speed.md")
         will_reset = reset_num_timesteps or self._last_obs is None
@@ -630,7 +632,7 @@ class SACFlow(OffPolicyAlgorithm):
     def learn_offline(self: SelfSACFlow, steps: float, **kwargs: Any) -> SelfSACFlow:
         """Make some updates from the offline data alone, whatever `offline_steps` says; then `learn` goes on online.
 
-        That is so as well if a callback stops them early. A checkpoint made on the way goes on with them.
+        That is so as well if they are stopped early. A checkpoint made on the way goes on with them.
 
         :param steps: number of updates
         :param kwargs: arguments of `learn`: callback, log_interval, progress_bar, ...
@@ -642,9 +644,10 @@ class SACFlow(OffPolicyAlgorithm):
         # Before the phase is lengthened: if the data are refused, nothing has changed
         self._load_dataset()
         self.offline_steps = self._n_offline + int(steps)
-        self.learn(steps, **kwargs)
-        self.offline_steps = self._n_offline
-        return self
+        try:
+            return self.learn(steps, **kwargs)
+        finally:
+            self.offline_steps = self._n_offline
 
     def _excluded_save_params(self) -> list[str]:
         return [

@@ -195,9 +195,20 @@ def test_the_phases_can_be_called_one_by_one() -> None:
     assert (model.replay_buffer.size(), model.num_timesteps) == (5, 15)
 
 
-def test_an_offline_phase_that_a_callback_stopped_is_over() -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_offline_phase_that_was_stopped_is_over(interrupted: bool) -> None:
+    class Interrupter(Recorder):
+        def _on_step(self) -> bool:
+            if not super()._on_step():
+                raise KeyboardInterrupt
+            return True
+
     model = offline_model(offline_steps=0)
-    model.learn_offline(30, callback=Recorder(stop_at=5))
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            model.learn_offline(30, callback=Interrupter(stop_at=5))
+    else:
+        model.learn_offline(30, callback=Recorder(stop_at=5))
     assert (model._n_updates, model.is_offline) == (5, False)
     model.learn(4)
     assert model.replay_buffer.size() == 4
@@ -474,12 +485,13 @@ def test_the_offline_phase_is_normalised_by_statistics_of_the_data(training: boo
 
 
 def test_statistics_of_the_data_are_learned_once() -> None:
-    model = offline_model(env=VecNormalize(DummyVecEnv([RandomEnv]), gamma=GAMMA))
+    env = VecNormalize(DummyVecEnv([RandomEnv]), gamma=GAMMA)
+    model = offline_model(env=env, offline_steps=0, learning_starts=100)
     counts = []
     for _ in range(2):
         model.learn(4, reset_num_timesteps=False)
         counts.append(model.get_vec_normalize_env().obs_rms.count)  # type: ignore[union-attr]
-    assert counts[0] == pytest.approx(counts[1], abs=2)
+    assert counts[1] - counts[0] < 10 < counts[0]
 
 
 def test_a_sharded_set_takes_turns(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def write_run(folder, task, algo, seed, values, success=False, **settings):
         writer = csv.writer(file)
         writer.writerow(["step", curves.RETURN, curves.SUCCESS])
         writer.writerows([10 * (i + 1), value, value if success else ""] for i, value in enumerate(values))
-    path.with_suffix(".jsonl").write_text(json.dumps({"overrides": settings}) + "\n")
+    path.with_suffix(".jsonl").write_text(json.dumps({"steps": 10 * len(values), "overrides": settings}) + "\n")
 
 
 @pytest.fixture
@@ -39,6 +39,12 @@ def folder(tmp_path):
             for algo, level in (("flow_t", better), ("sac", better), ("crossq", worse)):
                 write_run(tmp_path, task, algo, seed, [0.0, scale * (level + 0.01 * seed)])
     return tmp_path
+
+
+def test_the_offline_phase_is_that_of_the_runs_that_have_another(tmp_path):
+    write_run(tmp_path, "lift", "flow_t", 1, [0.0, 1.0], offline_steps=10)
+    write_run(tmp_path, "lift", "flow_t+bc", 1, [0.0, 1.0], offline_steps=10**9)
+    assert curves.offline_steps(tmp_path) == {"lift": 10}
 
 
 def test_what_is_compared_are_the_last_scores_from_the_worst_run_to_the_best(folder):

@@ -304,6 +304,8 @@ def test_a_trial_is_trained_again_with_its_own_policy_kwargs_and_those_of_the_co
     manager.hyperparameters_optimization()
     again = make_manager(storage, tmp_path, options={"trial_id": 0}, **given)
     trained, _ = again.read_hyperparameters()
+    other = make_manager(storage, tmp_path, options={"trial_id": 0}, policy_kwargs={"d_model": 16})
+    assert other.read_hyperparameters()[0]["policy_kwargs"] == {**trained["policy_kwargs"], "d_model": 16}
     trial = convert_sac_flow_params(load_study(storage, STUDY).trials[0].params)
     assert trained["policy_kwargs"] == trial["policy_kwargs"]
     assert trained["policy_kwargs"].keys() >= {"flow_steps", "d_model", "net_arch", "n_layers"}

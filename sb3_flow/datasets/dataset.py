@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_flow.checks import require, require_integer
 from sb3_flow.datasets.arrays import Array, blocks, bounded_actions, check_shape, flag_array, float_array
@@ -158,9 +159,11 @@ class OfflineDataset:
             raise DataError(self.source, self._name("ends"), problem)
         if self._next is None:
             return
+        goes_on = np.zeros_like(self.ends)
+        goes_on[rows] = ~self.ends[rows]
         for start, after in blocks(self._next[:-1]):
             following = self.observations[start + 1 : start + 1 + len(after)]
-            jumps = (after != following).reshape(len(after), -1).any(axis=1) & ~self.ends[start : start + len(after)]
+            jumps = (after != following).reshape(len(after), -1).any(axis=1) & goes_on[start : start + len(after)]
             if jumps.any():
                 problem = (
                     f"they differ from the next row's observations, but {self._name('ends')} does not mark an "
@@ -211,6 +214,7 @@ class Extent(NamedTuple):
 
     steps: int
     observation_shape: tuple[int, ...]
+    observation_dtype: np.dtype[Any]  # float32, or uint8 for images
     action_dim: int
 
 
@@ -248,8 +252,9 @@ class ShardedDataset:
         self.observation_shape = self._resident.observation_shape
         self.observation_dtype = self._resident.observation_dtype
         self.action_dim = self._resident.action_dim
-        for index, extent in enumerate(extents):
-            self._check(extent, index, "observation_shape", "action_dim")
+        for path, extent in zip(self.paths, extents, strict=True):
+            self._check_extent(path, extent)
+        self._horizon = 1
         self._read_ahead()
 
     def __len__(self) -> int:
@@ -263,7 +268,7 @@ class ShardedDataset:
         """The file whose turn it is. Keep no reference beyond the update, or a third file stays in memory.
 
         :param update: number of the update, from 0; any order is allowed, rising is fast
-        :raises ValueError: if the file is bad, or its dimensions differ from the first one's
+        :raises ValueError: if the file is bad
         """
         index = update // self.rotate_every % len(self.paths)
         if index != self._index or self._resident is None:
@@ -279,26 +284,31 @@ class ShardedDataset:
         if ahead is not None:
             number, future = ahead
             if number == index:
-                return self._check_shard(future.result(), index)
+                return self._checked(future.result())
             # Whatever became of it: it must be gone before another is read
             future.exception()
             del ahead, future
-        return self._check_shard(self._load(self.paths[index]), index)
+        return self._checked(self._load(self.paths[index]))
 
     def _read_ahead(self) -> None:
         if len(self.paths) > 1:
             index = (self._index + 1) % len(self.paths)
             self._ahead = index, self._reader.submit(self._load, self.paths[index])
 
-    def _check_shard(self, shard: OfflineDataset, index: int) -> OfflineDataset:
-        self._check(shard, index, "observation_shape", "observation_dtype", "action_dim")
+    def check_chunks(self, horizon: int) -> None:
+        """As `OfflineDataset.check_chunks`, of the resident file now and of the others when their turn comes."""
+        self._horizon = horizon
+        self.at(self._index * self.rotate_every).check_chunks(horizon)
+
+    def _checked(self, shard: OfflineDataset) -> OfflineDataset:
+        shard.check_chunks(self._horizon)
         return shard
 
-    def _check(self, shard: OfflineDataset | Extent, index: int, *names: str) -> None:
-        for name in names:
-            ours, first = getattr(shard, name), getattr(self, name)
+    def _check_extent(self, path: Path, extent: Extent) -> None:
+        for name in ("observation_shape", "observation_dtype", "action_dim"):
+            ours, first = getattr(extent, name), getattr(self, name)
             if ours != first:
-                raise DataError(self.paths[index], None, f"its {name} is {ours}, that of {self.paths[0].name} {first}")
+                raise DataError(path, None, f"its {name} is {ours}, that of {self.paths[0].name} {first}")
 
 
 Dataset = OfflineDataset | ShardedDataset
@@ -354,8 +364,9 @@ def check_fits(
             f"one has shape {dataset.observation_shape}, but the {env} shows {observation_space}; is it the data of "
             "another environment?",
         )
-    # Images are scaled on the way into the policy, by the environment's dtype
-    if (dataset.observation_dtype == np.uint8) != (observation_space.dtype == np.uint8):
+    as_bytes = dataset.observation_dtype == np.uint8
+    # SB3 scales images on the way into the policy, by the environment's space
+    if (as_bytes and observation_space.dtype != np.uint8) or (not as_bytes and is_image_space(observation_space)):
         problem = f"they are {dataset.observation_dtype}, but the {env} shows {observation_space}"
         raise DataError(dataset.source, "observations", problem)
     if not isinstance(action_space, spaces.Box) or action_space.shape != (dataset.action_dim,):

@@ -90,17 +90,21 @@ def measure(path: Path) -> Extent:
     """
     with NpzReader(path) as file:
         _check_layout(path, file)
-        rows, *observation_shape = file.header("observations").shape
+        shape = file.header("observations").shape
+        if len(shape) < 2:
+            raise DataError(path, "observations", f"it has shape {shape}, not (steps, ...)")
+        rows = shape[0]
         for key, dimensions in {"actions": 2, "terminals": 1}.items():
-            shape = file.header(key).shape
-            if shape[:1] != (rows,) or len(shape) != dimensions:
-                raise DataError(path, key, f"it has shape {shape}, but there are {rows} observations")
+            other = file.header(key).shape
+            if other[:1] != (rows,) or len(other) != dimensions:
+                raise DataError(path, key, f"it has shape {other}, but there are {rows} observations")
         steps = rows
         if "valids" in file:
             steps = int(flag_array(path, "valids", file.read("valids"), rows).sum())
         elif "next_observations" not in file:
             steps -= int(flag_array(path, "terminals", file.read("terminals"), rows).sum())
-        return Extent(steps, tuple(observation_shape), file.header("actions").shape[1])
+        dtype = np.dtype(np.uint8 if _is_image(file) else np.float32)
+        return Extent(steps, shape[1:], dtype, file.header("actions").shape[1])
 
 
 def _check_layout(path: Path, file: NpzReader) -> None:

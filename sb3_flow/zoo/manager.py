@@ -145,9 +145,9 @@ class FlowExperimentManager(ExperimentManager):
         study = optuna.create_study(
             storage=storage, study_name=self.study_name, direction="maximize", load_if_exists=True
         )
-        attrs = study.user_attrs
-        # Trials may be waiting in a study that is still empty; they have no parameters yet
+        # Before the attributes: another worker writes these first. Waiting trials have no parameters yet
         empty = study.direction is StudyDirection.MAXIMIZE and not any(trial.params for trial in study.trials)
+        attrs = study.user_attrs
         if "command" not in attrs and SETTINGS not in attrs and empty:
             for name, value in fixed.items():
                 study.set_user_attr(name, value)

@@ -92,7 +92,9 @@ def given_arguments(hyperparams: Mapping[str, Any] | None) -> str:
     """
     hyperparams = hyperparams or {}
     policy_kwargs = hyperparams.get("policy_kwargs")
-    return " ".join(sorted({*hyperparams, *(policy_kwargs if isinstance(policy_kwargs, dict) else ())}))
+    # noise_std outside of policy_kwargs is that of the zoo's action noise
+    outside = hyperparams.keys() - {"noise_std"}
+    return " ".join(sorted({*outside, *(policy_kwargs if isinstance(policy_kwargs, dict) else ())}))
 
 
 def sample_sac_flow_params(
