@@ -15,10 +15,18 @@ LABELS = {
     "flow_t": "SAC Flow-T",
     "flow_g": "SAC Flow-G",
     "flow_mlp": "SAC Flow, plain MLP",
+    "cloning": "Flow-T, cloning alone",
     "crossq": "CrossQ",
     "sac": "SAC",
 }
-COLORS = {"flow_t": "#0b6e99", "flow_g": "#2a9d5c", "flow_mlp": "#9467bd", "crossq": "#d1495b", "sac": "#8d8d8d"}
+COLORS = {
+    "flow_t": "#0b6e99",
+    "flow_g": "#2a9d5c",
+    "flow_mlp": "#9467bd",
+    "cloning": "#c98a1b",
+    "crossq": "#d1495b",
+    "sac": "#8d8d8d",
+}
 
 
 def label(algo: str) -> str:

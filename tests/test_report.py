@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 def test_the_offline_phase_is_that_of_the_runs_that_have_another(tmp_path):
     write_run(tmp_path, "lift", "flow_t", 1, [0.0, 1.0], offline_steps=10)
-    write_run(tmp_path, "lift", "flow_t+bc", 1, [0.0, 1.0], offline_steps=10**9)
+    write_run(tmp_path, "lift", "cloning", 1, [0.0, 1.0], offline_steps=10**9)
     assert curves.offline_steps(tmp_path) == {"lift": 10}
 
 
