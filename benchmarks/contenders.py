@@ -15,32 +15,10 @@ from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_flow import SACFlow
-from sb3_flow.policies import FlowCritic, FlowPolicy, FlowTPolicy
 
-
-class _NoCritic(FlowCritic):
-    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        return 0 * super().forward(obs, actions)
-
-
-class CloningPolicy(FlowTPolicy):
-    """Flow-T whose Q is 0 everywhere: what is left of the offline phase is flow matching and the proximity term."""
-
-    def _make_critic(self) -> FlowCritic:
-        critic = super()._make_critic()
-        critic.__class__ = _NoCritic
-        return critic
-
-
-POLICIES: dict[str, str | type[FlowPolicy]] = {
-    "flow_t": "FlowTPolicy",
-    "flow_g": "FlowGPolicy",
-    "flow_mlp": "FlowMLPPolicy",
-    "cloning": CloningPolicy,
-}
+POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
 SUFFIXES: dict[str, dict[str, Any]] = {
     "": {},
     "+bf16": {"amp": "bf16"},

@@ -24,6 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from arguments import add_run_arguments, check_tasks, json_object
+from cloning import CloningPolicy
 from contenders import POLICIES, merged
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
 from numpy.typing import NDArray
@@ -38,8 +39,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_flow import SACFlow
 from sb3_flow.envs import register
+from sb3_flow.policies import FlowPolicy
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
+OURS: dict[str, str | type[FlowPolicy]] = {**POLICIES, "cloning": CloningPolicy}
 NEVER = 10**9  # episodes
 # All of them step until the last episode is over, so that one failure costs its length times their number
 EVAL_ENVS = 10
@@ -127,7 +130,7 @@ def make_model(run: Run) -> OffPolicyAlgorithm:
     if run.algo in BASELINES:
         return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": width}}, **common)
     arguments = merged(common, {"policy_kwargs": {"net_arch": {"qf": width}}}, run.overrides)
-    return SACFlow(POLICIES[run.algo.split("+")[0]], **arguments)
+    return SACFlow(OURS[run.algo.split("+")[0]], **arguments)
 
 
 def load_model(run: Run) -> OffPolicyAlgorithm:
@@ -257,8 +260,8 @@ def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
 
 def algorithm(text: str) -> str:
     """An argument of the command line: the name of a contender; one of ours may have a label."""
-    known = [*POLICIES, *BASELINES]
-    if text not in known and text.partition("+")[0] not in POLICIES:
+    known = [*OURS, *BASELINES]
+    if text not in known and text.partition("+")[0] not in OURS:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no algorithm: choose from {', '.join(known)}, or {known[0]}+LABEL"
         )

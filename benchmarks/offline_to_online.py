@@ -26,7 +26,6 @@ class Study:
     bc_coef: float | list[float]
     offline_steps: int
     steps: int
-    eval_freq: int = 5_000
 
 
 STUDIES = {
@@ -41,9 +40,8 @@ STUDIES = {
         "cube-double-play-singletask-task1-v0",
         "ogbench:cube-double-play-singletask-task1-v0",
         bc_coef=300.0,
-        offline_steps=100_000,
-        steps=200_000,
-        eval_freq=10_000,
+        offline_steps=40_000,
+        steps=70_000,
     ),
     "lift": Study(
         "lift-mh-low_dim-v0", "robomimic:lift/mh", bc_coef=[10_000.0, 1_000.0], offline_steps=20_000, steps=50_000
@@ -85,7 +83,7 @@ def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) ->
         variant,
         seed,
         steps=study.steps,
-        eval_freq=study.eval_freq,
+        eval_freq=5_000,
         eval_episodes=args.eval_episodes,
         learning_starts=0,
         width=args.width,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import VECTOR, RandomEnv
+from helpers import VECTOR, RandomEnv, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -246,3 +246,9 @@ def test_sampling_before_a_whole_chunk_is_stored_says_what_to_raise() -> None:
     fill(buffer, 4, seed=0)
     with pytest.raises(ValueError, match=r"holds 4 steps.*horizon_length=5.*learning_starts"):
         buffer.sample(8)
+
+
+def test_sac_flow_takes_the_chunk_buffer_for_single_steps() -> None:
+    model = make_model(replay_buffer_class=ChunkReplayBuffer).learn(20)
+    assert isinstance(model.replay_buffer, ChunkReplayBuffer)
+    assert (model.replay_buffer.horizon_length, model._n_updates) == (1, 10)

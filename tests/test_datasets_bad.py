@@ -105,6 +105,14 @@ def test_bad_arrays(tmp_path: Path, form: str, change: Callable[[dict[str, Any]]
             load_dataset(path)
 
 
+@pytest.mark.parametrize("key", ["observations", "terminals"])
+def test_rows_of_different_lengths(key: str) -> None:
+    arrays: dict[str, Any] = regular_arrays(trajectories(LENGTHS))
+    arrays[key] = [*arrays[key].tolist()[:-1], [0.0]]
+    with pytest.raises(DataError, match=f"'{key}': its rows have different lengths"):
+        load_dataset(arrays)
+
+
 @pytest.mark.parametrize("key", ["rewards", "masks"])
 def test_arrays_without_labels(tmp_path: Path, key: str) -> None:
     arrays = regular_arrays(trajectories(LENGTHS))

@@ -312,6 +312,11 @@ SPACES = {
 }
 
 
+def pendulum_data():
+    arrays = regular_arrays(trajectories([20]))
+    return {**arrays, "actions": arrays["actions"][:, :1]}
+
+
 @pytest.mark.parametrize(
     ("kept", "yaml_values", "searched", "not_searched", "storage"),
     [
@@ -340,8 +345,8 @@ def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
         assert not params.keys() & not_searched
         for name in kept.keys() - {"noise_std", "log_std_range"}:
             assert sampled["policy_kwargs"][name] == kept[name]
-        sampled.pop("offline_ratio", None)  # there are no data
-        model = SACFlow(yaml_values["policy"], "Pendulum-v1", **{**sampled, "buffer_size": 20})
+        data = {"offline_dataset": pendulum_data()} if "offline_ratio" in sampled else {}
+        model = SACFlow(yaml_values["policy"], "Pendulum-v1", **{**sampled, **data, "buffer_size": 20})
         assert model.policy.flow_steps in FLOW_STEPS
         for name, value in sampled["policy_kwargs"].items():
             assert getattr(model.policy, "critic_name" if name == "critic" else name) == value

@@ -60,7 +60,11 @@ def check_finite(source: str | Path, key: str, array: Array) -> None:
                     raise DataError(source, key, "it is NaN or infinite", start + int(bad.argmax()))
 
 
-def _array(source: str | Path, key: str, values: Any) -> Array:
+def as_array(source: str | Path, key: str, values: Any) -> Array:
+    """An array of whatever NumPy makes one of, without a copy of arrays.
+
+    :raises DataError: for rows of different lengths
+    """
     try:
         return np.asarray(values)
     except ValueError as error:
@@ -72,7 +76,7 @@ def float_array(source: str | Path, key: str, values: Any) -> NDArray[np.float32
 
     :raises DataError: for other things than numbers, NaN, infinities, and numbers beyond float32
     """
-    array = _array(source, key, values)
+    array = as_array(source, key, values)
     check_dtype(source, key, array.dtype)
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
@@ -86,7 +90,7 @@ def flag_array(source: str | Path, key: str, values: Any, rows: int) -> NDArray[
     :param rows: how many
     :raises DataError: for other values than 0 and 1
     """
-    array = _array(source, key, values)
+    array = as_array(source, key, values)
     check_dtype(source, key, array.dtype)
     check_shape(source, key, array, (rows,))
     flags: NDArray[np.bool_] = array == 1

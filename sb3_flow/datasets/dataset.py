@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_flow.checks import require, require_integer
-from sb3_flow.datasets.arrays import Array, blocks, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.arrays import Array, as_array, blocks, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.errors import DataError
 
 ARRAY_KEYS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations", "valids")
@@ -175,8 +175,8 @@ class OfflineDataset:
         return self._names.get(parameter, parameter)
 
     def _observations(self, parameter: str, values: Any) -> Array:
-        array = np.asarray(values)
         name = self._name(parameter)
+        array = as_array(self.source, name, values)
         array = np.ascontiguousarray(array) if array.dtype == np.uint8 else float_array(self.source, name, array)
         if array.ndim < 2 or array.size == 0:
             raise DataError(self.source, name, f"it has shape {array.shape}, not (steps, ...) with at least one step")
@@ -274,8 +274,9 @@ class ShardedDataset:
         if index != self._index or self._resident is None:
             # Before the next one is read: it must be gone by then
             self._resident = None
-            self._resident = self._take(index)
-            self._index = index
+            shard = self._take(index)
+            shard.check_chunks(self._horizon)
+            self._resident, self._index = shard, index
             self._read_ahead()
         return self._resident
 
@@ -284,11 +285,11 @@ class ShardedDataset:
         if ahead is not None:
             number, future = ahead
             if number == index:
-                return self._checked(future.result())
+                return future.result()
             # Whatever became of it: it must be gone before another is read
             future.exception()
             del ahead, future
-        return self._checked(self._load(self.paths[index]))
+        return self._load(self.paths[index])
 
     def _read_ahead(self) -> None:
         if len(self.paths) > 1:
@@ -299,10 +300,6 @@ class ShardedDataset:
         """As `OfflineDataset.check_chunks`, of the resident file now and of the others when their turn comes."""
         self._horizon = horizon
         self.at(self._index * self.rotate_every).check_chunks(horizon)
-
-    def _checked(self, shard: OfflineDataset) -> OfflineDataset:
-        shard.check_chunks(self._horizon)
-        return shard
 
     def _check_extent(self, path: Path, extent: Extent) -> None:
         for name in ("observation_shape", "observation_dtype", "action_dim"):

@@ -1,7 +1,7 @@
 """rl-zoo3's ExperimentManager for SACFlow: our YAML, trials of several seeds, studies that several workers share."""
 
 import copy
-import random
+import secrets
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -84,7 +84,7 @@ class FlowExperimentManager(ExperimentManager):
         manager = copy.copy(self)
         if self.storage is not None:
             # Else workers with one command would draw the same candidates
-            manager.seed = random.SystemRandom().getrandbits(32)
+            manager.seed = secrets.randbits(32)
         return ExperimentManager._create_sampler(manager, sampler_method)
 
     def objective(self, trial: optuna.Trial) -> float:

@@ -31,8 +31,8 @@ def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDist
 
     Beta, h and the share of the data only with offline data; alpha only where it is learned; sigma itself where it is
     fixed, and its upper bound and the target entropy where it is learned; width and depth only for Flow-T. Parameters
-    with one choice are not searched, they carry what `convert_sac_flow_params` needs to know. What was given on the
-    command line is not searched either, and no part of the space.
+    with one choice are not searched, they carry what `convert_sac_flow_params` needs to know. Nothing that was given on
+    the command line is searched.
 
     :param fixed: values of the YAML and the command line as text, as rl-zoo3 writes them into the study, and the names
         of the latter, under `GIVEN`
@@ -42,13 +42,7 @@ def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDist
     policy_kwargs = _literal(fixed.get("policy_kwargs", "{}"))
     offline = fixed.get("offline_dataset", "None") != "None"
     given = set(fixed.get(GIVEN, "").split())
-    searches_horizon = offline and "horizon_length" not in given
     space: dict[str, BaseDistribution] = {
-        # Into the trial's parameters, the only thing that `--trial-id` hands to the converter
-        "policy_kwargs": CategoricalDistribution([fixed.get("policy_kwargs", "{}")]),
-        "horizon_length": CategoricalDistribution(
-            HORIZONS if searches_horizon else [int(fixed.get("horizon_length", "1"))]
-        ),
         "flow_steps": CategoricalDistribution(FLOW_STEPS),
         "learning_rate": FloatDistribution(1e-4, 1e-3, log=True),
         "qf_learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
@@ -74,14 +68,16 @@ def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDist
         space["d_model"] = CategoricalDistribution((32, 64, 128))
         space["n_layers"] = IntDistribution(1, 3)
     if offline:
+        space["horizon_length"] = CategoricalDistribution(HORIZONS)
         space["bc_coef"] = BETA
         if fixed.get("bc_coef", "0").startswith(("[", "(")):
             space["online_bc_coef"] = BETA
         space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
     return {
-        name: distribution
-        for name, distribution in space.items()
-        if DECIDED.get(name, name) not in given - {"horizon_length", "policy_kwargs"}
+        # Into the trial's parameters, the only thing that `--trial-id` hands to the converter
+        "policy_kwargs": CategoricalDistribution([fixed.get("policy_kwargs", "{}")]),
+        "horizon_length": CategoricalDistribution([int(fixed.get("horizon_length", "1"))]),
+        **{name: choices for name, choices in space.items() if DECIDED.get(name, name) not in given},
     }
 
 

@@ -1,0 +1,15 @@
+"""Behaviour cloning with a flow policy: what is left of the offline phase without a critic."""
+
+from sb3_flow.policies import FlowCritic, FlowTPolicy
+
+
+class CloningPolicy(FlowTPolicy):
+    """Flow-T whose Q is 0 everywhere: flow matching and the proximity term remain.
+
+    A Q that is constant on the data alone would not do: the actor goes where it is higher.
+    """
+
+    def _make_critic(self) -> FlowCritic:
+        critic = super()._make_critic()
+        critic.register_forward_hook(lambda module, inputs, q: 0 * q)
+        return critic
