@@ -13,6 +13,9 @@ from scores import Estimate, Scores, curve_and_ci, iqm, iqm_and_ci, mean, profil
 
 LABELS = {
     "flow_t": "SAC Flow-T",
+    "flow_t+free": "SAC Flow-T, β = 0",
+    "flow_t+beta10": "SAC Flow-T, β = 10",
+    "flow_t+beta30": "SAC Flow-T, β = 30",
     "flow_g": "SAC Flow-G",
     "flow_mlp": "SAC Flow, plain MLP",
     "cloning": "Flow-T, cloning alone",
@@ -32,7 +35,7 @@ COLORS = {
 def label(algo: str) -> str:
     """What an algorithm is called in a figure; behind a "+" stands a variant."""
     name, _, variant = algo.partition("+")
-    return f"{LABELS[name]}, {variant}" if variant else LABELS[name]
+    return LABELS[algo] if algo in LABELS else f"{LABELS[name]}, {variant}"
 
 
 def colors(algos: list[str]) -> dict[str, str]:
@@ -55,6 +58,7 @@ def plot_curves(
     ylabel: str,
     offline: dict[str, int] | None = None,
     statistic: Literal["mean", "IQM"] = "mean",
+    limits: tuple[float, float] | None = None,
 ) -> None:
     """One panel a task: mean or IQM over seeds and its 95 % CI.
 
@@ -63,6 +67,7 @@ def plot_curves(
     :param ylabel: what is shown
     :param offline: length of each task's offline phase, which is shaded
     :param statistic: "mean" or "IQM", which is the mean where there are fewer than four seeds
+    :param limits: of what is shown, if it has some
     """
     over_seeds = {"mean": mean, "IQM": iqm}[statistic]
     tasks = sorted({task for task, _ in curves})
@@ -84,6 +89,9 @@ def plot_curves(
         if length:
             axes.axvspan(0, length, color="#888888", alpha=0.15, lw=0, label="offline")
         axes.set(title=task, xlabel="steps (thousands)" if length else "environment steps (thousands)")
+        if limits is not None:
+            margin = 0.03 * (limits[1] - limits[0])
+            axes.set_ylim(limits[0] - margin, limits[1] + margin)
         # Below: inside it would cover some curve of every task
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     for axes in panels[len(tasks) :]:

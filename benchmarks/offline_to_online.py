@@ -26,6 +26,7 @@ class Study:
     bc_coef: float | list[float]
     offline_steps: int
     steps: int
+    eval_freq: int = 5_000
 
 
 STUDIES = {
@@ -40,8 +41,8 @@ STUDIES = {
         "cube-double-play-singletask-task1-v0",
         "ogbench:cube-double-play-singletask-task1-v0",
         bc_coef=300.0,
-        offline_steps=40_000,
-        steps=70_000,
+        offline_steps=30_000,
+        steps=55_000,
     ),
     "lift": Study(
         "lift-mh-low_dim-v0", "robomimic:lift/mh", bc_coef=[10_000.0, 1_000.0], offline_steps=20_000, steps=50_000
@@ -53,6 +54,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow_g": {},
     "flow_mlp": {},
     "flow_t+free": {"bc_coef": 0.0},
+    "flow_t+beta10": {"bc_coef": 10.0},
+    "flow_t+beta30": {"bc_coef": 30.0},
     "flow_t+raw": {"matching_target": "raw"},
     "flow_t+mixed": {"offline_ratio": 0.5},
     # Behaviour cloning by flow matching alone, throughout. (A heavy beta would be a regression to the mean action.)
@@ -83,7 +86,7 @@ def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) ->
         variant,
         seed,
         steps=study.steps,
-        eval_freq=5_000,
+        eval_freq=study.eval_freq,
         eval_episodes=args.eval_episodes,
         learning_starts=0,
         width=args.width,

@@ -13,6 +13,7 @@ named after the first.
 import argparse
 import csv
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from curves import RETURN, SUCCESS, Curves, final_scores, finished, offline_steps, read_curves
@@ -20,12 +21,25 @@ from figures import in_order, plot_curves, plot_improvement, plot_profiles
 from records import machine
 from scores import improvement, iqm_and_ci, shared_tasks
 
-METRICS = {"return": (RETURN, "evaluation return"), "success": (SUCCESS, "success rate")}
+
+class Metric(NamedTuple):
+    """What a report is about."""
+
+    column: str  # of the CSVs
+    name: str
+    digits: int  # behind the point
+    limits: tuple[float, float] | None
+
+
+METRICS = {
+    "return": Metric(RETURN, "evaluation return", 0, None),
+    "success": Metric(SUCCESS, "success rate", 2, (0, 1)),
+}
 BASELINES = ("crossq", "sac")
 SUMMARY = ["task", "algo", "seeds", "steps", "final_iqm", "ci_low", "ci_high", "final_mean", "last_five_mean"]
 
 
-def write_summary(curves: Curves, path: Path, digits: int = 0) -> None:
+def write_summary(curves: Curves, path: Path, digits: int) -> None:
     """Print the table of the last evaluations, and write it as CSV.
 
     :param curves: the runs
@@ -79,17 +93,17 @@ def report(results: Path, figure: Path, metric: str = "return") -> Curves:
     :return: the runs that are finished
     :raises SystemExit: if there are none
     """
-    column, ylabel = METRICS[metric]
+    column, ylabel, digits, limits = METRICS[metric]
     curves = finished(read_curves(results, column))
     if not curves:
         raise SystemExit(f"{results} has no runs with a {column}: benchmarks/learning.py makes them")
-    write_summary(curves, results / "summary.csv", digits=0 if metric == "return" else 2)
+    write_summary(curves, results / "summary.csv", digits)
     offline = offline_steps(results)
-    plot_curves(curves, figure, ylabel, offline)
+    plot_curves(curves, figure, ylabel, offline, limits=limits)
     figures = [figure]
     if any(len(seeds) >= 4 for seeds in curves.values()):
         figures.append(figure.with_stem(f"{figure.stem}_iqm"))
-        plot_curves(curves, figures[-1], ylabel, offline, "IQM")
+        plot_curves(curves, figures[-1], ylabel, offline, "IQM", limits)
     for path in [*figures, *compare(curves, figure)]:
         print(path)
     return curves

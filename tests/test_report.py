@@ -98,12 +98,14 @@ def test_the_iqm_over_time_is_rliables_and_is_drawn_from_four_seeds_on(tmp_path)
 
 
 def test_success_has_its_own_table_and_the_offline_phase_its_shade(tmp_path, monkeypatch):
-    shades = []
+    shades, limits = [], []
     monkeypatch.setattr("matplotlib.axes.Axes.axvspan", lambda axes, low, high, **_: shades.append((low, high)))
+    monkeypatch.setattr("matplotlib.axes.Axes.set_ylim", lambda axes, *ends, **_: limits.append(ends))
     for seed in range(2):
         write_run(tmp_path, "cube", "flow_t", seed, [0.25, 0.5], success=True, offline_steps=10)
     report.report(tmp_path, tmp_path / "x.png", "success")
     assert shades == [(0, 0.01)]
+    assert pytest.approx((-0.03, 1.03)) in limits
     assert "0.50" in (tmp_path / "summary.csv").read_text()
 
 
@@ -117,3 +119,4 @@ def test_variants_have_names_colours_and_an_order():
     assert figures.in_order(algos) == ["flow_t", "flow_t+K4", "flow_t+K10", "crossq"]
     assert len(set(figures.colors(algos).values())) == 4
     assert figures.label("flow_t+K4") == "SAC Flow-T, K4"
+    assert figures.label("flow_t+free") == "SAC Flow-T, β = 0"
