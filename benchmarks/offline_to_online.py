@@ -41,8 +41,8 @@ STUDIES = {
         "cube-double-play-singletask-task1-v0",
         "ogbench:cube-double-play-singletask-task1-v0",
         bc_coef=300.0,
-        offline_steps=30_000,
-        steps=55_000,
+        offline_steps=40_000,
+        steps=70_000,
     ),
     "lift": Study(
         "lift-mh-low_dim-v0", "robomimic:lift/mh", bc_coef=[10_000.0, 1_000.0], offline_steps=20_000, steps=50_000
