@@ -42,7 +42,7 @@ def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: s
         gradient_steps=1,
         policy_delay=1,
         ent_coef=0.001,
-        policy_kwargs={"rollout": rollout, "net_arch": {"qf": [64, 64]}},
+        policy_kwargs={"rollout": rollout, "n_layers": 1, "net_arch": {"qf": [64, 64]}},
         seed=0,
     )
     model.learn(400 + 8 * 500)

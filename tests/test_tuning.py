@@ -1,6 +1,7 @@
 """Studies: trials of several seeds, workers that share one and die, and what is said when something does not fit."""
 
 import argparse
+import gc
 import json
 import multiprocessing as mp
 import os
@@ -175,6 +176,7 @@ def work(storage, folder, n_trials, stop_in):
     """Do trials that write their numbers down, and stop for ever in one of them."""
     manager = make_manager(storage, folder / str(os.getpid()), n_trials)
     manager.heartbeat = 1
+    gc.freeze()  # rl-zoo3 collects garbage after every trial, and half a second is what all of its imports take
     done = 0
 
     def objective(trial):
