@@ -100,12 +100,12 @@ def test_another_batch_size_or_weight_needs_no_new_graph_every_time(backend: Cou
     assert backend.graphs == 6  # the second size makes a graph for any size
 
 
-def test_many_models_in_one_process_are_all_compiled(backend: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_models_in_one_process_are_all_compiled(backend: Counter) -> None:
     # After so many variants of one code object Dynamo gives up, by default after eight
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
-    for i in range(3):
-        make_model("FlowMLPPolicy", net={"flow_steps": 1}, compile=True).learn(LEARNING_STARTS + 1)
-        assert backend.graphs == 2 * (i + 1)  # one action and one critic update each
+    with th._dynamo.config.patch(recompile_limit=1):
+        for i in range(3):
+            make_model("FlowMLPPolicy", net={"flow_steps": 1}, compile=True).learn(LEARNING_STARTS + 1)
+            assert backend.graphs == 2 * (i + 1)  # one action and one critic update each
 
 
 def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ class Aim(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 @pytest.mark.parametrize("rollout", ["sde", "noise"])
 @pytest.mark.parametrize("policy", ["FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy"])
 def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: str) -> None:
+    net: dict[str, Any] = {"n_layers": 1} if policy == "FlowTPolicy" else {}
     model = SACFlow(
         policy,
         make_vec_env(Aim, n_envs=8),
@@ -42,7 +43,7 @@ def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: s
         gradient_steps=1,
         policy_delay=1,
         ent_coef=0.001,
-        policy_kwargs={"rollout": rollout, "n_layers": 1, "net_arch": {"qf": [64, 64]}},
+        policy_kwargs={"rollout": rollout, "net_arch": {"qf": [64, 64]}, **net},
         seed=0,
     )
     model.learn(400 + 8 * 500)
