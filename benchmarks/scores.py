@@ -1,6 +1,7 @@
 """What rliable makes of a few runs: IQM, performance profiles, probability of improvement, all with 95 % CI."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -39,20 +40,17 @@ def curve_and_ci(
     runs: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`mean` or `iqm` of the runs and its bootstrapped 95 % CI. (seeds, evaluations) -> (e,), (2, e)."""
-    points, intervals = library.get_interval_estimates(
-        {"x": runs}, statistic, reps=REPS, random_state=np.random.RandomState(0)
-    )
+    with _seeded():
+        points, intervals = library.get_interval_estimates({"x": runs}, statistic, reps=REPS)
     return points["x"], intervals["x"]
 
 
 def iqm_and_ci(final: NDArray[np.float64]) -> Estimate:
     """IQM of the final returns and its stratified-bootstrap 95 % CI. (seeds,)."""
-    points, intervals = library.get_interval_estimates(
-        {"x": final[:, None]},
-        lambda scores: np.array([metrics.aggregate_iqm(scores)]),
-        reps=REPS,
-        random_state=np.random.RandomState(0),
-    )
+    with _seeded():
+        points, intervals = library.get_interval_estimates(
+            {"x": final[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=REPS
+        )
     return Estimate(float(points["x"][0]), float(intervals["x"][0, 0]), float(intervals["x"][1, 0]))
 
 
@@ -66,7 +64,8 @@ def profiles(
     """
     tasks = shared_tasks(scores)
     matrices = {algo: _matrix(scores[algo], tasks) for algo in scores}
-    values, intervals = library.create_performance_profile(matrices, thresholds, reps=REPS // 10)
+    with _seeded():
+        values, intervals = library.create_performance_profile(matrices, thresholds, reps=REPS // 10)
     return {algo: (values[algo], intervals[algo]) for algo in matrices}
 
 
@@ -86,10 +85,20 @@ def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
     if not tasks:
         return None
     pair = (_matrix(scores[ours], tasks), _matrix(scores[baseline], tasks))
-    points, intervals = library.get_interval_estimates(
-        {"x": pair}, metrics.probability_of_improvement, reps=REPS // 10, random_state=np.random.RandomState(0)
-    )
+    with _seeded():
+        points, intervals = library.get_interval_estimates({"x": pair}, metrics.probability_of_improvement, reps=REPS)
     return Estimate(float(points["x"]), float(intervals["x"][0]), float(intervals["x"][1]))
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The same draws every time: rliable 1.2 takes a random_state, but resamples with NumPy's global generator."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _matrix(scores: dict[str, NDArray[np.float64]], tasks: set[str]) -> NDArray[np.float64]:

@@ -61,6 +61,26 @@ def test_what_is_compared_are_the_last_scores_from_the_worst_run_to_the_best(fol
     assert (above, below) == (1, 0)
 
 
+def test_intervals_are_the_same_every_time_and_leave_the_generator_alone():
+    rng = np.random.default_rng(0)
+    runs = {algo: {"A-v4": rng.normal(size=5)} for algo in ("flow_t", "crossq")}
+    thresholds = np.linspace(-1, 1, 5)
+
+    def intervals(seed):
+        np.random.seed(seed)
+        before = np.random.get_state()[1]
+        found = (
+            scores.improvement(runs, "flow_t", "crossq"),
+            scores.iqm_and_ci(runs["flow_t"]["A-v4"]),
+            scores.curve_and_ci(np.arange(25.0).reshape(5, 5), scores.mean)[1].tolist(),
+            [ends.tolist() for ends in scores.profiles(runs, thresholds)["flow_t"]],
+        )
+        assert (np.random.get_state()[1] == before).all()
+        return found
+
+    assert intervals(1) == intervals(2)
+
+
 def test_a_report_has_the_table_and_every_figure(folder, monkeypatch, capsys):
     write_run(folder, "A-v4", "flow_t", 9, [0.0])  # not finished: left out
     monkeypatch.setattr(sys, "argv", ["report", str(folder), "--figure", str(folder / "out" / "x.png")])
