@@ -3,7 +3,7 @@
     python benchmarks/acting.py
     python benchmarks/acting.py --horizon 5 --contenders sac flow_t flow_t+compiled
 
-All in one process, in a new order every round. With chunks every call decides anew.
+All in one process, in a new order every round. With chunks every call decides anew. Batch and critics play no part.
 """
 
 import argparse

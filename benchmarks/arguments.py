@@ -18,6 +18,13 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def positive(text: str) -> int:
+    """An argument of the command line: a number of processes."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def check_tasks(parser: argparse.ArgumentParser, tasks: Iterable[str], known: Collection[str]) -> None:
     """Refuse tasks that do not exist, and name some that do.
 
@@ -36,5 +43,5 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
     :param parser: takes the arguments
     """
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes at a time")
     parser.add_argument("--ray", metavar="ADDRESS", help='train on a Ray cluster: its address, "auto" or "local"')

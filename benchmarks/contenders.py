@@ -42,7 +42,7 @@ class Size:
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
-    """What both speed benchmarks are told.
+    """What all speed benchmarks are told.
 
     :param parser: takes the arguments
     :param rounds: default number of measurements

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from arguments import json_object
+from arguments import json_object, positive
 from contenders import merged
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--overrides", type=json_object, default={}, help="JSON: extra SACFlow arguments")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=positive, default=2, help="processes at a time")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_norms.csv"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/gradient_norms.png"))
     args = parser.parse_args()

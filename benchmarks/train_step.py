@@ -148,8 +148,8 @@ def main() -> None:
     args = parser.parse_args()
     size = apply_arguments(args)
     swept, *values = args.sweep or ["batch", size.batch]
-    if swept not in dataclasses.asdict(size):
-        parser.error(f"--sweep {swept}: choose one of {', '.join(dataclasses.asdict(size))}")
+    if swept not in dataclasses.asdict(size) or not values:
+        parser.error(f"--sweep {swept}: choose one of {', '.join(dataclasses.asdict(size))}, and values behind it")
     if args.check:
         for policy in POLICIES:
             check(policy, size, args)

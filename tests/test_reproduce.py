@@ -15,11 +15,13 @@ pytest.importorskip("rliable")
 pytest.importorskip("ogbench")
 
 import contenders
+import end_to_end
 import gradient_norms
 import learning
 import page
 import reproduce
 import scores
+import train_step
 
 from sb3_flow import SACFlow
 from sb3_flow.zoo.registration import CONFIG
@@ -311,6 +313,10 @@ def test_a_sweep_on_ray_and_one_that_it_finds_begun(in_tmp_path, monkeypatch):
         (learning, ("--algos", "crossq+x"), "'crossq+x' is no algorithm: choose from flow_t, "),
         (learning, ("--overrides", "{"), "--overrides: '{' is no JSON object: write it like"),
         (learning, ("--overrides", "[1]"), "--overrides: '[1]' is no JSON object: write it like"),
+        (learning, ("--jobs", "0"), "--jobs: '0' is no whole number from 1 on"),
+        (gradient_norms, ("--jobs", "two"), "--jobs: 'two' is no whole number from 1 on"),
+        (train_step, ("--sweep", "batch"), "--sweep batch: choose one of batch, width, flow_steps, horizon"),
+        (end_to_end, ("--sweep", "n_envs"), "--sweep n_envs: only n_envs can be swept here, and needs values behind"),
         (learning, ("--tasks", "Hoper-v4"), "--tasks Hoper-v4: there is no such task here; near it are Hopper-v4, "),
         (reproduce, ("figure_1", "--scale", "smoke"), "invalid choice: 'figure_1'"),
         (reproduce, ("k_ablation", "--scale", "smoke", "--tasks", "Hoper-v4"), "near it are Hopper-v4, "),
