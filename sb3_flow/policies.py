@@ -147,7 +147,7 @@ class FlowCritic(BaseModel):
     :param features_extractor: maps observations to (B, features_dim)
     :param features_dim: width of the features
     :param chunk_dim: D, numbers in an action chunk
-    :param kind: "crossq" or "target"
+    :param kind: one of `CRITIC_KINDS`
     :param net_arch: hidden widths
     :param n_critics: N
     :param normalize_images: divide images by 255
