@@ -24,6 +24,17 @@ class Estimate(NamedTuple):
     high: float
 
 
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The same draws every time: rliable 1.2 takes a random_state, but resamples with NumPy's global generator."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
 def mean(runs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over seeds, for every evaluation. (seeds, evaluations) -> (e,)."""
     return np.asarray(runs.mean(axis=0))
@@ -36,24 +47,25 @@ def iqm(runs: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean(np.sort(runs, axis=0)[cut : len(runs) - cut])
 
 
+@_seeded()
 def curve_and_ci(
     runs: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`mean` or `iqm` of the runs and its bootstrapped 95 % CI. (seeds, evaluations) -> (e,), (2, e)."""
-    with _seeded():
-        points, intervals = library.get_interval_estimates({"x": runs}, statistic, reps=REPS)
+    points, intervals = library.get_interval_estimates({"x": runs}, statistic, reps=REPS)
     return points["x"], intervals["x"]
 
 
+@_seeded()
 def iqm_and_ci(final: NDArray[np.float64]) -> Estimate:
     """IQM of the final returns and its stratified-bootstrap 95 % CI. (seeds,)."""
-    with _seeded():
-        points, intervals = library.get_interval_estimates(
-            {"x": final[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=REPS
-        )
+    points, intervals = library.get_interval_estimates(
+        {"x": final[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=REPS
+    )
     return Estimate(float(points["x"][0]), float(intervals["x"][0, 0]), float(intervals["x"][1, 0]))
 
 
+@_seeded()
 def profiles(
     scores: Scores, thresholds: NDArray[np.float64]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -64,8 +76,7 @@ def profiles(
     """
     tasks = shared_tasks(scores)
     matrices = {algo: _matrix(scores[algo], tasks) for algo in scores}
-    with _seeded():
-        values, intervals = library.create_performance_profile(matrices, thresholds, reps=REPS // 10)
+    values, intervals = library.create_performance_profile(matrices, thresholds, reps=REPS // 10)
     return {algo: (values[algo], intervals[algo]) for algo in matrices}
 
 
@@ -74,6 +85,7 @@ def shared_tasks(scores: Scores) -> set[str]:
     return set.intersection(*(set(tasks) for tasks in scores.values()))
 
 
+@_seeded()
 def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
     """Probability that a run of one algorithm beats one of another, over the tasks that both have; None without any.
 
@@ -85,20 +97,8 @@ def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
     if not tasks:
         return None
     pair = (_matrix(scores[ours], tasks), _matrix(scores[baseline], tasks))
-    with _seeded():
-        points, intervals = library.get_interval_estimates({"x": pair}, metrics.probability_of_improvement, reps=REPS)
+    points, intervals = library.get_interval_estimates({"x": pair}, metrics.probability_of_improvement, reps=REPS)
     return Estimate(float(points["x"]), float(intervals["x"][0]), float(intervals["x"][1]))
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """The same draws every time: rliable 1.2 takes a random_state, but resamples with NumPy's global generator."""
-    state = np.random.get_state()
-    np.random.seed(0)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 def _matrix(scores: dict[str, NDArray[np.float64]], tasks: set[str]) -> NDArray[np.float64]:
