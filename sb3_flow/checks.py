@@ -70,6 +70,12 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     )
     assert isinstance(action_space, spaces.Box)
     require(
+        action_space.dtype in (np.float32, np.float64),
+        "action_space",
+        action_space,
+        "the replay buffer would round its numbers; declare it with dtype float32 and convert in the environment",
+    )
+    require(
         bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()),
         "action_space",
         action_space,

@@ -173,6 +173,7 @@ def test_a_policy_of_another_algorithm_is_refused() -> None:
         spaces.Box(np.array([-1.0, -INF], np.float32), np.ones(2, np.float32)),
         spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 0.0], np.float32)),
         spaces.Box(-1.0, 1.0, (0,), np.float32),
+        spaces.Box(-10, 10, (2,), np.int32),
     ],
     ids=str,
 )
@@ -180,6 +181,7 @@ def test_action_spaces_without_a_finite_range_are_refused(policy: str, action_sp
     allowed = "Box"
     if isinstance(action_space, spaces.Box):
         allowed = "low must be below high" if action_space.is_bounded() else "finite"
+        allowed = "float32" if action_space.dtype == np.int32 else allowed
     assert_refused("action_space", action_space, allowed, policy=policy, env=RandomEnv(action_space=action_space))
 
 
