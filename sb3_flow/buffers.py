@@ -3,12 +3,14 @@
 Shapes: B batch, h horizon length, d action dimension, D = h d.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -130,13 +132,6 @@ class ChunkSampling(ReplayBuffer):
         batch_inds = (oldest + np.random.randint(0, starts, size=batch_size)) % self.buffer_size
         return self._get_samples(batch_inds, env)
 
-    def end_episodes(self) -> None:
-        """Mark what was stored last as truncated, because the environments are about to be reset."""
-        if self.size() > 0:
-            last = self.pos - 1
-            self.timeouts[last] = np.where(self.dones[last], self.timeouts[last], 1)
-            self.dones[last] = 1
-
     def _get_samples(  # type: ignore[override]
         self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
     ) -> ChunkSamples:
@@ -186,6 +181,22 @@ class ChunkDictReplayBuffer(ChunkSampling, DictReplayBuffer):  # type: ignore[mi
         obs = self._normalize_obs({key: values[inds, env_inds] for key, values in storage.items()}, env)
         assert isinstance(obs, dict)
         return {key: self.to_torch(values) for key, values in obs.items()}
+
+
+def end_episodes(buffer: ReplayBuffer) -> None:
+    """Mark what was stored last as truncated, because the environments are about to be reset.
+
+    :param buffer: unchanged if its samples are single steps, which know nothing of the next
+    """
+    if isinstance(buffer, HerReplayBuffer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SB3 takes it for a buffer that was just loaded
+            buffer.truncate_last_trajectory()
+    elif isinstance(buffer, (ChunkSampling, NStepReplayBuffer)) and buffer.size() > 0:
+        last = buffer.pos - 1
+        if buffer.handle_timeout_termination:
+            buffer.timeouts[last] = np.where(buffer.dones[last], buffer.timeouts[last], 1)
+        buffer.dones[last] = 1
 
 
 def sample_dataset(

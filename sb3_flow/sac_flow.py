@@ -6,8 +6,10 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase
 from numbers import Real
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -37,6 +39,7 @@ from sb3_flow.buffers import (
     ChunkDictReplayBuffer,
     ChunkReplayBuffer,
     ChunkSampling,
+    end_episodes,
     join,
     sample_dataset,
     to_batch,
@@ -354,17 +357,22 @@ class SACFlow(OffPolicyAlgorithm):
                 self.policy.likelihood,
             )
         self.target_entropy = float(self.target_entropy)
-        if isinstance(self.ent_coef, str):
-            initial = th.full((1,), _initial_ent_coef(self.ent_coef), device=self.device)
-            self.log_ent_coef = initial.log().requires_grad_(True)
-            self.ent_coef_optimizer = th.optim.Adam(
-                [self.log_ent_coef], lr=self.qf_lr_schedule(1), betas=(kind.adam_beta1, 0.999), fused=True
-            )
-        else:
-            self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
+        self._setup_ent_coef()
         self._critic_loss_fn = maybe_compile(self._critic_loss, self.compile, self.device, self.verbose)
         self.actor.action_fn = maybe_compile(self.actor.action, self.compile, self.device, self.verbose)
         self._actor_loss_fn = maybe_compile(self._actor_loss, self.compile, self.device, self.verbose)
+
+    def _setup_ent_coef(self) -> None:
+        self.log_ent_coef = self.ent_coef_optimizer = None
+        if isinstance(self.ent_coef, str):
+            initial = th.full((1,), _initial_ent_coef(self.ent_coef), device=self.device)
+            self.log_ent_coef = initial.log().requires_grad_(True)
+            beta1 = self.policy.critic_kind.adam_beta1
+            self.ent_coef_optimizer = th.optim.Adam(
+                [self.log_ent_coef], lr=self.qf_lr_schedule(1), betas=(beta1, 0.999), fused=True
+            )
+        else:
+            self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
 
     def _setup_chunks(self) -> None:
         """Give the policy and the buffer the chunk's length."""
@@ -379,7 +387,6 @@ class SACFlow(OffPolicyAlgorithm):
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **chunks}
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        self.policy.set_training_mode(True)
         self._update_learning_rates()
         # A tensor: torch.compile would make a new graph for every number
         bc_schedule = self.bc_schedules[0 if self.is_offline else 1]
@@ -403,6 +410,8 @@ class SACFlow(OffPolicyAlgorithm):
                 for target, online in zip(self.critic_target.buffers(), self.critic.buffers(), strict=True):
                     target.copy_(online)  # running statistics of a features extractor
             log.add(ent_coef=ent_coef)
+        # In training mode a call of the policy itself would move its running statistics
+        self.policy.set_training_mode(False)
 
         for key, value in log.means():
             self.logger.record(f"train/{key}", value)
@@ -575,9 +584,12 @@ class SACFlow(OffPolicyAlgorithm):
         goes_on = not self.is_offline or self._train_offline(callback, log_interval)
         if not goes_on or self.num_timesteps >= self._total_timesteps:
             return RolloutReturn(0, 0, continue_training=False)
-        return super().collect_rollouts(
+        rollout = super().collect_rollouts(
             env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
         )
+        if not rollout.continue_training:
+            self._last_obs = None  # SB3 did not store the last step: a later `learn` has to start with a reset
+        return rollout
 
     def _train_offline(self, callback: BaseCallback, log_interval: int | None) -> bool:
         """The offline phase, as far as the timesteps reach. Returns whether to go on."""
@@ -607,6 +619,9 @@ class SACFlow(OffPolicyAlgorithm):
     ) -> SelfSACFlow:
         """Learn for so many timesteps: first what is left of the `offline_steps`, then in the environment.
 
+        After a callback stopped it in the environment, another `learn` starts with a reset of the environments, for
+        SB3 does not store the last step.
+
         :param total_timesteps: updates of the offline phase and steps of the environment, together
 
         The other parameters are those of SB3's `learn`.
@@ -617,9 +632,8 @@ class SACFlow(OffPolicyAlgorithm):
             self._env_knows_data = True
         if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
             print("A run this long is faster with compile=True, see docs/speed.md")
-        will_reset = reset_num_timesteps or self._last_obs is None
-        if will_reset and isinstance(self.replay_buffer, ChunkSampling):
-            self.replay_buffer.end_episodes()
+        if reset_num_timesteps or self._last_obs is None:
+            end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
         return super().learn(
             total_timesteps=int(total_timesteps),
             callback=callback,
@@ -648,6 +662,30 @@ class SACFlow(OffPolicyAlgorithm):
             return self.learn(steps, **kwargs)
         finally:
             self.offline_steps = self._n_offline
+
+    @classmethod
+    def load(cls: type[SelfSACFlow], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfSACFlow:
+        """Load a model as SB3's `load` does, and change `ent_coef` where that cannot: from learned to fixed and back.
+
+        :param path: of the zip-file, or the open file
+        :param args: env, device, custom_objects, ... of SB3's `load`
+        :param kwargs: these by name, and arguments of SACFlow to change; where alpha is learned before and after, it
+            is kept
+        """
+        ent_coef = kwargs.pop("ent_coef", None)
+        model = super().load(path, *args, **kwargs)
+        if ent_coef is not None:
+            goes_on = isinstance(ent_coef, str) and isinstance(model.ent_coef, str)
+            model.ent_coef = ent_coef
+            model._check_arguments()
+            if not goes_on:
+                model._setup_ent_coef()
+        return model
+
+    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        super().load_replay_buffer(path, truncate_last_traj)
+        if isinstance(self.replay_buffer, (ChunkSampling, NStepReplayBuffer)):
+            self.replay_buffer.gamma = self.gamma  # it comes with that of the model that filled it
 
     def _excluded_save_params(self) -> list[str]:
         return [

@@ -117,7 +117,6 @@ def test_prediction_leaves_running_statistics_as_they_are(policy: str) -> None:
 
 def test_prediction_puts_every_net_into_evaluation_mode(policy: str) -> None:
     model = make_model(policy).learn(10)
-    model.train(1, batch_size=8)
-    assert model.critic.training
+    model.policy.set_training_mode(True)
     model.predict(observations(model))
     assert not any(module.training for module in model.policy.modules())

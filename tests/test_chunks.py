@@ -259,8 +259,9 @@ def test_the_buffer_arguments_of_one_model_serve_the_next() -> None:
     make_model(replay_buffer_kwargs=shared).learn(LEARNING_STARTS + 2)
 
 
-def test_a_reset_between_two_calls_of_learn_ends_the_episode_in_the_buffer() -> None:
-    model = make_model(env=RandomEnv(episode_length=10), horizon_length=3)
+@pytest.mark.parametrize("kwargs", [{"horizon_length": 3}, {"n_steps": 3}])
+def test_a_reset_between_two_calls_of_learn_ends_the_episode_in_the_buffer(kwargs: dict[str, Any]) -> None:
+    model = make_model(env=RandomEnv(episode_length=10), **kwargs)
     model.learn(15)
     model.learn(15)
     assert np.flatnonzero(model.replay_buffer.dones[:30, 0]).tolist() == [9, 14, 24]
@@ -272,6 +273,35 @@ def test_going_on_without_a_reset_leaves_the_episode_whole() -> None:
     model.learn(15)
     model.learn(15, reset_num_timesteps=False)
     assert np.flatnonzero(model.replay_buffer.dones[:30, 0]).tolist() == [9, 19, 29]
+
+
+@pytest.mark.parametrize("kwargs", [{"horizon_length": 3}, {"n_steps": 3}])
+@pytest.mark.parametrize("stop", [15, 20])
+def test_after_a_callback_stopped_learning_no_chunk_spans_the_step_that_was_not_stored(
+    kwargs: dict[str, Any], stop: int
+) -> None:
+    env = RandomEnv(episode_length=10)
+    model = make_model(env=env, **kwargs)
+    model.learn(100, callback=lambda local, _: bool(local["self"].num_timesteps < stop))
+    model.learn(15, reset_num_timesteps=False)
+    # The buffer lacks step `stop`; the environment has started anew after it
+    ends = [9, 13, 23] if stop == 15 else [9, 18, 28]
+    buffer = model.replay_buffer
+    assert np.flatnonzero(buffer.dones[: buffer.size(), 0]).tolist() == ends
+    for i in range(buffer.size() - 1):
+        follows = np.array_equal(buffer.next_observations[i], buffer.observations[i + 1])
+        assert follows == (i not in ends)
+
+
+def test_a_reset_between_two_calls_of_learn_ends_the_trajectory_of_hindsight_replay() -> None:
+    env = BitFlippingEnv(n_bits=20, continuous=True, max_steps=10)  # not solved by chance
+    model = make_model("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, learning_starts=100)
+    model.learn(4)
+    model.learn(4)
+    buffer = model.replay_buffer
+    assert isinstance(buffer, HerReplayBuffer)
+    assert buffer.ep_start[:8, 0].tolist() == [0] * 4 + [4] * 4
+    assert buffer.ep_length[:4, 0].tolist() == [4] * 4
 
 
 def test_a_reset_observation_with_its_info_is_refused() -> None:

@@ -252,6 +252,41 @@ def test_load_changes_arguments(tmp_path: Path) -> None:
     assert loaded.actor.optimizer.param_groups[0]["lr"] == 1e-5
 
 
+@pytest.mark.parametrize(("saved", "ent_coef"), [(0.1, 0.0), ("auto_0.1", 0.0), (0.1, "auto_0.3"), (0.1, 0.1)])
+def test_load_changes_alpha_between_learned_and_fixed(
+    saved: str | float, ent_coef: str | float, tmp_path: Path
+) -> None:
+    model = make_model(ent_coef=saved).learn(15)
+    model.save(tmp_path / "model")
+    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv(), device="cpu", ent_coef=ent_coef)
+    assert_same_predictions(model, loaded)
+    loaded.learn(13)
+    alpha = loaded.logger.name_to_value["train/ent_coef"]
+    assert alpha == pytest.approx(0.3 if ent_coef == "auto_0.3" else ent_coef, rel=0.02)
+    assert ("train/ent_coef_loss" in loaded.logger.name_to_value) == isinstance(ent_coef, str)
+    loaded.save(tmp_path / "again")
+    assert not differences(snapshot(loaded), snapshot(SACFlow.load(tmp_path / "again", device="cpu")))
+
+
+def test_an_alpha_that_is_learned_further_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    model = make_model(ent_coef="auto_0.1").learn(15)
+    model.save(tmp_path / "model")
+    loaded = SACFlow.load(tmp_path / "model", device="cpu", ent_coef="auto")
+    assert not differences(snapshot(model), snapshot(loaded))
+
+
+@pytest.mark.parametrize("kwargs", [{"horizon_length": 3}, {"n_steps": 3}])
+def test_a_loaded_replay_buffer_has_the_discount_of_the_model(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(**kwargs).learn(15)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv(), device="cpu", gamma=0.5)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    discounts = loaded.replay_buffer.sample(50).discounts
+    assert discounts is not None
+    assert discounts.min() == 0.125
+
+
 def test_load_refuses_other_policy_kwargs(tmp_path: Path) -> None:
     make_model().save(tmp_path / "model")
     with pytest.raises(ValueError, match="policy kwargs"):

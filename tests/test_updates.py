@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import LEARNING_STARTS, make_model
+from helpers import LEARNING_STARTS, make_model, observations
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -31,6 +31,17 @@ def test_a_frozen_features_extractor_stays_frozen_and_unchanged() -> None:
     for extractor, weight in zip(extractors, before, strict=True):
         assert not extractor.weight.requires_grad
         assert th.equal(extractor.weight, weight)
+
+
+@pytest.mark.parametrize("policy_delay", [1, 2])
+def test_updates_leave_the_nets_in_evaluation_mode(policy_delay: int) -> None:
+    model = make_model(policy_delay=policy_delay).learn(LEARNING_STARTS + 4)
+    assert not any(module.training for module in model.policy.modules())
+    before = {name: buffer.clone() for name, buffer in model.policy.named_buffers()}
+    one = th.as_tensor(observations(model, 1))
+    action = model.policy(one, deterministic=True)
+    assert th.isfinite(action).all()
+    assert all(th.equal(before[name], buffer) for name, buffer in model.policy.named_buffers())
 
 
 def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
