@@ -236,6 +236,13 @@ def test_every_offline_entry_names_its_own_environment_and_data(entry):
     assert name == entry or "{}-{}-low_dim-v0".format(*name.split("/")) == entry
 
 
+def test_every_environment_of_ours_has_an_entry():
+    sb3_flow.envs.register()
+    ours = {env for env, spec in gym.registry.items() if str(spec.entry_point).startswith("sb3_flow.envs")}
+    assert len(ours) > 40
+    assert ours <= set(HYPERPARAMS)
+
+
 def test_offline_entries_construct_every_policy_and_have_the_papers_weights():
     data = regular_arrays(trajectories([20]))
     for task, bc_coef in {
