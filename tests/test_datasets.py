@@ -467,6 +467,8 @@ def test_a_download_by_robomimic_that_brings_nothing(
         "robomimic:lift",
         "robomimic:lift/xx",
         "robomimic:lift@x.hdf5",
+        "robomimic:lift/worse@x.hdf5",
+        "ogbench:cube-double-singletask-task2-v0",
         "minari:",
         3,
         None,

@@ -5,11 +5,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from sb3_flow.checks import require_choice
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, from_arrays
 from sb3_flow.datasets.errors import missing_file
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import find_ogbench, load_ogbench
-from sb3_flow.datasets.robomimic import find_robomimic, load_robomimic
+from sb3_flow.datasets.robomimic import KINDS, find_robomimic, load_robomimic
 
 DatasetSpec = Dataset | Mapping[str, Any] | str | PathLike[str]
 
@@ -51,6 +52,7 @@ def _load_robomimic(name: str, path: Path | None) -> Dataset:
     kind, _, filter_key = kind.partition("/")
     if not kind:
         raise ValueError(f'offline_dataset="robomimic:{name}" is not allowed: write it like "robomimic:lift/mh"')
+    require_choice("dataset type", kind, KINDS)  # a filter key in its place would load everything
     return load_robomimic(find_robomimic(task, kind) if path is None else path, task, filter_key or None)
 
 

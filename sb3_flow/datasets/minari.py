@@ -27,6 +27,8 @@ def load_minari(name: str | Path) -> OfflineDataset:
     except ImportError as error:
         raise ImportError("Minari's datasets need it: pip install 'sb3_flow[minari]'") from error
     path = Path(name).expanduser()
+    if not path.is_dir() and isinstance(name, Path):
+        raise missing_file("Minari's data", [path], "Give the directory with metadata.json and the data.")
     if not path.is_dir():
         path = _download(str(name))
     _check_stored(path)

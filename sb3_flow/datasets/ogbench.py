@@ -18,7 +18,8 @@ from sb3_flow.datasets.npz import NpzReader
 DATA_DIR = Path("~/.ogbench/data")
 ACTION_LIMIT = 1 - 1e-5  # the papers' clipping
 URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
-TASK = re.compile(r"(?P<env>[a-z0-9-]+)-(?P<kind>[a-z]+)(?P<size>-\d+[mb])?-singletask(?P<task>-task\d)?-v0")
+KINDS = "play|noisy|navigate|stitch|explore"
+TASK = re.compile(rf"(?P<env>[a-z0-9-]+)-(?P<kind>{KINDS})(?P<size>-\d+[mb])?-singletask(?P<task>-task\d)?-v0")
 # Relabelling reads these, and no more
 STATE_KEYS = ("qpos", "button_states")
 PUBLISHED = "qpos"  # tells the published form, T + 1 rows an episode, from a regular one without next observations

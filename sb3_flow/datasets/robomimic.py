@@ -22,6 +22,7 @@ from sb3_flow.datasets.hdf5 import check_stored
 DATA_DIR = Path("~/.robomimic")
 FILES = ("low_dim_v15.hdf5", "low_dim_v141.hdf5", "low_dim.hdf5")
 OBSERVATION_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+KINDS = ("ph", "mh")
 ENVIRONMENTS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}
 STEP_REWARD = -1.0
 DEMO = re.compile(r"demo_(\d+)")
@@ -68,7 +69,7 @@ def find_robomimic(task: str, kind: str, data_dir: Path = DATA_DIR) -> Path:
     """
     data_dir = data_dir.expanduser()
     require_choice("task", task, list(ENVIRONMENTS))
-    require_choice("dataset type", kind, ["ph", "mh"])
+    require_choice("dataset type", kind, KINDS)
     looked = [folder / task / kind / name for name in FILES for folder in (data_dir, data_dir / "v1.5")]
     found = next(filter(Path.is_file, looked), None)
     if found is not None:
