@@ -1,7 +1,8 @@
 """Flow policies: an actor that integrates a velocity net, and the critics that judge it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -250,12 +251,7 @@ class FlowPolicy(BasePolicy):
         if noise_std is not None:
             require_number("noise_std", noise_std, math.ulp(0.0), math.inf, "a number > 0, or None to learn it")
         log_std_range = LOG_STD_RANGES[rollout] if log_std_range is None else log_std_range
-        require(
-            len(log_std_range) == 2 and bool(np.isfinite(log_std_range).all()) and log_std_range[0] < log_std_range[1],
-            "log_std_range",
-            log_std_range,
-            "(lowest, highest), two finite numbers",
-        )
+        require(_is_range(log_std_range), "log_std_range", log_std_range, "(lowest, highest), two finite numbers")
 
         kind = CRITIC_KINDS[critic]
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
@@ -298,10 +294,11 @@ class FlowPolicy(BasePolicy):
         if isinstance(self.net_arch, dict):
             known = set(self.net_arch) <= {"pi", "qf"}
             require(known, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'")
-        widths = list(self.net_arch.get(net, default) if isinstance(self.net_arch, dict) else self.net_arch)
-        require(all(map(is_integer, widths)), "net_arch", self.net_arch, "an integer >= 1 for every layer")
+        widths = self.net_arch.get(net, default) if isinstance(self.net_arch, dict) else self.net_arch
+        listed = isinstance(widths, Sequence) and all(map(is_integer, widths))
+        require(listed, "net_arch", self.net_arch, "a list with an integer >= 1 for every layer")
         require(net == "qf" or len(widths) > 0, "net_arch", self.net_arch, "the actor needs at least one hidden layer")
-        return widths
+        return list(widths)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         try:
@@ -528,6 +525,12 @@ def default_features_extractor(observation_space: spaces.Space[Any]) -> type[Bas
     if isinstance(observation_space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+
+
+def _is_range(value: Any) -> bool:
+    """Whether these are two finite numbers, the lower one first."""
+    two = isinstance(value, Sequence) and len(value) == 2
+    return two and all(isinstance(number, Real) and math.isfinite(number) for number in value) and value[0] < value[1]
 
 
 def _batch_size(obs: PyTorchObs) -> int:

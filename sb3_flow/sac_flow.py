@@ -263,6 +263,8 @@ class SACFlow(OffPolicyAlgorithm):
             value = getattr(self, name)
             number = callable(value) or isinstance(value, Real) or (value is None and name == "qf_learning_rate")
             require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
+            if isinstance(value, Real):
+                setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
         if isinstance(self.ent_coef, str):
             _initial_ent_coef(self.ent_coef)
         else:
@@ -300,7 +302,7 @@ class SACFlow(OffPolicyAlgorithm):
         for bc_coef in _offline_online(self.bc_coef):
             require(callable(bc_coef) or isinstance(bc_coef, Real), "bc_coef", self.bc_coef, weights)
             for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
-                value = FloatSchedule(bc_coef)(progress)
+                value = _schedule(bc_coef)(progress)
                 allowed = "a number >= 0, at every progress if it is a schedule"
                 require(0 <= value < math.inf, "bc_coef", value, allowed)
 
@@ -347,7 +349,7 @@ class SACFlow(OffPolicyAlgorithm):
             self.policy_delay = kind.policy_delay
         qf_learning_rate = kind.learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
         self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
-        self.bc_schedules = [FloatSchedule(bc_coef) for bc_coef in _offline_online(self.bc_coef)]
+        self.bc_schedules = [_schedule(bc_coef) for bc_coef in _offline_online(self.bc_coef)]
         if self.target_entropy == "auto":
             self.target_entropy = auto_target_entropy(
                 self.policy.chunk_dim,
@@ -780,6 +782,11 @@ def _offline_online(bc_coef: BCCoef | Sequence[BCCoef]) -> tuple[BCCoef, BCCoef]
     two = not isinstance(bc_coef, str) and len(bc_coef) == 2
     require(two, "bc_coef", bc_coef, "a number >= 0, a schedule, or two of these, offline and online")
     return bc_coef[0], bc_coef[1]
+
+
+def _schedule(value: float | Schedule) -> FloatSchedule:
+    """SB3's schedule, which refuses NumPy's numbers."""
+    return FloatSchedule(value if callable(value) else float(value))
 
 
 def _initial_ent_coef(ent_coef: str) -> float:

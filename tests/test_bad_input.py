@@ -51,6 +51,10 @@ def assert_refused(name: str, value: Any, allowed: str, **kwargs: Any) -> None:
         ("log_std_range", (-5.0, 0.0, 2.0), "lowest"),
         ("log_std_range", (-INF, 0.0), "lowest"),
         ("log_std_range", (NAN, 0.0), "lowest"),
+        ("log_std_range", 3, "lowest"),
+        ("log_std_range", ("a", "b"), "lowest"),
+        ("net_arch", 256, "integer >= 1"),
+        ("net_arch", {"qf": 256}, "integer >= 1"),
         ("net_arch", {"vf": [16]}, "'qf'"),
         ("net_arch", {"qf": [16], "actor": [16]}, "'qf'"),
         ("net_arch", {"qf": [0]}, "integer >= 1"),
@@ -124,6 +128,11 @@ def test_actors_need_a_hidden_layer(policy: str, net_arch: Any) -> None:
 )
 def test_algorithm_arguments_are_checked(policy: str, name: str, value: Any, allowed: str) -> None:
     assert_refused(name, value, allowed, policy=policy, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "qf_learning_rate", "bc_coef", "gamma", "tau", "ent_coef"])
+def test_numpys_numbers_are_numbers(name: str) -> None:
+    make_model(**{name: np.float32(0.125)}).learn(13)
 
 
 @pytest.mark.parametrize(
