@@ -19,23 +19,30 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def positive(text: str) -> int:
-    """An argument of the command line: a number of processes."""
-    if not text.isdecimal() or int(text) < 1:
+    """An argument of the command line: a whole number from 1 on, written as 1000 or 1e3."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if value < 1 or not value.is_integer():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
+    return int(value)
 
 
-def check_tasks(parser: argparse.ArgumentParser, tasks: Iterable[str], known: Collection[str]) -> None:
+def check_tasks(
+    parser: argparse.ArgumentParser, tasks: Iterable[str], known: Collection[str], option: str = "--tasks"
+) -> None:
     """Refuse tasks that do not exist, and name some that do.
 
     :param parser: stops the command
-    :param tasks: what `--tasks` says
+    :param tasks: what the option says
     :param known: what it may say
+    :param option: its name
     """
     for task in tasks:
         if task not in known:
             near = difflib.get_close_matches(task, known, n=5, cutoff=0.0)
-            parser.error(f"--tasks {task}: there is no such task here; near it are {', '.join(near)}")
+            parser.error(f"{option} {task}: there is no such task here; near it are {', '.join(near)}")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/end_to_end.csv"))
     args = parser.parse_args()
     swept, *values = args.sweep
-    if swept != "n_envs" or not values:
+    if swept != "n_envs" or not values or not all(map(str.isdecimal, values)):
         parser.error(f"--sweep {' '.join(args.sweep)}: only n_envs can be swept here, and needs values behind it")
     size = apply_arguments(args)
     rows = measure(size, [int(value) for value in values], args)

@@ -15,6 +15,7 @@ if sys.platform == "linux":
 
 import gymnasium as gym
 import numpy as np
+from arguments import positive
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -50,7 +51,7 @@ def draw_strip(pictures: list[NDArray[np.uint8]], moments: int, path: Path) -> N
     chosen = np.linspace(0, len(pictures) - 1, moments).round().astype(int)
     height, width, _ = pictures[0].shape
     figure = Figure(figsize=(2 * moments, 2 * height / width + 0.25), layout="constrained")
-    for axes, step in zip(figure.subplots(1, moments), chosen, strict=True):
+    for axes, step in zip(figure.subplots(1, moments, squeeze=False)[0], chosen, strict=True):
         axes.imshow(pictures[step])
         axes.set_title(f"step {step}", fontsize=9)
         axes.axis("off")
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--env", required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the episode")
-    parser.add_argument("--moments", type=int, default=6)
+    parser.add_argument("--moments", type=positive, default=6)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     env = gym.make(args.env, render_mode="rgb_array")

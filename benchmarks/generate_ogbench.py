@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import positive
 from numpy.typing import NDArray
 from ogbench.manipspace.envs.cube_env import CubeEnv
 from ogbench.manipspace.envs.scene_env import SceneEnv
@@ -34,8 +35,6 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 from parts import make_parts, write_whole
-
-from sb3_flow.checks import require, require_integer
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -161,25 +160,28 @@ def join(parts: list[Path], rows: int, out: Path) -> None:
     write_whole(out, partial(save, episodes=arrays))
 
 
+def data_name(text: str) -> re.Match[str]:
+    """An argument of the command line: the name of the data, in its parts."""
+    match = NAME.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: write it like cube-single-play-v0, scene-play-v0")
+    return match
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="cube-single-play-v0", help="name of the data")
-    parser.add_argument("--steps", type=lambda s: int(float(s)), default=100_000)
+    parser.add_argument("--env", type=data_name, default="cube-single-play-v0", help="name of the data")
+    parser.add_argument("--steps", type=positive, default=100_000)
     parser.add_argument("--out", type=Path, required=True, help="a file that ends with .npz, or a directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="parallel processes")
-    parser.add_argument("--episode-steps", type=int, default=1000)
-    parser.add_argument("--shard-steps", type=lambda s: int(float(s)), default=1_000_000, help="of a directory's files")
+    parser.add_argument("--jobs", type=positive, default=1, help="parallel processes")
+    parser.add_argument("--episode-steps", type=positive, default=1000)
+    parser.add_argument("--shard-steps", type=positive, default=1_000_000, help="of a directory's files")
     args = parser.parse_args()
 
-    match = NAME.fullmatch(args.env)
-    require(match is not None, "env", args.env, 'write it like "cube-single-play-v0", "scene-play-v0"')
-    assert match is not None
-    for name in ("steps", "jobs", "episode_steps", "shard_steps"):
-        require_integer(name, getattr(args, name))
     one_file = args.out.suffix == ".npz"
     part_episodes = PART_EPISODES if one_file else math.ceil(args.shard_steps / args.episode_steps)
-    settings = Settings(match[1], match[2], args.seed, args.episode_steps, part_episodes)
+    settings = Settings(args.env[1], args.env[2], args.seed, args.episode_steps, part_episodes)
     episodes = math.ceil(args.steps / args.episode_steps)
     folder = args.out.with_name(f"{args.out.name}.parts") if one_file else args.out
     paths = [folder / f"{i:04d}.npz" for i in range(math.ceil(episodes / part_episodes))]
@@ -189,7 +191,7 @@ def main() -> None:
     )
     if one_file:
         join(paths, episodes * (args.episode_steps + 1), args.out)
-    print(f"{args.out}: load_dataset('ogbench:{match[0].removesuffix('-v0')}-singletask-task1-v0@{args.out}')")
+    print(f"{args.out}: load_dataset('ogbench:{args.env[0].removesuffix('-v0')}-singletask-task1-v0@{args.out}')")
 
 
 if __name__ == "__main__":

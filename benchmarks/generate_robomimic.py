@@ -22,11 +22,11 @@ from typing import Any
 import gymnasium as gym
 import h5py
 import numpy as np
+from arguments import positive
 from numpy.typing import NDArray
 from parts import make_parts, write_whole
 
 import sb3_flow.envs  # noqa: F401 (registers the environments)
-from sb3_flow.checks import require_choice, require_integer
 from sb3_flow.datasets.robomimic import ENVIRONMENTS
 
 Vector = NDArray[np.float64]
@@ -295,17 +295,14 @@ def report(out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="lift", help=" or ".join(TASKS))
-    parser.add_argument("--demos", type=int, default=200)
+    parser.add_argument("--task", default="lift", choices=TASKS)
+    parser.add_argument("--demos", type=positive, default=200)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="parallel processes")
+    parser.add_argument("--jobs", type=positive, default=1, help="parallel processes")
     parser.add_argument("--keep-failures", action="store_true")
     args = parser.parse_args()
 
-    require_choice("task", args.task, TASKS)
-    require_integer("demos", args.demos)
-    require_integer("jobs", args.jobs)
     settings = Settings(args.task, args.seed, args.keep_failures, PART_DEMOS)
     folder = args.out.with_name(f"{args.out.name}.parts")
     paths = [folder / f"{i:04d}.hdf5" for i in range(math.ceil(args.demos / PART_DEMOS))]

@@ -1,6 +1,6 @@
 """How gradients travel through the rollout: ||dL/dx_i|| at every step i, during training (SAC Flow's central claim).
 
-    python benchmarks/gradient_norms.py --env HalfCheetah-v4 --steps 20000
+    python benchmarks/gradient_norms.py --env Hopper-v4 --steps 20000 --out benchmarks/results/mine/norms.csv
 
 For each velocity net and K one run is trained as a user would; every `--every` steps the actor's loss is
 differentiated on a fresh batch with respect to each point x_0 ... x_K of its paths, and the root mean square over the
@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
-from arguments import json_object, positive
+from arguments import check_tasks, json_object, positive
 from contenders import merged
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -47,8 +48,7 @@ def step_gradient_norms(model: SACFlow, batch_size: int) -> list[float]:
     handle.remove()
     path.x.retain_grad()
     q = critic.reduce(critic(batch.observations, th.tanh(path.x)))
-    assert model.log_ent_coef is not None
-    ent_coef = model.log_ent_coef.detach().exp()
+    ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
     loss = losses.actor_loss(path, q, ent_coef, th.tanh(path.x), batch.actions, bc_coef=0.0).loss
     th.autograd.backward(loss * batch_size)  # the loss is a mean: undo it, so that norms are those of one transition
     norms = []
@@ -191,20 +191,24 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=list(POLICIES), choices=list(POLICIES))
     parser.add_argument("--flow-steps", nargs="+", type=int, default=[4, 7, 10])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--steps", type=positive, default=20_000)
+    parser.add_argument("--every", type=positive, default=500)
     parser.add_argument("--overrides", type=json_object, default={}, help="JSON: extra SACFlow arguments")
     parser.add_argument("--jobs", type=positive, default=2, help="processes at a time")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_norms.csv"))
-    parser.add_argument("--figure", type=Path, default=Path("docs/images/gradient_norms.png"))
+    parser.add_argument("--out", type=Path, required=True, help="the CSV")
+    parser.add_argument("--figure", type=Path, help="beside the CSV if it is not named")
     args = parser.parse_args()
-
+    check_tasks(parser, [args.env], sorted(gym.registry), "--env")
     budget = Budget(args.env, args.steps, args.every, overrides=args.overrides)
+    if args.steps <= budget.learning_starts or args.every > args.steps:
+        parser.error(f"--steps {args.steps}: more than {budget.learning_starts} random ones, and at least --every")
+
     wanted = [(net, k, args.seed) for k in args.flow_steps for net in args.nets]
     rows_read = measure_all(budget, wanted, args.out, args.jobs)
     print_table(rows_read)
-    plot(rows_read, args.figure)
-    print(f"{args.figure}\n{machine()}")
+    figure = args.figure or args.out.with_suffix(".png")
+    plot(rows_read, figure)
+    print(f"{figure}\n{machine()}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Learning curves: any algorithm on any task for N seeds, side by side, resumable.
 
-    python benchmarks/learning.py --tasks HalfCheetah-v4 Hopper-v4 --algos flow_t crossq --seeds 1 2 3
+    python benchmarks/learning.py --tasks HalfCheetah-v4 Hopper-v4 --algos flow_t crossq --out benchmarks/results/mine
 
 Every run is one process with one thread. It appends an evaluation to `<out>/<task>/<algo>/<seed>.csv` every
 `--eval-freq` steps and keeps a checkpoint in `runs/`. A stopped command that is given again goes on from the last
@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from arguments import add_run_arguments, check_tasks, json_object
+from arguments import add_run_arguments, check_tasks, json_object, positive
 from cloning import CloningPolicy
 from contenders import POLICIES, merged
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
@@ -279,9 +279,9 @@ def main() -> None:
         help="flow_t flow_g flow_mlp crossq sac; `flow_t+NAME` labels a variant",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--steps", type=lambda s: int(float(s)), default=100_000)
-    parser.add_argument("--eval-freq", type=int, default=5_000)
-    parser.add_argument("--eval-episodes", type=int, default=10)
+    parser.add_argument("--steps", type=positive, default=100_000)
+    parser.add_argument("--eval-freq", type=positive, default=5_000)
+    parser.add_argument("--eval-episodes", type=positive, default=10)
     parser.add_argument("--learning-starts", type=int, default=5_000)
     parser.add_argument("--width", type=int, default=256, help="width of the two critic layers, the same for all")
     parser.add_argument("--batch-size", type=int, default=256)
@@ -290,6 +290,8 @@ def main() -> None:
     parser.add_argument("--overrides", type=json_object, default={}, help="JSON: extra SACFlow arguments, for tuning")
     args = parser.parse_args()
     register()
+    if args.steps % args.eval_freq:
+        parser.error(f"--steps {args.steps}: it must be a multiple of --eval-freq {args.eval_freq}, to end with one")
     # The worker imports the module of a "module:task"
     check_tasks(parser, [task for task in args.tasks if ":" not in task], sorted(gym.registry))
 

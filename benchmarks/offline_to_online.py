@@ -1,8 +1,7 @@
 """Offline-to-online on data that the suites' simulators made: success before, at and after the change of phases.
 
     python benchmarks/generate_ogbench.py --env cube-single-play-v0 --steps 100000 --out data/cube-single.npz
-    python benchmarks/offline_to_online.py cube-single --data data/cube-single.npz --seeds 1 2 3
-    python benchmarks/offline_to_online.py lift --data data/lift.hdf5 --variants flow_t cloning
+    python benchmarks/offline_to_online.py cube-single --data data/cube-single.npz --out benchmarks/results/mine
 
 Runs, checkpoints and CSVs are those of `benchmarks/learning.py`: resumable, one thread a run. Nets and budgets are
 smaller than the paper's, so that a run takes about an hour of one CPU core.

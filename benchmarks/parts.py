@@ -22,7 +22,7 @@ def make_parts(
     :param settings: all that their contents depend on, for JSON
     :param make: makes the file of a path, and needs no other for it
     :param jobs: processes; 1 makes the files in this one
-    :raises ValueError: if the folder has files made with other settings
+    :raises SystemExit: if the folder has files made with other settings
     """
     _check_settings(paths[0].parent, dict(settings))
     missing = [path for path in paths if not path.exists()]
@@ -51,7 +51,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         path.write_text(json.dumps(settings))
     made_with = json.loads(path.read_text())
     if made_with != settings:
-        raise ValueError(f"{folder} has data made with {made_with}, not {settings}: delete it or name another output")
+        raise SystemExit(f"{folder} has data made with {made_with}, not {settings}: delete it or name another output")
 
 
 def _made(paths: list[Path], make: Callable[[Path], None], jobs: int) -> Iterator[None]:

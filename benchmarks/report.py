@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from curves import RETURN, SUCCESS, Curves, final_scores, finished, offline_steps, read_curves
-from figures import in_order, plot_curves, plot_improvement, plot_profiles
+from figures import LABELS, in_order, plot_curves, plot_improvement, plot_profiles
 from records import machine
 from scores import improvement, iqm_and_ci, shared_tasks
 
@@ -84,6 +84,23 @@ def compare(curves: Curves, path: Path) -> list[Path]:
     return figures
 
 
+def check_comparable(curves: Curves, results: Path) -> None:
+    """Refuse what no figure can show.
+
+    :param curves: the runs
+    :param results: their folder
+    :raises SystemExit: for a folder that no algorithm made, and for seeds that were evaluated at different steps
+    """
+    for (task, algo), seeds in curves.items():
+        folder = results / task / algo
+        if algo.partition("+")[0] not in LABELS:
+            raise SystemExit(
+                f"{folder}: there is no algorithm {algo!r}, only {', '.join(LABELS)}, and these with +LABEL"
+            )
+        if len({tuple(run[:, 0]) for run in seeds.values()}) > 1:
+            raise SystemExit(f"{folder}: its seeds were evaluated at different steps; keep those alike in one folder")
+
+
 def report(results: Path, figure: Path, metric: str = "return") -> Curves:
     """Write the summary and the figures of a folder of results.
 
@@ -91,12 +108,13 @@ def report(results: Path, figure: Path, metric: str = "return") -> Curves:
     :param figure: of the curves
     :param metric: "return" or "success"
     :return: the runs that are finished
-    :raises SystemExit: if there are none
+    :raises SystemExit: if there are none, and see `check_comparable`
     """
     column, ylabel, digits, limits = METRICS[metric]
     curves = finished(read_curves(results, column))
     if not curves:
         raise SystemExit(f"{results} has no runs with a {column}: benchmarks/learning.py makes them")
+    check_comparable(curves, results)
     write_summary(curves, results / "summary.csv", digits)
     offline = offline_steps(results)
     plot_curves(curves, figure, ylabel, offline, limits=limits)

@@ -147,9 +147,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/train_step.csv"))
     args = parser.parse_args()
     size = apply_arguments(args)
-    swept, *values = args.sweep or ["batch", size.batch]
-    if swept not in dataclasses.asdict(size) or not values:
-        parser.error(f"--sweep {swept}: choose one of {', '.join(dataclasses.asdict(size))}, and values behind it")
+    swept, *values = args.sweep or ["batch", str(size.batch)]
+    if swept not in dataclasses.asdict(size) or not values or not all(map(str.isdecimal, values)):
+        parser.error(
+            f"--sweep {' '.join(args.sweep)}: choose one of {', '.join(dataclasses.asdict(size))}, and values behind it"
+        )
     if args.check:
         for policy in POLICIES:
             check(policy, size, args)

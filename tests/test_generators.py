@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -127,7 +128,7 @@ def test_interruptions_do_not_change_play_data(cube: Path) -> None:
 
 
 def test_parts_made_otherwise_are_not_mixed_in(cube: Path) -> None:
-    with pytest.raises(ValueError, match=r"'seed': 0.*'seed': 1.*another output"):
+    with pytest.raises(SystemExit, match=r"'seed': 0.*'seed': 1.*another output"):
         ogbench_data(cube, seed=1)
 
 
@@ -141,11 +142,20 @@ def test_processes_make_what_is_missing_and_say_what_failed(tmp_path: Path) -> N
         make_parts([tmp_path / "parts" / "4.npz"], 10, {"seed": 0}, Path.unlink, jobs=2)
 
 
-def test_bad_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="env='cube-octuple-play-v0' is not allowed"):
-        ogbench_data(tmp_path / "x.npz", "cube-octuple-play-v0")
-    with pytest.raises(ValueError, match="task='square' is not allowed: choose one of 'lift', 'can'"):
-        run(generate_robomimic, "--task", "square", "--out", tmp_path / "x.hdf5")
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        (generate_ogbench, ("--env", "cube-octuple-play-v0"), "'cube-octuple-play-v0' is not allowed: write it like"),
+        (generate_ogbench, ("--jobs", "0"), "'0' is no whole number from 1 on"),
+        (generate_robomimic, ("--task", "square"), "invalid choice: 'square' (choose from 'lift', 'can')"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    module: ModuleType, arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(module, *arguments, "--out", tmp_path / "x")
+    assert said in capsys.readouterr().err
 
 
 def test_play_observations_are_the_environments_at_the_rows_state(cube: Path) -> None:

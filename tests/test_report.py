@@ -47,6 +47,17 @@ def test_the_offline_phase_is_that_of_the_runs_that_have_another(tmp_path):
     assert curves.offline_steps(tmp_path) == {"lift": 10}
 
 
+def test_runs_that_no_figure_can_show_are_named(tmp_path):
+    write_run(tmp_path, "A-v4", "flow_x", 1, [0.0, 1.0])
+    with pytest.raises(SystemExit, match=r"A-v4/flow_x: there is no algorithm 'flow_x'"):
+        report.report(tmp_path, tmp_path / "a.png")
+    (tmp_path / "A-v4" / "flow_x").rename(tmp_path / "A-v4" / "flow_t")
+    path = tmp_path / "A-v4" / "flow_t" / "2.csv"
+    path.write_text(f"step,{curves.RETURN}\n5,0\n10,0\n20,1\n")
+    with pytest.raises(SystemExit, match="flow_t: its seeds were evaluated at different steps"):
+        report.report(tmp_path, tmp_path / "a.png")
+
+
 def test_what_is_compared_are_the_last_scores_from_the_worst_run_to_the_best(folder):
     final = curves.final_scores(curves.finished(curves.read_curves(folder)))
     values = np.concatenate([task for tasks in final.values() for task in tasks.values()])

@@ -314,7 +314,11 @@ def test_a_sweep_on_ray_and_one_that_it_finds_begun(in_tmp_path, monkeypatch):
         (learning, ("--overrides", "{"), "--overrides: '{' is no JSON object: write it like"),
         (learning, ("--overrides", "[1]"), "--overrides: '[1]' is no JSON object: write it like"),
         (learning, ("--jobs", "0"), "--jobs: '0' is no whole number from 1 on"),
+        (learning, ("--steps", "1e3"), "--steps 1000: it must be a multiple of --eval-freq 5000"),
+        (learning, ("--steps", "1.5"), "--steps: '1.5' is no whole number from 1 on"),
         (gradient_norms, ("--jobs", "two"), "--jobs: 'two' is no whole number from 1 on"),
+        (gradient_norms, ("--out", "a.csv", "--env", "Hoper-v4"), "--env Hoper-v4: there is no such task here"),
+        (gradient_norms, ("--out", "a.csv", "--steps", "2e3"), "--steps 2000: more than 2000 random ones"),
         (train_step, ("--sweep", "batch"), "--sweep batch: choose one of batch, width, flow_steps, horizon"),
         (end_to_end, ("--sweep", "n_envs"), "--sweep n_envs: only n_envs can be swept here, and needs values behind"),
         (learning, ("--tasks", "Hoper-v4"), "--tasks Hoper-v4: there is no such task here; near it are Hopper-v4, "),
@@ -336,7 +340,7 @@ def test_missing_extras_are_named(in_tmp_path, monkeypatch):
     for package in ("ray", "rliable"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit, match=r"needs ray: pip install 'sb3_flow\[ray\]'"):
-        run(monkeypatch, learning, *SWEEP, "--ray", "local")
+        run(monkeypatch, learning, *SWEEP, "--steps", 120, "--ray", "local")
     monkeypatch.delitem(sys.modules, "scores")
     with pytest.raises(SystemExit, match=r"need rliable: pip install 'sb3_flow\[plots\]'"):
         importlib.import_module("scores")
