@@ -57,6 +57,15 @@ def test_one_command_makes_every_picture_in_both_formats(fixed, args, contour, t
     assert "policy_kwargs" not in (out / "importance.html").read_text()
 
 
+def test_a_study_of_one_parameter_has_no_contour(tmp_path):
+    pytest.importorskip("plotly")
+    pytest.importorskip("matplotlib").use("agg")
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda trial: -trial.suggest_float("bc_coef", 1, 1e5), n_trials=4)
+    drawn = {path.name for path in script.plot_study(study, tmp_path)}
+    assert drawn == {"history.png", "history.html", "importance.png", "importance.html"}
+
+
 @pytest.mark.parametrize(
     ("args", "n_trials", "message"),
     [

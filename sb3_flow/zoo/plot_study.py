@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def plot_study(study: optuna.Study, out: Path, contour: tuple[str, str] | None =
     :param study: the study
     :param out: folder of the files, which is made if it does not exist
     :param contour: names of two searched parameters; None for beta and K, or for the two most important ones of a
-        study without beta
+        study without beta; with one searched parameter there is no such picture
     :return: the files
     :raises ImportError: if matplotlib or plotly is missing
     :raises ValueError: if the study has too few finished trials, or does not search these parameters
@@ -38,8 +39,8 @@ def plot_study(study: optuna.Study, out: Path, contour: tuple[str, str] | None =
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     require(len(complete) >= 2, "study_name", study.study_name, f"two finished trials or more; it has {len(complete)}")
     importance = _importance(study)
-    x, y = contour or _default_contour(importance)
-    for name in (x, y):
+    pair = contour or _default_contour(importance)
+    for name in pair:
         require_choice("contour", name, tuple(importance))
     out.mkdir(parents=True, exist_ok=True)
     files = []
@@ -49,8 +50,9 @@ def plot_study(study: optuna.Study, out: Path, contour: tuple[str, str] | None =
             drawn = {
                 "history": module.plot_optimization_history(study),
                 "importance": module.plot_param_importances(study, params=list(importance)),
-                "contour": module.plot_contour(study, params=[x, y]),
             }
+            if pair:
+                drawn["contour"] = module.plot_contour(study, params=list(pair))
         for name, drawing in drawn.items():
             files.append(out / f"{name}.{suffix}")
             _save(drawing, files[-1])
@@ -76,12 +78,10 @@ def _importance(study: optuna.Study) -> dict[str, float]:
     return optuna.importance.get_param_importances(study, params=searched)
 
 
-def _default_contour(importance: dict[str, float]) -> tuple[str, str]:
+def _default_contour(importance: dict[str, float]) -> Sequence[str]:
     if "bc_coef" in importance and "flow_steps" in importance:
         return "bc_coef", "flow_steps"
-    require(len(importance) >= 2, "study_name", list(importance), "a study with two searched parameters or more")
-    first, second = list(importance)[:2]
-    return first, second
+    return list(importance)[:2] if len(importance) >= 2 else ()
 
 
 def _save(drawing: Any, path: Path) -> None:
