@@ -48,8 +48,7 @@ def step_gradient_norms(model: SACFlow, batch_size: int) -> list[float]:
     handle.remove()
     path.x.retain_grad()
     q = critic.reduce(critic(batch.observations, th.tanh(path.x)))
-    ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
-    loss = losses.actor_loss(path, q, ent_coef, th.tanh(path.x), batch.actions, bc_coef=0.0).loss
+    loss = losses.actor_loss(path, q, model._current_ent_coef(), th.tanh(path.x), batch.actions, bc_coef=0.0).loss
     th.autograd.backward(loss * batch_size)  # the loss is a mean: undo it, so that norms are those of one transition
     norms = []
     for x in [*points, path.x]:

@@ -376,6 +376,10 @@ class SACFlow(OffPolicyAlgorithm):
         else:
             self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
 
+    def _current_ent_coef(self) -> th.Tensor:
+        """Alpha, learned or fixed, without a gradient."""
+        return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+
     def _setup_chunks(self) -> None:
         """Give the policy and the buffer the chunk's length."""
         buffer = self.replay_buffer_class
@@ -400,7 +404,7 @@ class SACFlow(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             self._n_updates += 1
             batch = self._sample(batch_size)
-            ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+            ent_coef = self._current_ent_coef()
             with _statistics_restored(self.critic):
                 self._update_critic(batch, ent_coef, log)
             if self._n_updates % self.policy_delay == 0:
