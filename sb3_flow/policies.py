@@ -78,6 +78,7 @@ class FlowActor(BasePolicy):
             normalize_images=normalize_images,
             squash_output=True,
         )
+        self.features_dim = features_dim
         self.norm = BatchRenorm(features_dim)
         self.velocity = velocity
         self.flow_steps = flow_steps
@@ -85,6 +86,19 @@ class FlowActor(BasePolicy):
         self.likelihood: Likelihood = likelihood
         self.chunk_dim = chunk_dim
         self.action_fn: Callable[[PyTorchObs, th.Tensor], th.Tensor] = self.action  # SACFlow may compile it
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            features_extractor=self.features_extractor,
+            features_dim=self.features_dim,
+            velocity=self.velocity,
+            chunk_dim=self.chunk_dim,
+            flow_steps=self.flow_steps,
+            rollout_kind=self.rollout_kind,
+            likelihood=self.likelihood,
+        )
+        return data
 
     def path(self, obs: PyTorchObs, noise: th.Tensor) -> Path:
         """Roll the flow out.

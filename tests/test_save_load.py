@@ -18,6 +18,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flow import FlowGPolicy, FlowMLPPolicy, FlowTPolicy, SACFlow
+from sb3_flow.policies import FlowActor
 
 pytestmark = [
     # SB3 says so of every loaded model with n_steps > 1, although its buffer has them
@@ -376,6 +377,19 @@ def test_a_policy_is_saved_alone(policy_class: Any, critic: str, tmp_path: Path)
     values = [policy.critic(th.as_tensor(obs), actions) for policy in (model.policy, loaded)]
     # predict puts all of it into evaluation mode, where the critic's verdict depends on saved statistics only
     assert th.equal(*values)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_actor_is_saved_alone(policy: str, tmp_path: Path) -> None:
+    net = {"noise_std": 0.2, "rollout": "noise", "likelihood": "path", "flow_steps": 3}
+    model = make_model(policy, net=net).learn(20)
+    model.actor.save(tmp_path / "actor")
+    loaded = FlowActor.load(tmp_path / "actor", device="cpu")
+    obs = observations(model)
+    predictions = [actor.predict(obs, deterministic=True)[0] for actor in (model.actor, loaded)]
+    np.testing.assert_array_equal(*predictions)
+    path, same = (actor.path(th.as_tensor(obs), th.ones(4, len(obs), 2)) for actor in (model.actor, loaded))
+    assert th.equal(path.log_prob, same.log_prob)
 
 
 @pytest.mark.parametrize("module", [pickle, cloudpickle], ids=lambda module: module.__name__)
