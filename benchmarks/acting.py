@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import onnxruntime
 import torch as th
+from arguments import positive
 from contenders import add_arguments, apply_arguments, make_model
 from numpy.typing import NDArray
 from records import machine
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=30, warmup=5)
     parser.add_argument("--env", default="Hopper-v4")
-    parser.add_argument("--calls", type=int, default=200, help="in one measurement")
+    parser.add_argument("--calls", type=positive, default=200, help="in one measurement")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/acting.csv"))
     args = parser.parse_args()
     size = apply_arguments(args)

@@ -29,6 +29,25 @@ def positive(text: str) -> int:
     return int(value)
 
 
+def swept_values(parser: argparse.ArgumentParser, sweep: list[str], known: Collection[str]) -> tuple[str, list[int]]:
+    """The setting that `--sweep` names, and the values behind it.
+
+    :param parser: stops the command
+    :param sweep: what the option says
+    :param known: settings that may vary
+    """
+    name, *texts = sweep
+    try:
+        values = [positive(text) for text in texts]
+    except argparse.ArgumentTypeError:
+        values = []
+    if name not in known or not values:
+        parser.error(
+            f"--sweep {' '.join(sweep)}: give one of {', '.join(known)}, and whole numbers from 1 on behind it"
+        )
+    return name, values
+
+
 def check_tasks(
     parser: argparse.ArgumentParser, tasks: Iterable[str], known: Collection[str], option: str = "--tasks"
 ) -> None:

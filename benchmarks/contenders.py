@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from arguments import positive
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
@@ -50,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> 
     """
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
     for field in dataclasses.fields(Size):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
-    parser.add_argument("--threads", type=int, default=None)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=positive, default=field.default)
+    parser.add_argument("--threads", type=positive, default=None)
     parser.add_argument("--matmul-precision", choices=["highest", "high", "medium"], default="highest")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--rounds", type=positive, default=rounds)
     parser.add_argument("--warmup", type=int, default=warmup)
 
 
@@ -117,6 +118,9 @@ def fill(buffer: Any) -> None:
 
 def _baseline(name: str) -> type[OffPolicyAlgorithm]:
     if name == "sbx_crossq":
-        sbx: type[OffPolicyAlgorithm] = importlib.import_module("sbx").CrossQ
+        try:
+            sbx: type[OffPolicyAlgorithm] = importlib.import_module("sbx").CrossQ
+        except ImportError as error:
+            raise SystemExit(f"sbx_crossq: {error}; it needs `pip install sbx-rl`") from error
         return sbx
     return CrossQ if name == "crossq" else SAC

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
+from arguments import positive, swept_values
 from contenders import Size, add_arguments, apply_arguments, make_model
 from records import machine
 from stable_baselines3.common.env_util import make_vec_env
@@ -49,15 +50,12 @@ def main() -> None:
     add_arguments(parser, rounds=9, warmup=2)
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--sweep", nargs="+", metavar=("n_envs", "N"), default=["n_envs", "1"])
-    parser.add_argument("--steps", type=int, default=200, help="in one measurement")
+    parser.add_argument("--steps", type=positive, default=200, help="in one measurement")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/end_to_end.csv"))
     args = parser.parse_args()
-    swept, *values = args.sweep
-    if swept != "n_envs" or not values or not all(map(str.isdecimal, values)):
-        parser.error(f"--sweep {' '.join(args.sweep)}: only n_envs can be swept here, and needs values behind it")
-    size = apply_arguments(args)
-    rows = measure(size, [int(value) for value in values], args)
-    write_timings(rows, "n_envs", "ms an environment step", args.out)
+    swept, values = swept_values(parser, args.sweep, ["n_envs"])
+    rows = measure(apply_arguments(args), values, args)
+    write_timings(rows, swept, "ms an environment step", args.out)
     print(f"{th.get_num_threads()} threads, {machine()}")
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import torch as th
+from arguments import positive, swept_values
 from contenders import POLICIES, Size, add_arguments, apply_arguments, fill, make_model
 from records import machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -141,21 +142,19 @@ def main() -> None:
     add_arguments(parser, rounds=15, warmup=3)
     parser.add_argument("--env", default="Hopper-v4", help="whose dimensions are taken")
     parser.add_argument("--sweep", nargs="+", metavar=("NAME", "VALUE"), help="batch, width, flow_steps or horizon")
-    parser.add_argument("--cycles", type=int, default=5, help="in one measurement")
+    parser.add_argument("--cycles", type=positive, default=5, help="in one measurement")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' code, timed for each eager policy")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/train_step.csv"))
     args = parser.parse_args()
     size = apply_arguments(args)
-    swept, *values = args.sweep or ["batch", str(size.batch)]
-    if swept not in dataclasses.asdict(size) or not values or not all(map(str.isdecimal, values)):
-        parser.error(
-            f"--sweep {' '.join(args.sweep)}: choose one of {', '.join(dataclasses.asdict(size))}, and values behind it"
-        )
+    swept, values = swept_values(parser, args.sweep or ["batch", str(size.batch)], dataclasses.asdict(size))
+    if args.reference is not None and not (args.reference / "from_scratch_code").is_dir():
+        parser.error(f"--reference {args.reference}: no checkout of the authors' code, which has from_scratch_code")
     if args.check:
         for policy in POLICIES:
             check(policy, size, args)
-    rows = measure([dataclasses.replace(size, **{swept: int(value)}) for value in values], args)
+    rows = measure([dataclasses.replace(size, **{swept: value}) for value in values], args)
     write_timings(rows, swept, "ms a cycle", args.out)
     print(f"{th.get_num_threads()} threads, {machine()}")
 
