@@ -15,8 +15,11 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+import gymnasium as gym
 import optuna
 import pytest
+from gymnasium import spaces
+from helpers import RandomEnv
 from optuna.trial import TrialState
 
 from sb3_flow.zoo import register
@@ -111,6 +114,18 @@ def test_what_stops_one_seed_stops_the_trial(error):
     assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
 
 
+def test_seeds_that_have_not_begun_when_one_stops_are_not_trained():
+    trained = []
+
+    def train(trial, seed):
+        trained.append(seed)
+        raise optuna.TrialPruned
+
+    with pytest.raises(optuna.TrialPruned):
+        mean_of_seeds(train, optuna.create_study().ask(), 3)
+    assert len(trained) == 1
+
+
 def run_in_time(function, seconds=30):
     """Run what hangs for ever if it is wrong."""
     process = mp.get_context("fork").Process(target=function)
@@ -153,12 +168,12 @@ def make_manager(storage, folder, n_trials=1, timesteps=100, options=None, **hyp
     manager = ExperimentManager(
         argparse.Namespace(),
         "sac_flow",
-        "Pendulum-v1",
-        str(folder),
+        log_folder=str(folder),
         n_timesteps=timesteps,
         hyperparams=hyperparams,
         optimize_hyperparameters=True,
         **{
+            "env_id": "Pendulum-v1",
             "storage": storage,
             "study_name": STUDY,
             "n_trials": n_trials,
@@ -312,6 +327,14 @@ def test_a_trial_is_trained_again_with_its_own_policy_kwargs_and_those_of_the_co
     assert trained["policy_kwargs"] == trial["policy_kwargs"]
     assert trained["policy_kwargs"].keys() >= {"flow_steps", "d_model", "net_arch", "n_layers"}
     assert trained["learning_rate"] == trial["learning_rate"]
+
+
+def test_the_target_entropy_counts_all_numbers_of_an_action(tmp_path):
+    gym.register("Matrix-v0", lambda: RandomEnv(action_space=spaces.Box(-1.0, 1.0, (2, 3))))
+    try:
+        assert make_manager(None, tmp_path, options={"env_id": "Matrix-v0", "study_name": None}).n_actions == 6
+    finally:
+        del gym.registry["Matrix-v0"]
 
 
 def test_workers_that_are_given_the_same_seed_draw_differently(tmp_path):

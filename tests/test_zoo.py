@@ -315,6 +315,7 @@ SPACES = {
         {"n_layers", "highest_log_std", "initial_ent_coef"},
         {"target_entropy", "n_actions", "d_model"},
     ),
+    "little room for sigma": ({"log_std_range": [-0.5, 0.0]}, {"policy": "FlowMLPPolicy"}, {"highest_log_std"}, set()),
     "two weights": ({}, {**OFFLINE, "bc_coef": "[10000.0, 1000.0]"}, {"bc_coef", "online_bc_coef"}, set()),
 }
 

@@ -11,6 +11,8 @@ import rl_zoo3.exp_manager
 from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.checks import require, require_integer
 from sb3_flow.zoo.registration import CONFIG
@@ -66,6 +68,13 @@ class FlowExperimentManager(ExperimentManager):
         self.seeds_per_trial = hyperparams.pop("seeds_per_trial", 1)
         require_integer("seeds_per_trial", self.seeds_per_trial)
         return super()._preprocess_hyperparams(hyperparams)
+
+    def _preprocess_action_noise(
+        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
+    ) -> dict[str, Any]:
+        hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
+        self.n_actions = get_action_dim(env.action_space)  # the zoo's is the first of several dimensions
+        return hyperparams
 
     def hyperparameters_optimization(self) -> None:
         """Work on the study until it, or this worker, has enough trials.

@@ -55,8 +55,8 @@ def search_space(fixed: Mapping[str, str], n_actions: int) -> dict[str, BaseDist
     if alpha_is_learned:
         space["initial_ent_coef"] = FloatDistribution(1e-2, 1.0, log=True)
     if sigma_is_learned:
-        highest = _log_std_range(policy_kwargs)[1]
-        space["highest_log_std"] = FloatDistribution(highest - 1.0, highest)
+        low, high = _log_std_range(policy_kwargs)
+        space["highest_log_std"] = FloatDistribution(max(high - 1.0, (low + high) / 2), high)
     else:
         space["noise_std"] = FloatDistribution(0.03, 0.5, log=True)
     # With a fixed sigma, or for the whole path, "auto" alone knows what is in reach

@@ -109,6 +109,8 @@ def mean_of_seeds(train: Callable[[SeedTrial, int], float], trial: optuna.Trial,
     def train_one(seed: int) -> float:
         with meeting.turn:
             try:
+                if meeting.stopped:  # before this one began
+                    raise OtherSeedStoppedError
                 value = train(SeedTrial(trial, meeting, seed), seed)
                 meeting.leave(seed, value)
                 return value
