@@ -115,6 +115,7 @@ def _with_own_code(method: Callable[P, R]) -> Callable[P, R]:
     """
     assert isinstance(method, MethodType)
     function = method.__func__
-    copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
+    code, name = function.__code__.replace(), function.__name__
+    copy = FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return MethodType(copy, method.__self__)

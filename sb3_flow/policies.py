@@ -270,7 +270,8 @@ class FlowPolicy(BasePolicy):
         kind = CRITIC_KINDS[critic]
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
             # One kernel for all parameters instead of a dozen for each
-            optimizer_kwargs = {"betas": (kind.adam_beta1, 0.999), "fused": True, **(optimizer_kwargs or {})}
+            given = optimizer_kwargs or {}
+            optimizer_kwargs = {"betas": (kind.adam_beta1, 0.999), "fused": not given.get("foreach"), **given}
         super().__init__(
             observation_space,
             action_space,

@@ -92,6 +92,7 @@ def make_model(
     env: GymEnv | str | None = None,
     critic: str = "crossq",
     net: dict[str, Any] | None = None,
+    algorithm: type[SACFlow] = SACFlow,
     **kwargs: Any,
 ) -> SACFlow:
     """A tiny model on CPU, seeded, that learns from the 11th step on.
@@ -107,7 +108,7 @@ def make_model(
         "device": "cpu",
         "policy_kwargs": policy_kwargs(policy, **({"critic": critic} | (net or {}))),
     }
-    return SACFlow(policy, RandomEnv() if env is None else env, **(defaults | kwargs))
+    return algorithm(policy, RandomEnv() if env is None else env, **(defaults | kwargs))
 
 
 def snapshot(model: SACFlow) -> dict[str, th.Tensor]:

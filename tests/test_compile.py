@@ -108,6 +108,16 @@ def test_many_models_in_one_process_are_all_compiled(backend: Counter) -> None:
             assert backend.graphs == 2 * (i + 1)  # one action and one critic update each
 
 
+def test_a_loss_that_a_subclass_extends_is_compiled(backend: Counter) -> None:
+    class Extended(SACFlow):
+        def _critic_loss(self, *args: Any) -> Any:
+            return super()._critic_loss(*args)
+
+    model = make_model(algorithm=Extended, compile=True).learn(LEARNING_STARTS + 1)
+    assert isinstance(model._critic_loss_fn, Compiled)
+    assert not model._critic_loss_fn.failed
+
+
 def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = snapshot(make_model().learn(LEARNING_STARTS + 8))
     monkeypatch.setattr("sb3_flow.compile.th.compile", no_compiler)

@@ -80,6 +80,7 @@ def test_learns_on_a_registered_environment(policy: Any) -> None:
         {"net": {"flow_steps": 7}},
         {"net": {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}},
         {"net": {"optimizer_class": th.optim.RMSprop}},
+        {"net": {"optimizer_kwargs": {"foreach": True}}},
     ],
     ids=lambda kwargs: ",".join(f"{k}={v}" if isinstance(v, str | float | int) else k for k, v in kwargs.items()),
 )
