@@ -145,6 +145,12 @@ class ChunkSampling(ReplayBuffer):
             ends,
             self.gamma,
         )
+        if not fold.in_episode[:, -1].any():
+            warnings.warn(
+                f"None of {len(batch_inds)} chunks lies within one episode, and the critic learns from no others. If "
+                f"episodes are shorter than horizon_length={self.horizon_length}, choose a lower one.",
+                stacklevel=2,
+            )
         return _chunk_samples(
             observations=self._gather(self.observations, batch_inds, env_inds, env),
             actions=self.actions[inds, columns],
@@ -186,13 +192,13 @@ class ChunkDictReplayBuffer(ChunkSampling, DictReplayBuffer):  # type: ignore[mi
 def end_episodes(buffer: ReplayBuffer) -> None:
     """Mark what was stored last as truncated, because the environments are about to be reset.
 
-    :param buffer: unchanged if its samples are single steps, which know nothing of the next
+    :param buffer: unchanged if a sample needs nothing of the next step
     """
     if isinstance(buffer, HerReplayBuffer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # SB3 takes it for a buffer that was just loaded
             buffer.truncate_last_trajectory()
-    elif isinstance(buffer, (ChunkSampling, NStepReplayBuffer)) and buffer.size() > 0:
+    elif (isinstance(buffer, (ChunkSampling, NStepReplayBuffer)) or buffer.optimize_memory_usage) and buffer.size() > 0:
         last = buffer.pos - 1
         if buffer.handle_timeout_termination:
             buffer.timeouts[last] = np.where(buffer.dones[last], buffer.timeouts[last], 1)

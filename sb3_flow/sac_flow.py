@@ -383,6 +383,8 @@ class SACFlow(OffPolicyAlgorithm):
     def _setup_chunks(self) -> None:
         """Give the policy and the buffer the chunk's length."""
         buffer = self.replay_buffer_class
+        if self.n_steps > 1 and buffer in (ReplayBuffer, NStepReplayBuffer):
+            self.replay_buffer_class = None  # a saved model has SB3's choice for the n_steps and gamma of then
         if self.horizon_length == 1 and not (buffer is not None and issubclass(buffer, ChunkSampling)):
             return
         self.policy_kwargs = {**self.policy_kwargs, "horizon_length": self.horizon_length}
@@ -393,6 +395,8 @@ class SACFlow(OffPolicyAlgorithm):
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **chunks}
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        if self._dataset is None and 0 < self.replay_buffer.size() < self.horizon_length:
+            return  # a loaded model goes on without its replay buffer, and the first chunk is not complete
         self._update_learning_rates()
         # A tensor: torch.compile would make a new graph for every number
         bc_schedule = self.bc_schedules[0 if self.is_offline else 1]
@@ -689,9 +693,24 @@ class SACFlow(OffPolicyAlgorithm):
         return model
 
     def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer as SB3's method of this name does.
+
+        :param path: of the pickled buffer, or the open file
+        :param truncate_last_traj: take the last episode for finished, with chunks and n-step returns too; False
+            if the environments go on where they were
+        :raises ValueError: if the buffer has no chunks for `horizon_length` > 1
+        """
         super().load_replay_buffer(path, truncate_last_traj)
-        if isinstance(self.replay_buffer, (ChunkSampling, NStepReplayBuffer)):
-            self.replay_buffer.gamma = self.gamma  # it comes with that of the model that filled it
+        buffer, h = self.replay_buffer, self.horizon_length
+        chunks = isinstance(buffer, ChunkSampling)
+        require(chunks or h == 1, "horizon_length", h, f"{path} holds a {type(buffer).__name__}, which has no chunks")
+        # It comes with those of the model that filled it
+        if isinstance(buffer, ChunkSampling):
+            buffer.horizon_length = h
+        if isinstance(buffer, (ChunkSampling, NStepReplayBuffer)):
+            buffer.gamma = self.gamma
+        if truncate_last_traj and not isinstance(buffer, HerReplayBuffer):  # SB3 has done it, with a warning
+            end_episodes(buffer)
 
     def _excluded_save_params(self) -> list[str]:
         return [

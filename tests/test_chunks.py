@@ -293,6 +293,27 @@ def test_after_a_callback_stopped_learning_no_chunk_spans_the_step_that_was_not_
         assert follows == (i not in ends)
 
 
+def test_after_a_callback_stopped_learning_a_small_buffer_leads_from_no_episode_into_the_next() -> None:
+    small = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    model = make_model(env=RandomEnv(episode_length=10), **small)
+    model.learn(100, callback=lambda local, _: bool(local["self"].num_timesteps < 15))
+    model.learn(5, reset_num_timesteps=False)
+    # Its next observation is the row behind it, which the reset has overwritten
+    assert np.flatnonzero(model.replay_buffer.dones[:, 0]).tolist() == [9, 13]
+
+
+def test_chunks_go_on_without_the_replay_buffer(tmp_path: Any) -> None:
+    make_model(horizon_length=3).learn(LEARNING_STARTS + 5).save(tmp_path / "model")
+    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv(), device="cpu")
+    loaded.learn(10, reset_num_timesteps=False)
+    assert loaded._n_updates == 5 + 8  # the first chunk is whole with the third step
+
+
+def test_episodes_shorter_than_a_chunk_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"None of \d+ chunks lies within one episode.*horizon_length=4"):
+        make_model(env=RandomEnv(episode_length=3), horizon_length=4).learn(LEARNING_STARTS + 5)
+
+
 def test_a_reset_between_two_calls_of_learn_ends_the_trajectory_of_hindsight_replay() -> None:
     env = BitFlippingEnv(n_bits=20, continuous=True, max_steps=10)  # not solved by chance
     model = make_model("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, learning_starts=100)

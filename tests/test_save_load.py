@@ -288,6 +288,45 @@ def test_a_loaded_replay_buffer_has_the_discount_of_the_model(kwargs: dict[str, 
     assert discounts.min() == 0.125
 
 
+@pytest.mark.parametrize("saved", [1, 2])
+def test_load_changes_n_step_returns(saved: int, tmp_path: Path) -> None:
+    make_model(n_steps=saved).learn(15).save(tmp_path / "model")
+    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv(), device="cpu", n_steps=3, gamma=0.5)
+    discounts = loaded.learn(15).replay_buffer.sample(50).discounts
+    assert discounts is not None
+    assert discounts.min() == 0.125
+
+
+@pytest.mark.parametrize("kwargs", [{"horizon_length": 3}, {"n_steps": 3}])
+@pytest.mark.parametrize("truncate_last_traj", [True, False])
+def test_a_loaded_replay_buffer_ends_its_last_episode(
+    kwargs: dict[str, Any], truncate_last_traj: bool, tmp_path: Path
+) -> None:
+    model = make_model(**kwargs).learn(15)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=truncate_last_traj)
+    assert model.replay_buffer.dones[14, 0] == model.replay_buffer.timeouts[14, 0] == truncate_last_traj
+
+
+@pytest.mark.parametrize(("stored", "horizon_length"), [(3, 1), (3, 4)])
+def test_chunks_of_another_length_are_sampled_from_a_loaded_replay_buffer(
+    stored: int, horizon_length: int, tmp_path: Path
+) -> None:
+    make_model(horizon_length=stored).learn(15).save_replay_buffer(tmp_path / "buffer")
+    model = make_model(horizon_length=horizon_length)
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.sample(8).actions.shape == (8, 2 * horizon_length)
+
+
+def test_a_loaded_replay_buffer_without_chunks_is_refused(tmp_path: Path) -> None:
+    make_model().learn(15).save_replay_buffer(tmp_path / "buffer")
+    model = make_model(horizon_length=3)
+    with pytest.raises(
+        ValueError, match=r"horizon_length=3 is not allowed: .*buffer holds a ReplayBuffer, which has no"
+    ):
+        model.load_replay_buffer(tmp_path / "buffer")
+
+
 def test_load_refuses_other_policy_kwargs(tmp_path: Path) -> None:
     make_model().save(tmp_path / "model")
     with pytest.raises(ValueError, match="policy kwargs"):
