@@ -381,7 +381,7 @@ class SACFlow(OffPolicyAlgorithm):
         return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
 
     def _setup_chunks(self) -> None:
-        """Give the policy and the buffer the chunk's length."""
+        """Give the policy the chunk's length, and the buffer that, n_steps and gamma as they are now."""
         buffer = self.replay_buffer_class
         if self.n_steps > 1 and buffer in (ReplayBuffer, NStepReplayBuffer):
             self.replay_buffer_class = None  # a saved model has SB3's choice for the n_steps and gamma of then
