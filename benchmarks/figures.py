@@ -16,6 +16,8 @@ LABELS = {
     "flow_t+free": "SAC Flow-T, β = 0",
     "flow_t+beta10": "SAC Flow-T, β = 10",
     "flow_t+beta30": "SAC Flow-T, β = 30",
+    "flow_t+raw": "SAC Flow-T, matched to raw actions",
+    "flow_t+mixed": "SAC Flow-T, batches half data",
     "flow_g": "SAC Flow-G",
     "flow_mlp": "SAC Flow, plain MLP",
     "cloning": "Flow-T, cloning alone",
