@@ -106,6 +106,7 @@ def expected(steps: list[Step]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:None of .* chunks lies within one episode")
 @settings(deadline=None, max_examples=150)
 @given(layout=layouts())
 def test_every_sampled_chunk_is_what_walking_the_episode_gives(layout: Layout) -> None:
@@ -132,6 +133,7 @@ def test_every_start_is_sampled_equally_often(n_steps: int) -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:None of .* chunks lies within one episode")
 @settings(deadline=None, max_examples=150)
 @given(layout=layouts())
 def test_targets_are_those_of_sb3s_n_step_buffer(layout: Layout) -> None:
