@@ -702,15 +702,15 @@ class SACFlow(OffPolicyAlgorithm):
         """
         super().load_replay_buffer(path, truncate_last_traj)
         buffer, h = self.replay_buffer, self.horizon_length
-        chunks = isinstance(buffer, ChunkSampling)
-        require(chunks or h == 1, "horizon_length", h, f"{path} holds a {type(buffer).__name__}, which has no chunks")
-        # It comes with those of the model that filled it
+        # h and gamma come with the buffer, from the model that filled it
         if isinstance(buffer, ChunkSampling):
             buffer.horizon_length = h
+        else:
+            require(h == 1, "horizon_length", h, f"{path} holds a {type(buffer).__name__}, which has no chunks")
         if isinstance(buffer, (ChunkSampling, NStepReplayBuffer)):
             buffer.gamma = self.gamma
-        if truncate_last_traj and not isinstance(buffer, HerReplayBuffer):  # SB3 has done it, with a warning
-            end_episodes(buffer)
+        if truncate_last_traj:
+            end_episodes(buffer)  # SB3 does so for hindsight only
 
     def _excluded_save_params(self) -> list[str]:
         return [

@@ -20,11 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_flow import FlowGPolicy, FlowMLPPolicy, FlowTPolicy, SACFlow
 from sb3_flow.policies import FlowActor
 
-pytestmark = [
-    # SB3 says so of every loaded model with n_steps > 1, although its buffer has them
-    pytest.mark.filterwarnings("ignore:`n_steps="),
-    pytest.mark.filterwarnings("ignore:Path .* does not exist"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Path .* does not exist")
 
 # Odd numbers of updates, so that the next ones cross a boundary of policy_delay 3 (crossq) or 2 (target, below)
 FIRST, REST = 15, 14
