@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     rewards: th.Tensor  # (B,): sum of gamma^j r_j
     dones: th.Tensor  # (B,): 1 where there is nothing to bootstrap from
     discounts: th.Tensor | float  # gamma^m, (B,) or a number
-    valid: th.Tensor | None = None  # (B,): 0 where the chunk crosses an episode's end; None: 1 everywhere
+    valid: th.Tensor | None = None  # (B,): 0 where there is no target, see `Fold`; None: 1 everywhere
     in_episode: th.Tensor | None = None  # (B, D): 0 from the first step after the episode's end on; None: 1 everywhere
 
 
@@ -69,13 +69,16 @@ class Fold(NamedTuple):
 
     rewards: NDArray[np.float32]  # (B, 1): sum of gamma^j r_j, up to the first step without a bootstrap
     dones: NDArray[np.float32]  # (B, 1): 1 if there was such a step
+    # (B, 1): 0 where a time limit cuts the chunk short, for there is no one state to bootstrap from that h steps led
+    # to. Where it ends in a termination, the return is complete
+    valid: NDArray[np.float32]
     in_episode: NDArray[np.float32]  # (B, h): 0 from the first step after the episode's end on
 
 
 def fold_chunks(
     rewards: NDArray[np.float32], masks: NDArray[np.float32], ends: NDArray[np.float32], gamma: float
 ) -> Fold:
-    """Return, end and mask of chunks.
+    """Return, end and masks of chunks.
 
     In play data the episode goes on after the task is solved, which a mask of 0 marks: what follows it in the chunk is
     no longer the task's.
@@ -90,14 +93,15 @@ def fold_chunks(
     np.cumprod(masks[:, :-1], axis=1, out=counts[:, 1:])
     discounts = (gamma ** np.arange(rewards.shape[1])).astype(np.float32)
     returns = (rewards * discounts * in_episode * counts).sum(axis=1, keepdims=True)
-    return Fold(returns, ((1 - masks) * in_episode).max(axis=1, keepdims=True), in_episode)
+    dones = ((1 - masks) * in_episode).max(axis=1, keepdims=True)
+    return Fold(returns, dones, np.maximum(in_episode[:, -1:], dones), in_episode)
 
 
 class ChunkSampling(ReplayBuffer):
     """Samples h consecutive steps of one environment, starting at every stored step with equal probability.
 
-    The storage is SB3's, one step a row. Steps after an episode's end are masked; where the end lies before the last
-    step, the whole chunk is marked invalid, for there is no one state to bootstrap from that h steps led to.
+    The storage is SB3's, one step a row. Steps after an episode's end are masked, and chunks that have no target are
+    marked, see `Fold`.
 
     :param horizon_length: h >= 1
     :param gamma: discount of a single step
@@ -145,12 +149,6 @@ class ChunkSampling(ReplayBuffer):
             ends,
             self.gamma,
         )
-        if not fold.in_episode[:, -1].any():
-            warnings.warn(
-                f"None of {len(batch_inds)} chunks lies within one episode, and the critic learns from no others. If "
-                f"episodes are shorter than horizon_length={self.horizon_length}, choose a lower one.",
-                stacklevel=2,
-            )
         return _chunk_samples(
             observations=self._gather(self.observations, batch_inds, env_inds, env),
             actions=self.actions[inds, columns],
@@ -227,7 +225,7 @@ def sample_dataset(
     rewards = ReplayBuffer._normalize_reward(dataset.rewards[rows], env)
     ends = dataset.ends[rows].astype(np.float32)
     fold = fold_chunks(rewards, dataset.masks[rows], ends, gamma)
-    # Behind an episode's end there may be no row: such a chunk is not valid, and any observation will do
+    # Behind an episode's end there may be no row. Nothing is bootstrapped from there, so any observation will do
     last = np.where(fold.in_episode[:, -1] == 1, rows[:, -1], starts)
 
     def observations(array: NDArray[Any]) -> th.Tensor:
@@ -266,7 +264,7 @@ def _chunk_samples(
         dones=to_torch(fold.dones),
         rewards=to_torch(fold.rewards),
         discounts=to_torch(np.full((batch_size, 1), gamma**horizon_length, dtype=np.float32)),
-        valid=to_torch(fold.in_episode[:, -1:]),
+        valid=to_torch(fold.valid),
         in_episode=to_torch(fold.in_episode.repeat(action_dim, axis=1)),
     )
 

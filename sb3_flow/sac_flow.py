@@ -440,6 +440,12 @@ class SACFlow(OffPolicyAlgorithm):
             chunks = sample_dataset(data, n_offline, self.horizon_length, self.gamma, self.device, env)
             batches.append(to_batch(chunks, self.gamma))
         batch = batches[0] if len(batches) == 1 else join(*batches)
+        if batch.valid is not None and not batch.valid.any():
+            warnings.warn(
+                f"A time limit cuts short each of {batch_size} chunks, and the critic learns from no others. If "
+                f"episodes are shorter than horizon_length={self.horizon_length}, choose a lower one.",
+                stacklevel=2,
+            )
         check_finite(
             "replay batch",
             observations=batch.observations,

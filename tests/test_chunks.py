@@ -204,6 +204,8 @@ def test_chunks_of_dict_and_image_observations_train(space: spaces.Space[Any]) -
 def test_what_lies_beyond_an_episode_s_end_reaches_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model = recorder_model("FlowTPolicy", "target", bc_coef=10.0, learning_starts=40)
     model.learn(39)
+    # As if a time limit had ended these episodes: of one that terminates every chunk has a target
+    model.replay_buffer.timeouts[:] = model.replay_buffer.dones
     batch = model._sample(64)
     assert batch.valid is not None
     assert batch.in_episode is not None
@@ -309,8 +311,8 @@ def test_chunks_go_on_without_the_replay_buffer(tmp_path: Any) -> None:
     assert loaded._n_updates == 5 + 8  # the first chunk is whole with the third step
 
 
-def test_episodes_shorter_than_a_chunk_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match=r"None of \d+ chunks lies within one episode.*horizon_length=4"):
+def test_time_limits_shorter_than_a_chunk_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"cuts short each of \d+ chunks.*horizon_length=4"):
         make_model(env=RandomEnv(episode_length=3), horizon_length=4).learn(LEARNING_STARTS + 5)
 
 

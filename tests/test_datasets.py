@@ -526,10 +526,15 @@ def test_images_of_another_scale_are_refused(data: Any, env: Any) -> None:
 
 
 def test_chunks_need_an_episode_of_their_length() -> None:
-    arrays = regular_arrays(trajectories([3, 4, 2]))
+    arrays = regular_arrays(trajectories([3, 4, 2])) | {"masks": np.ones(9)}
     from_arrays(arrays).check_chunks(4)
     with pytest.raises(ValueError, match=r"'terminals': the longest episode has 4 steps; horizon_length=5"):
         from_arrays(arrays).check_chunks(5)
+
+
+def test_short_episodes_that_terminate_are_whole_chunks() -> None:
+    arrays = regular_arrays(trajectories([3, 4, 2])) | {"masks": np.array([1, 1, 0] + [1] * 6)}
+    from_arrays(arrays).check_chunks(5)
 
 
 def test_chunks_need_every_episodes_end() -> None:

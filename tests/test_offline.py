@@ -46,6 +46,12 @@ def dataset(lengths: list[int] | None = None, seed: int = 0) -> OfflineDataset:
     return from_arrays(regular_arrays(trajectories(lengths or [20, 30], seed)))
 
 
+def endless() -> dict[str, NDArray[Any]]:
+    """The same steps, none of which terminates."""
+    arrays = regular_arrays(trajectories([20, 30]))
+    return arrays | {"masks": np.ones_like(arrays["masks"])}
+
+
 def offline_model(policy: str = "FlowTPolicy", **kwargs: Any) -> SACFlow:
     """A tiny model with data, whose offline phase takes 12 updates."""
     defaults: dict[str, Any] = {"offline_dataset": dataset(), "offline_steps": 12, "learning_starts": None}
@@ -83,7 +89,7 @@ def expected_chunk(episode: dict[str, NDArray[Any]], start: int, horizon: int) -
     return {
         "rewards": reward,
         "dones": float(done),
-        "valid": float(not crosses),
+        "valid": float(done or not crosses),
         "in_episode": np.repeat(in_episode, 2).astype(np.float32),
         "actions": episode["actions"][start : start + horizon].ravel(),
         "next_observations": None if crosses else episode["observations"][start + horizon],
@@ -553,7 +559,7 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
             {"offline_dataset": None, "offline_steps": 0, "offline_ratio": 0.5},
             r"offline_ratio=0.5 .*no offline_dataset",
         ),
-        ({"horizon_length": 31}, r"longest episode has 30 steps; horizon_length=31"),
+        ({"horizon_length": 31, "offline_dataset": endless()}, r"longest episode has 30 steps; horizon_length=31"),
         ({"offline_ratio": 1.5}, r"offline_ratio=1.5 .*\[0, 1\]"),
         ({"matching_target": "tanh"}, r"matching_target='tanh' .*'atanh', 'raw'"),
         ({"bc_coef": [1.0, 2.0, 3.0]}, r"bc_coef=\[1.0, 2.0, 3.0\] .*two"),

@@ -147,14 +147,14 @@ class OfflineDataset:
         """Refuse data from which no chunks can be drawn, or chunks of steps that do not follow each other.
 
         :param horizon: steps a chunk
-        :raises DataError: if every episode is shorter, or one goes on somewhere else than where its last step led
+        :raises DataError: if every episode is shorter and none terminates, or one goes on somewhere else than where its last step led
         """
         if horizon == 1:
             return
         rows = self.rows(np.arange(len(self)))
         ends = np.flatnonzero(self.ends[rows])
         longest = int(np.diff(ends, prepend=-1).max())
-        if longest < horizon:
+        if longest < horizon and self.masks[rows].all():  # a chunk that terminates is complete
             problem = f"the longest episode has {longest} steps; horizon_length={horizon} needs one of {horizon}"
             raise DataError(self.source, self._name("ends"), problem)
         if self._next is None:

@@ -1,0 +1,55 @@
+"""A chain whose last step is worth 1 and ends it: every state's value is known, so what the critic learns is checked."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import CRITICS, POLICIES, RandomEnv, make_model
+
+LENGTH = 7
+GAMMA = 0.9
+VALUES = GAMMA ** np.arange(LENGTH - 1, -1, -1)
+
+
+def chain(episodes: int = 1000) -> dict[str, Any]:
+    """Walks along the chain under random actions, which change nothing."""
+    state = np.tile(np.eye(LENGTH, dtype=np.float32), (episodes, 1))
+    last = np.tile(np.arange(LENGTH) == LENGTH - 1, episodes)
+    return {
+        "observations": state,
+        "next_observations": np.where(last[:, None], 0, np.roll(state, 1, axis=1)).astype(np.float32),
+        "actions": np.random.default_rng(0).uniform(-1, 1, (len(state), 2)),
+        "rewards": last.astype(np.float32),
+        "masks": 1.0 - last,
+        "terminals": last,
+    }
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_value_of_every_state_before_a_termination_is_learned(policy: str, critic: str, horizon: int) -> None:
+    data = chain()
+    model = make_model(
+        policy,
+        RandomEnv(spaces.Box(-1.0, 1.0, (LENGTH,), np.float32)),
+        critic,
+        offline_dataset=data,
+        learning_starts=None,
+        horizon_length=horizon,
+        gamma=GAMMA,
+        batch_size=128,
+        qf_learning_rate=lambda remaining: 5e-3 * remaining,  # without a target network Q never rests otherwise
+        tau=0.05,
+        ent_coef=0.0,
+        policy_delay=10,
+        bc_coef=1.0,
+        net={"noise_std": 0.8, "net_arch": {"qf": [64, 64]}},
+    )
+    model.learn_offline(400)
+    actions = th.as_tensor(np.random.default_rng(1).uniform(-1, 1, (LENGTH, 2 * horizon)), dtype=th.float32)
+    with th.no_grad():
+        q = model.critic(th.eye(LENGTH), actions).mean(dim=0)
+    np.testing.assert_allclose(q, VALUES, atol=0.1)
