@@ -1,4 +1,4 @@
-"""A chain whose last step is worth 1 and ends it: every state's value is known, so what the critic learns is checked."""
+"""A chain whose last step is worth 1 and ends it: the value of every state is known."""
 
 from typing import Any
 

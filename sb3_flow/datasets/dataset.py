@@ -147,7 +147,8 @@ class OfflineDataset:
         """Refuse data from which no chunks can be drawn, or chunks of steps that do not follow each other.
 
         :param horizon: steps a chunk
-        :raises DataError: if every episode is shorter and none terminates, or one goes on somewhere else than where its last step led
+        :raises DataError: if every episode is shorter and none terminates, or one goes on somewhere else than where its
+            last step led
         """
         if horizon == 1:
             return
