@@ -1,6 +1,7 @@
 """Behaviour cloning with a flow policy: what is left of the offline phase without a critic."""
 
-from sb3_flow.policies import FlowCritic, FlowTPolicy
+from sb3_flow import FlowTPolicy
+from sb3_flow.common.critics import FlowCritic
 
 
 class CloningPolicy(FlowTPolicy):

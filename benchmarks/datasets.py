@@ -29,7 +29,7 @@ from stable_baselines3.common.logger import configure
 from timing import interleaved
 
 from sb3_flow import SACFlow
-from sb3_flow.buffers import ChunkReplayBuffer, sample_dataset
+from sb3_flow.common.buffers import ChunkReplayBuffer, sample_dataset
 from sb3_flow.datasets import OfflineDataset, ShardedDataset, load_ogbench
 
 EPISODE = 1001  # rows, OGBench's

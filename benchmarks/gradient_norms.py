@@ -25,7 +25,8 @@ from matplotlib.ticker import MaxNLocator
 from records import append_record, machine, read_records, refuse_other_settings
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_flow import SACFlow, losses
+from sb3_flow import SACFlow
+from sb3_flow.sac_flow import losses
 
 POLICIES = {"MLP": "FlowMLPPolicy", "Flow-G": "FlowGPolicy", "Flow-T": "FlowTPolicy"}
 COLORS = {"MLP": "#9467bd", "Flow-G": "#2a9d5c", "Flow-T": "#0b6e99"}
@@ -48,7 +49,7 @@ def step_gradient_norms(model: SACFlow, batch_size: int) -> list[float]:
     handle.remove()
     path.x.retain_grad()
     q = critic.reduce(critic(batch.observations, th.tanh(path.x)))
-    loss = losses.actor_loss(path, q, model._current_ent_coef(), th.tanh(path.x), batch.actions, bc_coef=0.0).loss
+    loss = losses.actor_loss(path, q, model.temperature.value, th.tanh(path.x), batch.actions, bc_coef=0.0).loss
     th.autograd.backward(loss * batch_size)  # the loss is a mean: undo it, so that norms are those of one transition
     norms = []
     for x in [*points, path.x]:

@@ -39,7 +39,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_flow import SACFlow
 from sb3_flow.envs import register
-from sb3_flow.policies import FlowPolicy
+from sb3_flow.sac_flow.policies import FlowPolicy
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
 OURS: dict[str, str | type[FlowPolicy]] = {**POLICIES, "cloning": CloningPolicy}

@@ -30,7 +30,7 @@ from page import RECORD, write_page
 from records import commit, machine
 from report import report
 
-from sb3_flow.policies import CRITIC_KINDS
+from sb3_flow.common.critics import CRITIC_KINDS
 from sb3_flow.zoo.registration import CONFIG
 
 MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")

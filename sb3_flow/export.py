@@ -10,8 +10,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_flow.policies import FlowPolicy
-from sb3_flow.sac_flow import SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.policies import ChunkPolicy
 
 Observation = th.Tensor | dict[str, th.Tensor]
 
@@ -29,7 +29,7 @@ class DeterministicPolicy(nn.Module):
     low: th.Tensor
     high: th.Tensor
 
-    def __init__(self, policy: FlowPolicy, normalize: VecNormalize | None = None):
+    def __init__(self, policy: ChunkPolicy, normalize: VecNormalize | None = None):
         super().__init__()
         self.actor = policy.actor
         self.chunk = (policy.horizon_length,) if policy.horizon_length > 1 else ()
@@ -74,7 +74,9 @@ class _Normalizer(nn.Module):
         return ((observations - self.mean) / self.std).clamp(-self.limit, self.limit)
 
 
-def export_onnx(model: SACFlow, path: str | PathLike[str], normalize: VecNormalize | None = None) -> None:
+def export_onnx(
+    model: OffPolicyFlowAlgorithm, path: str | PathLike[str], normalize: VecNormalize | None = None
+) -> None:
     """Write the deterministic policy as an ONNX file, for runtimes that have neither SB3 nor PyTorch.
 
     Inputs are named "observation", or by the keys of a Dict space, with any number of rows; the output is "action".
@@ -110,7 +112,7 @@ def export_onnx(model: SACFlow, path: str | PathLike[str], normalize: VecNormali
         policy.to(model.device)
 
 
-def _example(model: SACFlow) -> Observation:
+def _example(model: OffPolicyFlowAlgorithm) -> Observation:
     """Two observations: PyTorch takes a batch of one for a constant."""
     sample = model.observation_space.sample()
     if isinstance(sample, Mapping):

@@ -1,41 +1,5 @@
-"""What VecNormalize knows of offline data."""
+"""Moved to `sb3_flow.common.normalize`."""
 
-import numpy as np
-from numpy.typing import NDArray
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from sb3_flow._moved import moved
 
-from sb3_flow.datasets import OfflineDataset
-from sb3_flow.datasets.arrays import blocks
-
-
-def learn_statistics(env: VecNormalize, data: OfflineDataset) -> None:
-    """Let the running statistics see the data as if the environment had been stepped through them.
-
-    Without it, an offline phase would be normalised by the one observation of the first reset, and clipped.
-
-    :param env: unchanged if its `training` is False
-    :param data: what is learned from
-    """
-    if env.training and env.norm_obs:
-        assert isinstance(env.obs_rms, RunningMeanStd)
-        for _, block in blocks(data.observations):
-            env.obs_rms.update(block)
-    if env.training and env.norm_reward:
-        env.ret_rms.update(running_returns(data, env.gamma))
-
-
-def running_returns(data: OfflineDataset, gamma: float) -> NDArray[np.float64]:
-    """R_t = gamma R_(t-1) + r_t of every step, from 0 in every episode: what VecNormalize scales rewards by.
-
-    :param data: N steps
-    :param gamma: discount factor
-    :return: (N,)
-    """
-    rows = data.rows(np.arange(len(data)))
-    returns, running = np.empty(len(data)), 0.0
-    for step, (reward, end) in enumerate(zip(data.rewards[rows].tolist(), data.ends[rows].tolist(), strict=True)):
-        running = gamma * running + reward
-        returns[step] = running
-        running *= not end
-    return returns
+__getattr__ = moved(__name__, "sb3_flow.common.normalize")

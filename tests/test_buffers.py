@@ -15,7 +15,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, to_batch
+from sb3_flow.common.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, to_batch
 
 GAMMA = 0.9
 OBS = spaces.Box(-np.inf, np.inf, (1,), np.float32)

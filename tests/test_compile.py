@@ -25,7 +25,7 @@ from helpers import (
 )
 
 from sb3_flow import SACFlow
-from sb3_flow.compile import Compiled, CompileMode, ReLU, maybe_compile
+from sb3_flow.common.compile import Compiled, CompileMode, ReLU, maybe_compile
 
 CPU = th.device("cpu")
 
@@ -45,7 +45,7 @@ class Counter:
 def backend(monkeypatch: pytest.MonkeyPatch) -> Counter:
     """torch.compile with its tracing, its guards and no code generation, which takes a minute a model."""
     counter = Counter()
-    monkeypatch.setattr("sb3_flow.compile.th.compile", partial(th.compile, backend=counter, fullgraph=True))
+    monkeypatch.setattr("sb3_flow.common.compile.th.compile", partial(th.compile, backend=counter, fullgraph=True))
     return counter
 
 
@@ -120,7 +120,7 @@ def test_a_loss_that_a_subclass_extends_is_compiled(backend: Counter) -> None:
 
 def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = snapshot(make_model().learn(LEARNING_STARTS + 8))
-    monkeypatch.setattr("sb3_flow.compile.th.compile", no_compiler)
+    monkeypatch.setattr("sb3_flow.common.compile.th.compile", no_compiler)
     with pytest.warns(UserWarning, match=r"torch.compile failed.*It said: no compiler$") as caught:
         model = make_model(compile=True).learn(LEARNING_STARTS + 8)
     assert len(caught) == 3  # once each for acting and the two losses, not at every call
@@ -128,7 +128,7 @@ def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(mo
 
 
 def test_a_mistake_in_the_computation_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_flow.compile.th.compile", no_compiler)
+    monkeypatch.setattr("sb3_flow.common.compile.th.compile", no_compiler)
     with pytest.raises(RuntimeError, match="must match"):
         Compiled(Doubler().twice, True, CPU)(th.ones(2), th.ones(3))  # type: ignore[arg-type]
 

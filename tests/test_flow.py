@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
-from sb3_flow.flow import (
+from sb3_flow.common.flow import (
     LIKELIHOODS,
     ROLLOUT_KINDS,
     Likelihood,

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from sb3_contrib.common.torch_layers import BatchRenorm1d
 from torch import nn
 
-from sb3_flow.layers import BatchRenorm, ContextLinear, EnsembleLayerNorm, EnsembleLinear, TimeEmbedding, ensemble_mlp
+from sb3_flow.common.layers import (
+    BatchRenorm,
+    ContextLinear,
+    EnsembleLayerNorm,
+    EnsembleLinear,
+    TimeEmbedding,
+    ensemble_mlp,
+)
 
 WARMUP = 100
 

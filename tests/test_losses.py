@@ -7,8 +7,9 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_flow.flow import Path
-from sb3_flow.losses import Target, actor_loss, add_matching, critic_loss, ent_coef_loss, td_target
+from sb3_flow.common.flow import Path
+from sb3_flow.common.temperature import ent_coef_loss
+from sb3_flow.sac_flow.losses import Target, actor_loss, add_matching, critic_loss, td_target
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)

@@ -34,9 +34,9 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow import SACFlow
-from sb3_flow.buffers import Batch, fold_chunks, join, sample_dataset, to_batch
+from sb3_flow.common.buffers import Batch, fold_chunks, join, sample_dataset, to_batch
+from sb3_flow.common.flow import Line, Velocity, matching_error
 from sb3_flow.datasets import DataError, OfflineDataset, from_arrays
-from sb3_flow.flow import Line, Velocity, matching_error
 
 GAMMA = 0.9
 
@@ -362,9 +362,9 @@ def test_every_start_in_data_and_buffer_is_sampled_equally_often() -> None:
 
 def test_data_are_sampled_alone_until_a_whole_chunk_is_stored() -> None:
     model = offline_model(horizon_length=5, offline_ratio=0.0, offline_steps=0).learn(4)
-    assert model._offline_share(8) == 8
+    assert model.experience.offline_share(8) == 8
     model.learn(4, reset_num_timesteps=False)
-    assert model._offline_share(8) == 0
+    assert model.experience.offline_share(8) == 0
 
 
 def test_nothing_is_written_into_the_data_or_from_the_data_into_the_buffer() -> None:

@@ -15,7 +15,7 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow import FlowGPolicy, SACFlow
-from sb3_flow.flow import auto_target_entropy
+from sb3_flow.common.flow import auto_target_entropy
 
 STEPS = 30
 UPDATES = STEPS - LEARNING_STARTS

@@ -18,7 +18,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flow import FlowGPolicy, FlowMLPPolicy, FlowTPolicy, SACFlow
-from sb3_flow.policies import FlowActor
+from sb3_flow.sac_flow.policies import FlowActor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Path .* does not exist")
 

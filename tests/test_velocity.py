@@ -12,9 +12,8 @@ from helpers import gradients, randn, randomize
 from torch import nn
 from torch.nn.functional import gelu, linear, relu
 
-from sb3_flow.flow import LIKELIHOODS, ROLLOUT_KINDS, Likelihood, RolloutKind, Velocity, rollout
-from sb3_flow.policies import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
-from sb3_flow.velocity import (
+from sb3_flow.common.flow import LIKELIHOODS, ROLLOUT_KINDS, Likelihood, RolloutKind, Velocity, rollout
+from sb3_flow.common.velocity import (
     DecoderBlock,
     DecoderVelocity,
     GatedVelocity,
@@ -24,6 +23,7 @@ from sb3_flow.velocity import (
     StateAttention,
     VelocityNet,
 )
+from sb3_flow.sac_flow.policies import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy
 
 FEATURES, DIM, D_MODEL = 3, 2, 4
 LOG_STD_RANGE = (-2.0, 0.0)

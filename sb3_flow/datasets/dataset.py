@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space
 
-from sb3_flow.checks import require, require_integer
+from sb3_flow.common.checks import require, require_integer
 from sb3_flow.datasets.arrays import Array, as_array, blocks, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.errors import DataError
 

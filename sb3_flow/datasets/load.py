@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from sb3_flow.checks import require_choice
+from sb3_flow.common.checks import require_choice
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, from_arrays
 from sb3_flow.datasets.errors import missing_file
 from sb3_flow.datasets.minari import load_minari

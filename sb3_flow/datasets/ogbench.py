@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_flow.checks import require
+from sb3_flow.common.checks import require
 from sb3_flow.datasets.arrays import Array, check_finite, check_shape, flag_array
 from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDataset, check_fits
 from sb3_flow.datasets.errors import DataError, missing_file, reading

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_flow.checks import require_choice
+from sb3_flow.common.checks import require_choice
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading

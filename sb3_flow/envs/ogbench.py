@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_flow.checks import require_choice
+from sb3_flow.common.checks import require_choice
 
 try:
     from ogbench.manipspace.envs.cube_env import CubeEnv

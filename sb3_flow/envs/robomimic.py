@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_flow.checks import require, require_choice
+from sb3_flow.common.checks import require, require_choice
 from sb3_flow.datasets.robomimic import ENVIRONMENTS, OBSERVATION_KEYS, STEP_REWARD, read_env_args
 
 try:

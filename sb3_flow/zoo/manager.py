@@ -14,7 +14,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_flow.checks import require, require_integer
+from sb3_flow.common.checks import require, require_integer
 from sb3_flow.zoo.registration import CONFIG
 from sb3_flow.zoo.sampler import GIVEN, given_arguments, search_space, searched_arguments
 from sb3_flow.zoo.seeds import SeedTrial, mean_of_seeds

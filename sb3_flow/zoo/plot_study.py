@@ -17,7 +17,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from sb3_flow.checks import require, require_choice
+from sb3_flow.common.checks import require, require_choice
 from sb3_flow.zoo.storage import load_study
 
 EXTRA = "pip install 'sb3_flow[plots]'"

@@ -10,11 +10,14 @@ from rl_zoo3.utils import ALGOS
 
 import sb3_flow
 import sb3_flow.envs
-from sb3_flow.sac_flow import SACFlow
+from sb3_flow import SACFlow
 from sb3_flow.zoo.sampler import convert_sac_flow_params, sample_sac_flow_params
 
 ALGO = "sac_flow"
-CONFIG = Path(sb3_flow.__file__).parent / "hyperparams" / f"{ALGO}.yml"
+PACKAGE = Path(sb3_flow.__file__).parent
+# In a checkout the folder stands beside the package, a wheel has it inside
+HYPERPARAMS = next(path for path in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if path.is_dir())
+CONFIG = HYPERPARAMS / f"{ALGO}.yml"
 
 
 def register() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sb3_flow.policies import LOG_STD_RANGES, FlowTPolicy
-from sb3_flow.sac_flow import SACFlow
+from sb3_flow import SACFlow
+from sb3_flow.sac_flow.policies import LOG_STD_RANGES, FlowTPolicy
 
 FLOW_STEPS = (1, 2, 4, 7, 10)
 HORIZONS = (1, 5, 10)

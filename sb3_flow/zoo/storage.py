@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from sb3_flow.checks import require
+from sb3_flow.common.checks import require
 
 JOURNAL = ".log"  # what rl-zoo3 knows a journal file by
 URLS = "postgresql+psycopg://user:password@host/database or sqlite:///study.db"

@@ -1,0 +1,121 @@
+"""torch.compile and CUDA graphs; no other module knows of them."""
+
+import time
+import warnings
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
+
+import torch as th
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CompileMode = bool | Literal["max"]
+COMPILE_MODES: tuple[CompileMode, ...] = (False, True, "max")
+
+
+class Compiled(Generic[P, R]):
+    """A method that is compiled at its first call, and called as it is if that fails.
+
+    What it computes must be free of random draws and of branches on tensors. On CUDA the compiled code is recorded as
+    CUDA graphs: a result is overwritten by the next call.
+
+    :param method: a bound method
+    :param mode: True, or "max" to compile longer for faster code
+    :param device: where it runs
+    :param verbose: 1 to print how long the compilation takes
+    """
+
+    def __init__(self, method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0):
+        self.method = method
+        self.mode = mode
+        self.device = device
+        self.verbose = verbose
+        self.failed = False
+        self._compiled: Callable[P, R] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.failed:
+            return self.method(*args, **kwargs)
+        try:
+            if self._compiled is None:
+                return self._first_call(*args, **kwargs)
+            return self._call(self._compiled, *args, **kwargs)
+        # The compiler's failures have no common type; a mistake of ours is raised again by the method itself
+        except Exception as error:
+            self.failed = True
+            result = self.method(*args, **kwargs)
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"torch.compile failed, training goes on uncompiled, with the same numbers. It said: {reason}",
+                stacklevel=2,
+            )
+            return result
+
+    def _first_call(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        name = getattr(self.method, "__name__", "function").strip("_").replace("_", " ")
+        if self.verbose > 0:
+            print(f"Compiling the {name}: about a minute, or a few seconds if this machine has done it before")
+        start = time.perf_counter()
+        compiled = th.compile(_with_own_code(self.method), **_options(self.mode, self.device))
+        result = self._call(compiled, *args, **kwargs)
+        self._compiled = compiled
+        if self.verbose > 0:
+            print(f"Compiled the {name} in {time.perf_counter() - start:.0f} s")
+        return result
+
+    def _call(self, compiled: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.device.type == "cuda":
+            th.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return compiled(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
+
+
+def maybe_compile(method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0) -> Callable[P, R]:
+    """The method itself without compilation, or `Compiled`, whose parameters these are."""
+    return Compiled(method, mode, device, verbose) if mode else method
+
+
+class ReLU(th.nn.ReLU):
+    """ReLU that is fast to compile on CPU, with the same values and gradients for finite inputs.
+
+    Its gradient needs to know where x > 0. PyTorch 2.13 compiled for CPU keeps that as booleans and stores them one by
+    one, some 20 times slower than the floats that are kept here.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        if th.compiler.is_compiling() and x.device.type == "cpu":
+            return x * x.sign().clamp_min(0)
+        return super().forward(x)
+
+
+def _options(mode: CompileMode, device: th.device) -> dict[str, Any]:
+    if device.type == "cuda":
+        # CUDA graphs: at these sizes the launches of the kernels take longer than their work
+        return {"mode": "max-autotune" if mode == "max" else "reduce-overhead"}
+    if mode != "max":
+        return {}
+    # On CPU other kernels gain nothing, but calling them from C++ instead of Python does
+    options: dict[str, Any] = {"cpp_wrapper": True}
+    if not th.is_grad_enabled():
+        # To look whether a layer has changed is a twentieth of a decision. Acting needs only its weights, which are
+        # read anew; where there are gradients a layer may be frozen or unfrozen
+        options["guard_filter_fn"] = th.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
+    return {"options": options}
+
+
+def _with_own_code(method: Callable[P, R]) -> Callable[P, R]:
+    """The same method with a code object of its own.
+
+    Dynamo keeps what it has compiled by code object and gives up after eight variants: without this, that would be
+    after a few models in one process.
+    """
+    assert isinstance(method, MethodType)
+    function = method.__func__
+    code, name = function.__code__.replace(), function.__name__
+    copy = FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return MethodType(copy, method.__self__)

@@ -1,0 +1,75 @@
+"""Where batches come from: the replay buffer, offline data, or both."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_flow.common.buffers import Batch, join, sample_dataset, to_batch
+from sb3_flow.common.checks import check_finite
+from sb3_flow.datasets import Dataset
+
+
+class Experience(NamedTuple):
+    """What a model has to learn from at one moment."""
+
+    buffer: ReplayBuffer
+    dataset: Dataset | None
+    offline: bool  # whether the environment is left alone
+    offline_ratio: float | None  # share of the data in a batch online; None to sample from the union
+    horizon_length: int
+    gamma: float  # of a single step
+    device: th.device
+    normalize: VecNormalize | None  # of the environment
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the first chunk is not complete: a loaded model goes on without its replay buffer."""
+        return self.dataset is None and 0 < self.buffer.size() < self.horizon_length
+
+    def offline_share(self, batch_size: int) -> int:
+        """How many of a batch come from the offline data."""
+        if self.dataset is None:
+            return 0
+        stored = (self.buffer.size() - self.horizon_length + 1) * self.buffer.n_envs
+        if self.offline or stored <= 0:
+            return batch_size
+        if self.offline_ratio is not None:
+            return round(self.offline_ratio * batch_size)
+        return int(np.random.binomial(batch_size, len(self.dataset) / (len(self.dataset) + stored)))
+
+    def sample(self, batch_size: int, update: int) -> Batch:
+        """One batch.
+
+        :param batch_size: B
+        :param update: how many updates were made before; data in shards take turns
+        :raises NonFiniteError: if a number is not finite
+        """
+        n_offline = self.offline_share(batch_size)
+        batches = []
+        if n_offline < batch_size:
+            samples = self.buffer.sample(batch_size - n_offline, env=self.normalize)
+            batches.append(to_batch(samples, self.gamma))
+        if n_offline > 0:
+            assert self.dataset is not None
+            data = self.dataset.at(update)
+            chunks = sample_dataset(data, n_offline, self.horizon_length, self.gamma, self.device, self.normalize)
+            batches.append(to_batch(chunks, self.gamma))
+        batch = batches[0] if len(batches) == 1 else join(*batches)
+        if batch.valid is not None and not batch.valid.any():
+            warnings.warn(
+                f"A time limit cuts short each of {batch_size} chunks, and the critic learns from no others. If "
+                f"episodes are shorter than horizon_length={self.horizon_length}, choose a lower one.",
+                stacklevel=2,
+            )
+        check_finite(
+            "replay batch",
+            observations=batch.observations,
+            actions=batch.actions,
+            rewards=batch.rewards,
+            next_observations=batch.next_observations,
+        )
+        return batch

@@ -1,0 +1,183 @@
+"""The base class of the off-policy algorithms: what is the same in each of them, but the losses."""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from numbers import Real
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import polyak_update
+
+from sb3_flow.common.buffers import Batch
+from sb3_flow.common.checks import check_finite, require, require_choice, require_integer, require_number
+from sb3_flow.common.compile import COMPILE_MODES, CompileMode, maybe_compile
+from sb3_flow.common.critics import FlowCritic
+from sb3_flow.common.offline_to_online import LONG_RUN, OfflineToOnlineAlgorithm
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy
+from sb3_flow.common.schedules import BCCoef, phase_schedules
+from sb3_flow.common.updates import Log, Loss, compute_gradient, only_training, statistics_restored
+
+L = TypeVar("L", bound=Loss)
+
+
+class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
+    """An actor and critics, trained on batches of experience; the algorithms say by which losses.
+
+    A subclass names its policies, gives its losses as methods that are free of random draws and of branches on tensors,
+    and has a `train` that goes through `_batches`.
+
+    :param policy: a class, or a name of `policy_aliases`
+    :param bc_coef: weight >= 0 of what holds the policy to the data: a float, a schedule, or two of these, for the
+        offline and the online phase
+    :param compile: True for torch.compile of losses and acting, "max" to compile longer for faster code
+    :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
+    :raises ValueError: before training, for arguments outside of what is stated here
+
+    The other parameters are those of `OfflineToOnlineAlgorithm` and of SB3's OffPolicyAlgorithm.
+    """
+
+    policy_type: ClassVar[type[Any]]  # a ChunkPolicy, whose subclasses can be trained
+    policy: ChunkPolicy
+    actor: ChunkActor
+    critic: FlowCritic
+    critic_target: FlowCritic | None
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule,
+        *,
+        bc_coef: BCCoef,
+        compile: CompileMode,
+        amp: str | None,
+        _init_setup_model: bool,
+        **kwargs: Any,
+    ):
+        super().__init__(policy, env, learning_rate, sde_support=False, support_multi_env=True, **kwargs)
+        known = isinstance(self.policy_class, type) and issubclass(self.policy_class, self.policy_type)
+        require(
+            known and not inspect.isabstract(self.policy_class),
+            "policy",
+            self.policy_class,
+            f"it must be a subclass of {self.policy_type.__name__}; a saved model of another algorithm is loaded with "
+            "that algorithm",
+        )
+        self.bc_coef = bc_coef
+        self.compile: CompileMode = compile
+        self.amp = amp
+        if _init_setup_model:
+            self._setup_model()
+            self._load_dataset()
+
+    @classmethod
+    def _get_policy_from_name(cls, policy_name: str) -> type[BasePolicy]:
+        require_choice("policy", policy_name, tuple(cls.policy_aliases))
+        return cls.policy_aliases[policy_name]
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        require_integer("batch_size", self.batch_size, lowest=2)  # batches are normalised
+        require_choice("compile", self.compile, COMPILE_MODES)
+        require_choice("amp", self.amp, (None, "bf16"))
+        require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
+        require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
+        phase_schedules(self.bc_coef)
+        self._check_learning_rate("learning_rate")
+
+    def _check_learning_rate(self, name: str, allow_none: bool = False) -> None:
+        value = getattr(self, name)
+        number = callable(value) or isinstance(value, Real) or (value is None and allow_none)
+        require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
+        if isinstance(value, Real):
+            setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
+        self.bc_schedules = phase_schedules(self.bc_coef)
+        self.actor.action_fn = self._compiled(self.actor.action)
+
+    def _compiled(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of a name that is saved with no model, compiled if the user wants it."""
+        return maybe_compile(method, self.compile, self.device, self.verbose)
+
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
+        if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
+            print("A run this long is faster with compile=True, see docs/speed.md")
+        return super()._setup_learn(total_timesteps, *args, **kwargs)
+
+    def _bc_coef_now(self) -> th.Tensor:
+        """The weight of the phase and the progress: a tensor, for torch.compile would make a graph for every number."""
+        schedule = self.bc_schedules.offline if self.is_offline else self.bc_schedules.online
+        return th.tensor(schedule(self._current_progress_remaining), device=self.device)
+
+    def _batches(self, gradient_steps: int, batch_size: int) -> Iterator[tuple[Batch, Log]]:
+        """The batches of one call of `train`, and what logs the updates that are made between them.
+
+        :param gradient_steps: how many
+        :param batch_size: B
+        """
+        if self.experience.is_empty:
+            return
+        self._update_learning_rates()
+        log = Log()
+        start = time.perf_counter()
+        for _ in range(gradient_steps):
+            self._n_updates += 1
+            yield self._sample(batch_size), log
+        # In training mode a call of the policy itself would move its running statistics
+        self.policy.set_training_mode(False)
+        for key, value in log.means():
+            self.logger.record(f"train/{key}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
+
+    def _gradient(self, net: ChunkActor | FlowCritic, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
+        """The gradient of a loss in the parameters of the actor, or of the critic, alone.
+
+        :param net: in training mode; the other one is in evaluation mode and gets no gradient
+        :param log: gets what the loss says of itself
+        :param loss_fn: the loss
+        :param args: its arguments
+        :raises NonFiniteError: if loss or gradient are not finite; nothing has changed then
+        """
+        name, other = ("critic", self.actor) if net is self.critic else ("actor", self.critic)
+        with statistics_restored(net):
+            with only_training(net, [other]), self._autocast():
+                result = loss_fn(*args)
+            # What is not finite in the tensors that a loss was made of reaches it: they are looked at only then
+            if not th.isfinite(result.loss):
+                check_finite(f"{name} update", **result.made_of, **{f"{name}_loss": result.loss})
+            compute_gradient(net.optimizer, result.loss, name)
+        log.add(**result.logged)
+        return result
+
+    def _update(self, net: ChunkActor | FlowCritic, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
+        """One optimizer step on the `_gradient`, whose parameters these are."""
+        result = self._gradient(net, log, loss_fn, *args)
+        net.optimizer.step()
+        return result
+
+    def _update_target(self) -> None:
+        """Move the target critics towards the critics, if there are any."""
+        if self.critic_target is not None:
+            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            for target, online in zip(self.critic_target.buffers(), self.critic.buffers(), strict=True):
+                target.copy_(online)  # running statistics of a features extractor
+
+    def _autocast(self) -> th.autocast:
+        return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
+
+    def _excluded_save_params(self) -> list[str]:
+        losses = [name for name in self.__dict__ if name.endswith("_loss_fn")]
+        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", *losses]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "actor.optimizer", "critic.optimizer"], []

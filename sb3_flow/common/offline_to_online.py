@@ -1,0 +1,315 @@
+"""Learning in two phases, from data and then in an environment, with actions that may be decided in chunks."""
+
+import warnings
+from io import BufferedIOBase
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFreq
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_flow.common.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, end_episodes
+from sb3_flow.common.checks import check_spaces, require, require_integer, require_number, require_whole
+from sb3_flow.common.experience import Experience
+from sb3_flow.common.normalize import learn_statistics
+from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
+
+SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
+
+LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
+OFFLINE_LOG_INTERVAL = 1000  # updates; there are no episodes to count
+
+
+class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
+    """An off-policy algorithm that can begin with data, and decide several actions at once.
+
+    :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data
+    :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
+    :param offline_dataset: data to learn from, see `sb3_flow.datasets.load_dataset`
+    :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
+    :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None for the union
+    :raises ValueError: before training, for arguments outside of what is stated here
+
+    The other parameters are those of SB3's OffPolicyAlgorithm.
+    """
+
+    replay_buffer: ReplayBuffer
+
+    def __init__(
+        self,
+        *args: Any,
+        learning_starts: int | None,
+        horizon_length: int,
+        offline_dataset: DatasetSpec | None,
+        offline_steps: int,
+        offline_ratio: float | None,
+        **kwargs: Any,
+    ):
+        if learning_starts is None:
+            learning_starts = 5_000 if offline_dataset is None else 0
+        kwargs["learning_starts"] = learning_starts
+        super().__init__(*args, **kwargs)
+        self.horizon_length = horizon_length
+        self.offline_dataset = offline_dataset
+        self.offline_steps = offline_steps
+        self.offline_ratio = offline_ratio
+        self._dataset: Dataset | None = None
+        self._dataset_name = ""
+        self._n_offline = 0  # updates of the offline phase that are done
+        self._env_knows_data = False  # see `learn_statistics`
+        self._chunk_state: tuple[NDArray[Any], ...] | None = None
+
+    def _check_arguments(self) -> None:
+        """Refuse what does not fit; `load` changes arguments, too, so that this is not the constructor's."""
+        require_integer("n_steps", self.n_steps)
+        has_buffer = self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict)
+        advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
+        require(has_buffer, "n_steps", self.n_steps, advice)
+        require_integer("horizon_length", self.horizon_length)
+        self._check_chunks()
+        require_whole("offline_steps", self.offline_steps, lowest=0)
+        self.offline_steps = int(self.offline_steps)
+        if self.offline_ratio is not None:
+            require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
+
+    def _check_chunks(self) -> None:
+        h, buffer = self.horizon_length, self.replay_buffer_class
+        built_for = self.policy_kwargs.get("horizon_length", h)
+        name = type(self).__name__
+        advice = f"the policy's is {built_for}; set it in {name}, not in policy_kwargs and not when loading"
+        require(built_for == h, "horizon_length", h, advice)
+        if h == 1:
+            return
+        hindsight = buffer is not None and issubclass(buffer, HerReplayBuffer)
+        require(not hindsight, "horizon_length", h, "HerReplayBuffer relabels single steps; use horizon_length=1")
+        chunks = buffer is None or issubclass(buffer, ChunkSampling)
+        advice = f"horizon_length={h} needs a buffer of sb3_flow.common.buffers, or None"
+        require(chunks, "replay_buffer_class", buffer, advice)
+        advice = f"the return of a chunk is that of horizon_length={h} steps"
+        require(self.n_steps == 1, "n_steps", self.n_steps, advice)
+        require(self.action_noise is None, "action_noise", self.action_noise, "a chunk is executed as it was decided")
+
+    def _load_dataset(self) -> None:
+        """The data behind `offline_dataset`, unless they are here; a loaded model reads them when it learns."""
+        if self.offline_dataset is None:
+            left = self.offline_steps - self._n_offline
+            advice = f"{left} of them are left, and there is no offline_dataset; pass it, to `load` as well"
+            require(left <= 0, "offline_steps", self.offline_steps, advice)
+            advice = "it is the share of offline data, and there is no offline_dataset"
+            require(self.offline_ratio is None or self._dataset_name != "", "offline_ratio", self.offline_ratio, advice)
+            if self._dataset_name:
+                warnings.warn(
+                    f"Learning goes on without the offline data that this model had ({self._dataset_name}). To keep "
+                    "them, pass offline_dataset to `load`.",
+                    stacklevel=3,
+                )
+                self._dataset_name, self.offline_ratio = "", None
+        elif self._dataset is None:
+            require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
+            dataset = load_dataset(self.offline_dataset)
+            check_fits(dataset, self.observation_space, self.action_space)
+            dataset.check_chunks(self.horizon_length)
+            self._dataset, self._dataset_name = dataset, repr(dataset)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_spaces(env.observation_space, env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        # Here and not in __init__: `load` sets the attributes in between
+        self._check_arguments()
+        self._setup_chunks()
+        super()._setup_model()
+
+    def _setup_chunks(self) -> None:
+        """Give the policy the chunk's length, and the buffer that, n_steps and gamma as they are now."""
+        buffer = self.replay_buffer_class
+        if self.n_steps > 1 and buffer in (ReplayBuffer, NStepReplayBuffer):
+            self.replay_buffer_class = None  # a saved model has SB3's choice for the n_steps and gamma of then
+        if self.horizon_length == 1 and not (buffer is not None and issubclass(buffer, ChunkSampling)):
+            return
+        self.policy_kwargs = {**self.policy_kwargs, "horizon_length": self.horizon_length}
+        if buffer is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.replay_buffer_class = ChunkDictReplayBuffer if is_dict else ChunkReplayBuffer
+        chunks = {"horizon_length": self.horizon_length, "gamma": self.gamma}
+        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **chunks}
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the next update belongs to the offline phase."""
+        return self._n_offline < self.offline_steps
+
+    @property
+    def experience(self) -> Experience:
+        """What there is to learn from now."""
+        return Experience(
+            self.replay_buffer,
+            self._dataset,
+            self.is_offline,
+            self.offline_ratio,
+            self.horizon_length,
+            self.gamma,
+            self.device,
+            self._vec_normalize_env,
+        )
+
+    def _sample(self, batch_size: int) -> Batch:
+        return self.experience.sample(batch_size, self._n_updates - 1)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        if self.horizon_length == 1 or self.num_timesteps < learning_starts:
+            self._chunk_state = None
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        assert self._last_obs is not None
+        actions, self._chunk_state = self.predict(self._last_obs, self._chunk_state, self._last_episode_starts)
+        return actions, self.policy.scale_action(actions)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: NDArray[Any],
+        new_obs: NDArray[Any] | dict[str, NDArray[Any]],
+        reward: NDArray[Any],
+        dones: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones  # empties the queues of the environments that were reset
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        goes_on = not self.is_offline or self._train_offline(callback, log_interval)
+        if not goes_on or self.num_timesteps >= self._total_timesteps:
+            return RolloutReturn(0, 0, continue_training=False)
+        rollout = super().collect_rollouts(
+            env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+        )
+        if not rollout.continue_training:
+            self._last_obs = None  # SB3 did not store the last step: a later `learn` has to start with a reset
+        return rollout
+
+    def _train_offline(self, callback: BaseCallback, log_interval: int | None) -> bool:
+        """The offline phase, as far as the timesteps reach. Returns whether to go on."""
+        while self.is_offline and self.num_timesteps < self._total_timesteps:
+            # As many updates between two calls of the callback as there are steps when learning online
+            left = min(self.offline_steps - self._n_offline, self._total_timesteps - self.num_timesteps)
+            updates = min(self.n_envs, left)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self.train(updates, self.batch_size)
+            self._n_offline += updates
+            self.num_timesteps += updates
+            if log_interval is not None and self._n_offline % OFFLINE_LOG_INTERVAL < updates:
+                self.dump_logs()
+            callback.update_locals(locals() | _no_steps(self.n_envs))
+            if not callback.on_step():
+                return False
+        return True
+
+    def learn(
+        self: SelfOfflineToOnline,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOfflineToOnline:
+        """Learn for so many timesteps: first what is left of the `offline_steps`, then in the environment.
+
+        After a callback stopped it in the environment, another `learn` starts with a reset of the environments, for
+        SB3 does not store the last step.
+
+        :param total_timesteps: updates of the offline phase and steps of the environment, together
+        :param tb_log_name: of the run in TensorBoard; None for the algorithm's name
+
+        The other parameters are those of SB3's `learn`.
+        """
+        self._load_dataset()
+        if self._dataset is not None and self._vec_normalize_env is not None and not self._env_knows_data:
+            learn_statistics(self._vec_normalize_env, self._dataset.at(0))
+            self._env_knows_data = True
+        if reset_num_timesteps or self._last_obs is None:
+            end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
+        return super().learn(
+            total_timesteps=int(total_timesteps),
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def learn_offline(self: SelfOfflineToOnline, steps: float, **kwargs: Any) -> SelfOfflineToOnline:
+        """Make some updates from the offline data alone, whatever `offline_steps` says; then `learn` goes on online.
+
+        That is so as well if they are stopped early. A checkpoint made on the way goes on with them.
+
+        :param steps: number of updates
+        :param kwargs: arguments of `learn`: callback, log_interval, progress_bar, ...
+        :raises ValueError: without `offline_dataset`, and if steps is no whole number >= 1
+        """
+        advice = f"there are no data to learn from; pass it to {type(self).__name__}, or to `load`"
+        require(self.offline_dataset is not None, "offline_dataset", None, advice)
+        require_whole("steps", steps)
+        # Before the phase is lengthened: if the data are refused, nothing has changed
+        self._load_dataset()
+        self.offline_steps = self._n_offline + int(steps)
+        try:
+            return self.learn(steps, **kwargs)
+        finally:
+            self.offline_steps = self._n_offline
+
+    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer as SB3's method of this name does.
+
+        :param path: of the pickled buffer, or the open file
+        :param truncate_last_traj: take the last episode for finished, with chunks and n-step returns too; False
+            if the environments go on where they were
+        :raises ValueError: if the buffer has no chunks for `horizon_length` > 1
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        buffer, h = self.replay_buffer, self.horizon_length
+        # h and gamma come with the buffer, from the model that filled it
+        if isinstance(buffer, ChunkSampling):
+            buffer.horizon_length = h
+        else:
+            require(h == 1, "horizon_length", h, f"{path} holds a {type(buffer).__name__}, which has no chunks")
+        if isinstance(buffer, (ChunkSampling, NStepReplayBuffer)):
+            buffer.gamma = self.gamma
+        if truncate_last_traj:
+            end_episodes(buffer)  # SB3 does so for hindsight only
+
+    def _excluded_save_params(self) -> list[str]:
+        # A name of data is kept, data are not
+        data = [] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]
+        return [*super()._excluded_save_params(), "_dataset", *data]
+
+
+def _no_steps(n_envs: int) -> dict[str, Any]:
+    """What callbacks read of the environments' steps, where none was made: no reward, and no episode ended."""
+    return {
+        "rewards": np.zeros(n_envs, np.float32),
+        "dones": np.zeros(n_envs, np.bool_),
+        "infos": [{} for _ in range(n_envs)],
+    }

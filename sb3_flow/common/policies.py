@@ -1,0 +1,283 @@
+"""What every off-policy algorithm's policy here is: an actor and critics over action chunks, and the chunks' queue.
+
+Shapes: B batch, h horizon length, d action dimension, D = h d.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from sb3_flow.common.checks import is_integer, require, require_integer
+from sb3_flow.common.critics import CriticKind, FlowCritic
+
+ChunkState = tuple[NDArray[Any], ...]
+
+
+class ChunkActor(BasePolicy):
+    """An actor whose actions are a function of the state and of noise.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param features_extractor: maps observations to (B, features_dim)
+    :param features_dim: width of the features
+    :param chunk_dim: D, numbers in an action chunk
+    :param normalize_images: divide images by 255
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        chunk_dim: int,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.features_dim = features_dim
+        self.chunk_dim = chunk_dim
+        self.action_fn: Callable[[PyTorchObs, th.Tensor], th.Tensor] = self.action  # the algorithm may compile it
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            features_extractor=self.features_extractor, features_dim=self.features_dim, chunk_dim=self.chunk_dim
+        )
+        return data
+
+    @abstractmethod
+    def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """Actions (B, D) in [-1, 1].
+
+        :param obs: B observations
+        :param noise: of `sample_noise` or `fixed_noise`
+        """
+
+    @abstractmethod
+    def sample_noise(self, batch_size: int) -> th.Tensor:
+        """All the noise of one batch of actions, in one draw."""
+
+    @abstractmethod
+    def fixed_noise(self, batch_size: int) -> th.Tensor:
+        """The noise of the deterministic policy, without a draw: evaluation must not change the run it watches."""
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        batch_size = n_observations(obs)
+        noise = self.fixed_noise(batch_size) if deterministic else self.sample_noise(batch_size)
+        return self.action_fn(obs, noise)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.forward(observation, deterministic)
+
+
+class ChunkPolicy(BasePolicy):
+    """An actor and critics; the subclasses say which.
+
+    :param observation_space: observation space
+    :param action_space: action space, a bounded Box
+    :param lr_schedule: learning rate schedule; the algorithm sets the optimizers' rates at every update
+    :param critic_kind: what the critics are
+    :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the default
+    :param horizon_length: h >= 1, actions that are decided at once and executed open loop; the algorithm sets it
+    :param n_critics: number of critics
+    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
+    :param features_extractor_kwargs: its arguments
+    :param normalize_images: divide images by 255
+    :param optimizer_class: optimizer of actor and critics
+    :param optimizer_kwargs: its arguments except the learning rate
+    :param adam_beta1: of Adam and AdamW, unless optimizer_kwargs say otherwise
+    :raises ValueError: for values outside of what is stated here
+    """
+
+    action_space: spaces.Box
+    actor: ChunkActor
+    critic: FlowCritic
+    critic_target: FlowCritic | None
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        critic_kind: CriticKind,
+        *,
+        net_arch: list[int] | dict[str, list[int]] | None,
+        horizon_length: int,
+        n_critics: int,
+        features_extractor_class: type[BaseFeaturesExtractor] | None,
+        features_extractor_kwargs: dict[str, Any] | None,
+        normalize_images: bool,
+        optimizer_class: type[th.optim.Optimizer],
+        optimizer_kwargs: dict[str, Any] | None,
+        adam_beta1: float = 0.9,
+    ):
+        require_integer("horizon_length", horizon_length)
+        require_integer("n_critics", n_critics)
+        if optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            # One kernel for all parameters instead of a dozen for each
+            given = optimizer_kwargs or {}
+            optimizer_kwargs = {"betas": (adam_beta1, 0.999), "fused": not given.get("foreach"), **given}
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class or default_features_extractor(observation_space),
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.net_arch = net_arch
+        self.horizon_length = horizon_length
+        self.chunk_dim = horizon_length * get_action_dim(action_space)
+        self.critic_kind = critic_kind
+        self.n_critics = n_critics
+        self._build(lr_schedule)
+
+    @abstractmethod
+    def _make_actor(self) -> ChunkActor:
+        """The actor, on the device."""
+
+    def arch(self, net: Literal["pi", "qf"], default: list[int]) -> list[int]:
+        """Hidden widths of a net: the user's, or the default."""
+        if self.net_arch is None:
+            return default
+        if isinstance(self.net_arch, dict):
+            known = set(self.net_arch) <= {"pi", "qf"}
+            require(known, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'")
+        widths = self.net_arch.get(net, default) if isinstance(self.net_arch, dict) else self.net_arch
+        listed = isinstance(widths, Sequence) and all(map(is_integer, widths))
+        require(listed, "net_arch", self.net_arch, "a list with an integer >= 1 for every layer")
+        require(net == "qf" or len(widths) > 0, "net_arch", self.net_arch, "the actor needs at least one hidden layer")
+        return list(widths)
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        try:
+            return super().make_features_extractor()
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"observation_space={self.observation_space} cannot be encoded by "
+                f"{self.features_extractor_class.__name__}: {error}. Choose another one with "
+                "policy_kwargs={'features_extractor_class': ...} (NatureCNN needs images of at least 36 x 36, uint8 "
+                "if they are to be divided by 255)."
+            ) from error
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self._make_actor()
+        self.critic = self._make_critic()
+        self.critic_target = None
+        if self.critic_kind.has_target:
+            self.critic_target = self._make_critic()
+            self.critic_target.load_state_dict(self.critic.state_dict())
+            self.critic_target.requires_grad_(False)
+            self.critic_target.set_training_mode(False)
+        for net in (self.actor, self.critic):
+            net.optimizer = self.optimizer_class(
+                net.parameters(),
+                lr=lr_schedule(1),  # type: ignore[call-arg]
+                **self.optimizer_kwargs,
+            )
+
+    def _make_critic(self) -> FlowCritic:
+        extractor = self.make_features_extractor()
+        return FlowCritic(
+            self.observation_space,
+            self.action_space,
+            extractor,
+            extractor.features_dim,
+            self.chunk_dim,
+            self.critic_kind,
+            self.arch("qf", self.critic_kind.net_arch),
+            self.n_critics,
+            self.normalize_images,
+        ).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            lr_schedule=self._dummy_schedule,
+            net_arch=self.net_arch,
+            horizon_length=self.horizon_length,
+            n_critics=self.n_critics,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+        )
+        return data
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.actor._predict(observation, deterministic)
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: ChunkState | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], ChunkState | None]:
+        """The next action of every environment, and with chunks the queue of those decided but not executed yet.
+
+        :param observation: one observation, or one for each of n environments
+        :param state: what the last call returned; None, or one of another number of environments, to decide anew
+        :param episode_start: (n,) whether an episode has just begun, which empties the environment's queue
+        :param deterministic: without noise
+        :return: actions, and the state: the chunks (n, h, *action shape) and how many of each are executed (n,)
+        """
+        if self.horizon_length == 1:
+            return super().predict(observation, state, episode_start, deterministic)
+        is_reset = isinstance(observation, tuple)
+        require(not is_reset, "observation", observation, "pass the first of the two that `env.reset()` returns")
+        obs, vectorized = self.obs_to_tensor(observation)
+        shape = (n_observations(obs), self.horizon_length, *self.action_space.shape)
+        if state is None or state[0].shape != shape:
+            state = np.zeros(shape, self.action_space.dtype), np.full(shape[0], self.horizon_length)
+        chunks, executed = state[0].copy(), state[1].copy()
+        used_up = executed == self.horizon_length
+        if episode_start is not None:
+            used_up |= np.asarray(episode_start, dtype=bool)
+        if used_up.any():
+            self.set_training_mode(False)
+            with th.no_grad():
+                decided = self._predict(obs, deterministic).cpu().numpy().reshape(shape)
+            chunks[used_up] = self.unscale_action(decided)[used_up]
+            executed[used_up] = 0
+        actions = chunks[np.arange(shape[0]), executed]
+        return actions if vectorized else actions[0], (chunks, executed + 1)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Training or evaluation mode of actor and critic; a target critic is always in evaluation mode."""
+        for net in (self.actor, self.critic):
+            if net.training != mode:  # every decision asks, and the walk through the modules was a quarter of it
+                net.set_training_mode(mode)
+        self.training = mode
+
+
+def default_features_extractor(observation_space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
+    """SB3's extractor for an observation space: Combined for Dict, NatureCNN for images, Flatten for the rest."""
+    if isinstance(observation_space, spaces.Dict):
+        return CombinedExtractor
+    return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+
+
+def n_observations(obs: PyTorchObs) -> int:
+    """B of a batch of observations."""
+    return next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]

@@ -1,0 +1,86 @@
+"""What surrounds the loss of one update: modes, gradients, the guard against numbers that are not finite, the log."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch as th
+from stable_baselines3.common.policies import BaseModel
+
+from sb3_flow.common.checks import NonFiniteError, check_finite
+
+
+class Loss(Protocol):
+    """What a loss function returns, by name."""
+
+    @property
+    def loss(self) -> th.Tensor:
+        """What is minimised, ()."""
+
+    @property
+    def made_of(self) -> dict[str, th.Tensor]:
+        """The tensors that went into it in the order they were made: the first that is not finite is named."""
+
+    @property
+    def logged(self) -> dict[str, th.Tensor]:
+        """What the log shows of it; of tensors the mean."""
+
+
+class Log:
+    """Collects tensors during the updates and turns them into floats once, at the end."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[th.Tensor]] = defaultdict(list)
+
+    def add(self, **values: th.Tensor) -> None:
+        for key, value in values.items():
+            self.values[key].append(value.detach().mean())
+
+    def means(self) -> list[tuple[str, float]]:
+        return [(key, th.stack(values).mean().item()) for key, values in self.values.items()]
+
+
+@contextmanager
+def only_training(net: BaseModel, others: Sequence[BaseModel]) -> Iterator[None]:
+    """One net in training mode, with gradients; the others in evaluation mode, without.
+
+    Gradients flow through the others to what goes into them. Parameters that the user froze stay frozen afterwards.
+    """
+    net.set_training_mode(True)
+    for other in others:
+        other.set_training_mode(False)
+    trainable = [parameter for other in others for parameter in other.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def statistics_restored(net: th.nn.Module) -> Iterator[None]:
+    """Put the running statistics back if the update stops at a number that is not finite."""
+    kept = [buffer.clone() for buffer in net.buffers()]
+    try:
+        yield
+    except NonFiniteError:
+        for buffer, value in zip(net.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        raise
+
+
+def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
+    """The gradient of the parameters that an optimizer steps, which must be finite.
+
+    :param optimizer: owns the parameters
+    :param loss: ()
+    :param name: of what is updated
+    :raises NonFiniteError: if the gradient is not finite
+    """
+    optimizer.zero_grad()
+    th.autograd.backward(loss)
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    check_finite(f"{name} update", **{f"{name}_gradient_norm": th.nn.utils.get_total_norm(grads)})

@@ -1,0 +1,313 @@
+"""SAC Flow: off-policy training of flow policies, end to end (arXiv 2509.25756)."""
+
+import math
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+
+from sb3_flow.common.buffers import Batch
+from sb3_flow.common.checks import require, require_choice, require_integer, require_number
+from sb3_flow.common.compile import CompileMode
+from sb3_flow.common.critics import q_and_next_q
+from sb3_flow.common.flow import MATCHING_TARGETS, Line, MatchingTarget, auto_target_entropy, matching_error
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.schedules import BCCoef
+from sb3_flow.common.temperature import Temperature, initial_ent_coef
+from sb3_flow.datasets import DatasetSpec
+from sb3_flow.sac_flow import losses
+from sb3_flow.sac_flow.policies import (
+    DEFAULTS,
+    FlowActor,
+    FlowGPolicy,
+    FlowMLPPolicy,
+    FlowPolicy,
+    FlowTCnnPolicy,
+    FlowTPolicy,
+)
+
+SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
+
+
+class SACFlow(OffPolicyFlowAlgorithm):
+    """Soft Actor-Critic with a K-step flow policy, trained through the rollout.
+
+    Paper: https://arxiv.org/abs/2509.25756. What is the policy's (K, noise, nets, critics) goes into `policy_kwargs`,
+    see `sb3_flow.sac_flow.policies.FlowPolicy`; parameters without an explanation here are those of SB3's SAC.
+
+    :param policy: "FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy", a class of these, or SB3's names for the first
+    :param env: the environment, with a bounded Box action space
+    :param learning_rate: of the actor; a float or a schedule of the progress remaining, from 1 to 0
+    :param buffer_size: transitions in the replay buffer
+    :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
+        updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
+    :param batch_size: transitions per update
+    :param tau: Polyak coefficient of the target critics; unused by "crossq" critics, which have none
+    :param gamma: discount factor
+    :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
+    :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
+    :param action_noise: added to the policy's own
+    :param replay_buffer_class: for instance `HerReplayBuffer`; None for the one that fits the observation space
+    :param replay_buffer_kwargs: its arguments
+    :param optimize_memory_usage: the memory-efficient variant of the buffer
+    :param n_steps: n-step returns; with chunks the return is that of h steps
+    :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
+    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0
+    :param target_entropy: target of the entropy in nats; "auto" for `sb3_flow.common.flow.auto_target_entropy`
+    :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions: a float, a schedule, or two of
+        these, for the offline and the online phase
+    :param offline_dataset: data to learn from: a path, a string such as
+        "ogbench:cube-double-play-singletask-task2-v0", a dict of arrays, or a dataset, see
+        `sb3_flow.datasets.load_dataset`
+    :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
+    :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
+        data and replay buffer
+    :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
+    :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
+    :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
+    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
+        for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
+    :param amp: "bf16" for the matrix products of the losses in bfloat16; targets, densities, statistics and optimizers
+        stay in float32. None for float32 throughout
+    :param use_sde: not supported: the rollout explores by itself
+    :param stats_window_size: episodes that the logged return is averaged over
+    :param tensorboard_log: folder of the TensorBoard log
+    :param policy_kwargs: arguments of the policy; with offline data its `critic` is "target" unless it is given here
+    :param verbose: 0 nothing, 1 information, 2 debugging
+    :param seed: of all random generators
+    :param device: "auto", "cpu", "cuda", ...
+    :raises ValueError: before training, for arguments outside of what is stated here
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "FlowTPolicy": FlowTPolicy,
+        "FlowGPolicy": FlowGPolicy,
+        "FlowMLPPolicy": FlowMLPPolicy,
+        "MlpPolicy": FlowTPolicy,
+        "CnnPolicy": FlowTCnnPolicy,
+        "MultiInputPolicy": FlowTPolicy,
+    }
+    policy_type: ClassVar[type[Any]] = FlowPolicy
+    policy: FlowPolicy
+    actor: FlowActor
+
+    def __init__(
+        self,
+        policy: str | type[FlowPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | None = None,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        horizon_length: int = 1,
+        ent_coef: str | float = "auto_0.2",
+        target_entropy: str | float = "auto",
+        bc_coef: BCCoef = 0.0,
+        offline_dataset: DatasetSpec | None = None,
+        offline_steps: int = 0,
+        offline_ratio: float | None = None,
+        matching_target: MatchingTarget = "atanh",
+        qf_learning_rate: float | Schedule | None = None,
+        policy_delay: int | None = None,
+        compile: CompileMode = False,
+        amp: str | None = None,
+        use_sde: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        if offline_dataset is not None:
+            policy_kwargs = {"critic": "target", **(policy_kwargs or {})}
+        require(not use_sde, "use_sde", use_sde, "the rollout explores by itself; set its noise with `noise_std`")
+        self.ent_coef = ent_coef
+        self.target_entropy = target_entropy
+        self.matching_target: MatchingTarget = matching_target
+        self.qf_learning_rate = qf_learning_rate
+        self.policy_delay = policy_delay
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            horizon_length=horizon_length,
+            bc_coef=bc_coef,
+            offline_dataset=offline_dataset,
+            offline_steps=offline_steps,
+            offline_ratio=offline_ratio,
+            compile=compile,
+            amp=amp,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.policy_delay is not None:
+            require_integer("policy_delay", self.policy_delay)
+        require_choice("matching_target", self.matching_target, MATCHING_TARGETS)
+        self._check_learning_rate("qf_learning_rate", allow_none=True)
+        if isinstance(self.ent_coef, str):
+            initial_ent_coef(self.ent_coef)
+        else:
+            require_number("ent_coef", self.ent_coef, 0, math.inf, "a number >= 0, 'auto' or 'auto_<initial value>'")
+        if isinstance(self.target_entropy, str):
+            require(self.target_entropy == "auto", "target_entropy", self.target_entropy, "'auto' or a number")
+        else:
+            require_number("target_entropy", self.target_entropy, -math.inf, math.inf, "'auto' or a finite number")
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        defaults = DEFAULTS[self.policy.critic_name]
+        if self.policy_delay is None:
+            self.policy_delay = defaults.policy_delay
+        qf_learning_rate = defaults.qf_learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
+        self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
+        if self.target_entropy == "auto":
+            self.target_entropy = auto_target_entropy(
+                self.policy.chunk_dim,
+                self.policy.flow_steps,
+                self.policy.rollout,
+                self.policy.noise_std,
+                self.policy.likelihood,
+            )
+        self.target_entropy = float(self.target_entropy)
+        self._setup_temperature()
+        self._critic_loss_fn = self._compiled(self._critic_loss)
+        self._actor_loss_fn = self._compiled(self._actor_loss)
+
+    def _setup_temperature(self) -> None:
+        beta1 = DEFAULTS[self.policy.critic_name].adam_beta1
+        self.temperature = Temperature(self.ent_coef, self.qf_lr_schedule(1), beta1, self.device)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        bc_coef = self._bc_coef_now()
+        assert self.policy_delay is not None
+        assert isinstance(self.target_entropy, float)
+        for batch, log in self._batches(gradient_steps, batch_size):
+            ent_coef, n = self.temperature.value, len(batch.actions)
+            self._update(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n), ent_coef)
+            if self._n_updates % self.policy_delay == 0:
+                noise = self.actor.sample_noise(n)
+                line = self.actor.sample_line(n) if self.is_offline else None
+                actor = self._update(self.actor, log, self._actor_loss_fn, batch, noise, ent_coef, bc_coef, line)
+                self.temperature.update(actor.log_prob, self.target_entropy, log)
+            self._update_target()
+            log.add(ent_coef=ent_coef)
+
+    def _critic_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
+        """The TD error (Eq. 10)."""
+        with th.no_grad():
+            path = self.actor.path(batch.next_observations, noise)
+        q, next_q = q_and_next_q(
+            self.critic,
+            self.critic_target,
+            batch.observations,
+            batch.actions,
+            batch.next_observations,
+            th.tanh(path.x),
+        )
+        next_q = self.critic.reduce(next_q)
+        target = losses.td_target(batch.rewards, batch.dones, batch.discounts, next_q, path.log_prob, ent_coef)
+        return losses.critic_loss(q, target, batch.valid)
+
+    def _actor_loss(
+        self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor, line: Line | None = None
+    ) -> losses.ActorLoss:
+        """`alpha log pi - Q` and the proximity term (Eq. 11, 12), with a line on Eq. 3 too."""
+        velocity = self.actor.field(batch.observations)
+        path = self.actor.path_in(velocity, noise)
+        actions = th.tanh(path.x)
+        q = self.critic.reduce(self.critic(batch.observations, actions))
+        actor = losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef, batch.in_episode)
+        if line is None:
+            return actor
+        error = matching_error(velocity, batch.actions, line, self.matching_target)
+        return losses.add_matching(actor, error, batch.in_episode)
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate(self.actor.optimizer)
+        qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/qf_learning_rate", qf_learning_rate)
+        update_learning_rate(self.critic.optimizer, qf_learning_rate)
+        if self.ent_coef_optimizer is not None:
+            update_learning_rate(self.ent_coef_optimizer, qf_learning_rate)
+
+    # SAC's names, under which SB3 saves them, too
+
+    @property
+    def log_ent_coef(self) -> th.Tensor | None:
+        """Log alpha, (1,); None if alpha is fixed."""
+        return self.temperature.log_ent_coef
+
+    @property
+    def ent_coef_optimizer(self) -> th.optim.Optimizer | None:
+        """Optimizer of a learned alpha."""
+        return self.temperature.optimizer
+
+    @property
+    def ent_coef_tensor(self) -> th.Tensor | None:
+        """A fixed alpha, ()."""
+        return self.temperature.ent_coef_tensor
+
+    @classmethod
+    def load(cls: type[SelfSACFlow], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfSACFlow:
+        """Load a model as SB3's `load` does, and change `ent_coef` where that cannot: from learned to fixed and back.
+
+        :param path: of the zip-file, or the open file
+        :param args: env, device, custom_objects, ... of SB3's `load`
+        :param kwargs: these by name, and arguments of SACFlow to change; where alpha is learned before and after, it
+            is kept
+        """
+        ent_coef = kwargs.pop("ent_coef", None)
+        model = super().load(path, *args, **kwargs)
+        if ent_coef is not None:
+            goes_on = isinstance(ent_coef, str) and isinstance(model.ent_coef, str)
+            model.ent_coef = ent_coef
+            model._check_arguments()
+            if not goes_on:
+                model._setup_temperature()
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "temperature"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        if self.ent_coef_optimizer is None:
+            return state_dicts, [*tensors, "ent_coef_tensor"]
+        return [*state_dicts, "ent_coef_optimizer"], [*tensors, "log_ent_coef"]
