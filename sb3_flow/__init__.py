@@ -1,7 +1,8 @@
-"""SAC Flow for Stable-Baselines3: K-step flow-matching policies, trained off-policy and end to end."""
+"""Flow policies for Stable-Baselines3, trained off-policy: SAC Flow, FQL and Q-chunking."""
 
+from sb3_flow.fql import FQL, FQLPolicy
 from sb3_flow.sac_flow import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy, SACFlow
 
 __version__ = "0.1.0"
 
-__all__ = ["FlowGPolicy", "FlowMLPPolicy", "FlowPolicy", "FlowTPolicy", "SACFlow", "__version__"]
+__all__ = ["FQL", "FQLPolicy", "FlowGPolicy", "FlowMLPPolicy", "FlowPolicy", "FlowTPolicy", "SACFlow", "__version__"]

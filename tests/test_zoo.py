@@ -190,7 +190,8 @@ from rl_zoo3 import ALGOS
 assert ALGOS["sac_flow"] is sb3_flow.SACFlow
 from sb3_flow.zoo import register
 register()
-assert ExperimentManager(None, "sac_flow", "Pendulum-v1", "logs").config.endswith("sb3_flow/hyperparams/sac_flow.yml")
+config = ExperimentManager(None, "sac_flow", "Pendulum-v1", "logs").config
+assert config.endswith("hyperparams/sac_flow.yml") and "rl_zoo3" not in config
 sys.argv[1:] = ["--algo", "sac_flow", "--help"]
 import runpy
 runpy.run_module("rl_zoo3.load_from_hub", run_name="__main__")

@@ -95,6 +95,18 @@ def rollout(velocity: VelocityFn, noise: th.Tensor, kind: RolloutKind = "sde", l
     return Path(x, log_prob, path_log_prob, th.stack(log_stds).mean())
 
 
+def integrate(velocity: VelocityFn, x: th.Tensor, steps: int) -> th.Tensor:
+    """The point at t = 1 of the ODE `dx = v dt`, by Euler steps.
+
+    :param velocity: `(x, t) -> Velocity`; t has shape (1, 1)
+    :param x: (*, D) the point at t = 0
+    :param steps: K
+    """
+    for i in range(steps):
+        x = x + velocity(x, x.new_full((1, 1), i / steps)).v / steps
+    return x
+
+
 def matching_error(velocity: VelocityFn, actions: th.Tensor, line: Line, target: MatchingTarget) -> th.Tensor:
     """Velocity minus that of the straight path from noise to the data, (B, D): what Eq. 3 squares.
 

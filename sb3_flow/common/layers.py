@@ -107,15 +107,17 @@ class EnsembleLayerNorm(nn.Module):
 
     :param n_members: N
     :param features: width of the input (N, B, features)
+    :param eps: added to the variance
     """
 
-    def __init__(self, n_members: int, features: int):
+    def __init__(self, n_members: int, features: int, eps: float = 1e-5):
         super().__init__()
+        self.eps = eps
         self.scale = nn.Parameter(th.ones(n_members, 1, features))
         self.bias = nn.Parameter(th.zeros(n_members, 1, features))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return th.addcmul(self.bias, layer_norm(x, x.shape[-1:]), self.scale)
+        return th.addcmul(self.bias, layer_norm(x, x.shape[-1:], eps=self.eps), self.scale)
 
 
 def ensemble_mlp(

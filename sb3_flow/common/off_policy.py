@@ -31,7 +31,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
 
     :param policy: a class, or a name of `policy_aliases`
     :param bc_coef: weight >= 0 of what holds the policy to the data: a float, a schedule, or two of these, for the
-        offline and the online phase
+        offline and the online phase; None where nothing is weighed
     :param compile: True for torch.compile of losses and acting, "max" to compile longer for faster code
     :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
     :raises ValueError: before training, for arguments outside of what is stated here
@@ -51,7 +51,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule,
         *,
-        bc_coef: BCCoef,
+        bc_coef: BCCoef | None,
         compile: CompileMode,
         amp: str | None,
         _init_setup_model: bool,
@@ -85,7 +85,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         require_choice("amp", self.amp, (None, "bf16"))
         require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
         require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
-        phase_schedules(self.bc_coef)
+        phase_schedules(0.0 if self.bc_coef is None else self.bc_coef)
         self._check_learning_rate("learning_rate")
 
     def _check_learning_rate(self, name: str, allow_none: bool = False) -> None:
@@ -98,7 +98,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
-        self.bc_schedules = phase_schedules(self.bc_coef)
+        self.bc_schedules = phase_schedules(0.0 if self.bc_coef is None else self.bc_coef)
         self.actor.action_fn = self._compiled(self.actor.action)
 
     def _compiled(self, method: Callable[..., Any]) -> Callable[..., Any]:

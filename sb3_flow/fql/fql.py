@@ -1,0 +1,205 @@
+"""Flow Q-learning, with single actions and with chunks of them."""
+
+from typing import Any, ClassVar
+
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_flow.common.buffers import Batch
+from sb3_flow.common.checks import require, require_integer
+from sb3_flow.common.compile import CompileMode
+from sb3_flow.common.critics import FlowCritic
+from sb3_flow.common.flow import Line, matching_error
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.schedules import BCCoef
+from sb3_flow.datasets import DatasetSpec
+from sb3_flow.fql import losses
+from sb3_flow.fql.policies import BestOfNActor, FQLCnnPolicy, FQLPolicy, OneStepActor
+
+DEFAULT_BC_COEF = 10.0  # the authors' code's
+
+
+class FQL(OffPolicyFlowAlgorithm):
+    """Flow Q-learning: a flow clones the data, a one-step policy is held to it for the same noise and maximises Q.
+
+    Paper: https://arxiv.org/abs/2502.02538, code: https://github.com/seohongpark/fql. With `horizon_length` > 1 it is
+    QC-FQL, with `best_of_n` too QC (https://arxiv.org/abs/2507.07969, https://github.com/ColinQiyangLi/qc). What is the
+    policy's (flow steps, nets, critics) goes into `policy_kwargs`, see `sb3_flow.fql.policies.FQLPolicy`; parameters
+    without an explanation here are those of SB3's TD3.
+
+    :param policy: "FQLPolicy", a class of this, or SB3's names for it
+    :param env: the environment, with a bounded Box action space
+    :param learning_rate: of all nets; a float or a schedule of the progress remaining, from 1 to 0
+    :param buffer_size: transitions in the replay buffer
+    :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
+        updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
+    :param batch_size: transitions per update
+    :param tau: Polyak coefficient of the target critics
+    :param gamma: discount factor
+    :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
+    :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
+    :param action_noise: added to the policy's own
+    :param replay_buffer_class: for instance `HerReplayBuffer`; None for the one that fits the observation space
+    :param replay_buffer_kwargs: its arguments
+    :param optimize_memory_usage: the memory-efficient variant of the buffer
+    :param n_steps: n-step returns; with chunks the return is that of h steps
+    :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
+    :param best_of_n: act, here and in the critics' target, by the one of n samples of the behaviour flow that the
+        critics prefer; None for a one-step policy
+    :param bc_coef: alpha >= 0, the weight of the distillation term: a float, a schedule, or two of these, for the
+        offline and the online phase; None for 10. The right one depends on the scale of Q: the papers' are between 3
+        and 30,000
+    :param normalize_q_loss: divide the actor's Q by its mean size, which makes `bc_coef` matter alike on all tasks
+    :param offline_dataset: data to learn from: a path, a string such as
+        "ogbench:cube-double-play-singletask-task2-v0", a dict of arrays, or a dataset, see
+        `sb3_flow.datasets.load_dataset`
+    :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
+    :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
+        data and replay buffer
+    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
+        for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
+    :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
+    :param stats_window_size: episodes that the logged return is averaged over
+    :param tensorboard_log: folder of the TensorBoard log
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 nothing, 1 information, 2 debugging
+    :param seed: of all random generators
+    :param device: "auto", "cpu", "cuda", ...
+    :raises ValueError: before training, for arguments outside of what is stated here
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "FQLPolicy": FQLPolicy,
+        "MlpPolicy": FQLPolicy,
+        "CnnPolicy": FQLCnnPolicy,
+        "MultiInputPolicy": FQLPolicy,
+    }
+    policy_type: ClassVar[type[Any]] = FQLPolicy
+    policy: FQLPolicy
+    actor: OneStepActor | BestOfNActor
+    critic_target: FlowCritic
+
+    def __init__(
+        self,
+        policy: str | type[FQLPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | None = None,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        horizon_length: int = 1,
+        best_of_n: int | None = None,
+        bc_coef: BCCoef | None = None,
+        normalize_q_loss: bool = False,
+        offline_dataset: DatasetSpec | None = None,
+        offline_steps: int = 0,
+        offline_ratio: float | None = None,
+        compile: CompileMode = False,
+        amp: str | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.best_of_n = best_of_n
+        self.normalize_q_loss = normalize_q_loss
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            horizon_length=horizon_length,
+            bc_coef=bc_coef,
+            offline_dataset=offline_dataset,
+            offline_steps=offline_steps,
+            offline_ratio=offline_ratio,
+            compile=compile,
+            amp=amp,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _check_arguments(self) -> None:
+        if self.best_of_n is not None:
+            require_integer("best_of_n", self.best_of_n)
+            advice = "best_of_n has no one-step policy that it would concern; leave it at"
+            require(self.bc_coef is None, "bc_coef", self.bc_coef, f"{advice} None")
+            require(self.normalize_q_loss is False, "normalize_q_loss", self.normalize_q_loss, f"{advice} False")
+        elif self.bc_coef is None:
+            self.bc_coef = DEFAULT_BC_COEF
+        built_for = self.policy_kwargs.get("best_of_n", self.best_of_n)
+        advice = f"the policy's is {built_for}; set it in FQL, and when loading only from one number to another"
+        require((built_for is None) == (self.best_of_n is None), "best_of_n", self.best_of_n, advice)
+        self.policy_kwargs = {**self.policy_kwargs, "best_of_n": self.best_of_n}
+        super()._check_arguments()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._critic_loss_fn = self._compiled(self._critic_loss)
+        self._actor_loss_fn = self._compiled(self._actor_loss)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        bc_coef = self._bc_coef_now()
+        for batch, log in self._batches(gradient_steps, batch_size):
+            n = len(batch.actions)
+            # The paper has one loss: both gradients are taken before either net moves
+            self._gradient(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n))
+            line = self.actor.sample_line(n)
+            noise = None if self.best_of_n is not None else self.actor.sample_noise(n)
+            self._gradient(self.actor, log, self._actor_loss_fn, batch, line, noise, bc_coef)
+            self.critic.optimizer.step()
+            self.actor.optimizer.step()
+            self._update_target()
+
+    def _critic_loss(self, batch: Batch, noise: th.Tensor) -> losses.CriticLoss:
+        """The TD error."""
+        with th.no_grad():
+            next_actions = self.actor.action(batch.next_observations, noise)
+            next_q = self.critic_target.reduce(self.critic_target(batch.next_observations, next_actions))
+        q = self.critic(batch.observations, batch.actions)
+        return losses.critic_loss(q, batch.rewards, batch.dones, batch.discounts, next_q, batch.valid)
+
+    def _actor_loss(self, batch: Batch, line: Line, noise: th.Tensor | None, bc_coef: th.Tensor) -> losses.ActorLoss:
+        """Flow matching; with noise for a one-step policy its distillation and Q too."""
+        velocity = self.actor.field(batch.observations)
+        error = matching_error(velocity, batch.actions, line, "raw")
+        matching = losses.matching_loss(error, batch.in_episode)
+        if noise is None:
+            return matching
+        assert isinstance(self.actor, OneStepActor)
+        with th.no_grad():
+            flow_actions = self.actor.flow_actions(velocity, noise)
+        actions = self.actor.mu(batch.observations, noise)
+        q = self.critic(batch.observations, actions.clamp(-1, 1)).mean(dim=0)
+        return losses.actor_loss(matching, actions, flow_actions, q, bc_coef, self.normalize_q_loss)

@@ -1,0 +1,79 @@
+"""FQL's networks: MLPs with tanh-approximated GELU, Xavier-uniform weights and zero biases.
+
+Source: seohongpark/fql, utils/networks.py. Shapes: B batch, N critics, D numbers in an action chunk.
+"""
+
+import math
+from itertools import pairwise
+
+import torch as th
+from torch import nn
+
+from sb3_flow.common.flow import Velocity
+from sb3_flow.common.layers import ContextLinear, EnsembleLayerNorm, EnsembleLinear
+from sb3_flow.common.velocity import Context, VelocityNet
+
+
+def critic_mlp(n_members: int, in_features: int, net_arch: list[int]) -> nn.Sequential:
+    """N independent MLPs with one output each, GELU and then LayerNorm after every hidden layer.
+
+    :param n_members: N
+    :param in_features: width of the input (N, B, in_features)
+    :param net_arch: widths of the hidden layers
+    """
+    layers: list[nn.Module] = []
+    for width in net_arch:
+        layers += [_ensemble_linear(n_members, in_features, width), nn.GELU("tanh")]
+        layers += [EnsembleLayerNorm(n_members, width, eps=1e-6)]
+        in_features = width
+    return nn.Sequential(*layers, _ensemble_linear(n_members, in_features, 1))
+
+
+def actor_mlp(in_features: int, net_arch: list[int], out_features: int) -> nn.Sequential:
+    """An MLP without a normalisation: (*, in_features) -> (*, out_features)."""
+    return nn.Sequential(_xavier(nn.Linear(in_features, net_arch[0])), *_after_first(net_arch, out_features))
+
+
+class BehaviorFlow(VelocityNet):
+    """The velocity v(s, x, t) of the flow that clones the data.
+
+    :param features_dim: width of the state features
+    :param chunk_dim: D
+    :param net_arch: hidden widths
+    """
+
+    def __init__(self, features_dim: int, chunk_dim: int, net_arch: list[int]):
+        super().__init__()
+        self.first = ContextLinear(features_dim, chunk_dim + 1, net_arch[0])
+        _xavier(self.first)
+        self.rest = nn.Sequential(*_after_first(net_arch, chunk_dim))
+
+    def encode(self, features: th.Tensor) -> Context:
+        return self.first.context(features)
+
+    def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
+        x_t = th.cat([x, t.expand(*x.shape[:-1], 1)], dim=-1)
+        v = self.rest(self.first(context, x_t))
+        return Velocity(v.to(x.dtype), x.new_full((1, 1), -math.inf))  # an ODE: no noise
+
+
+def _after_first(net_arch: list[int], out_features: int) -> list[nn.Module]:
+    """What follows the first linear layer."""
+    layers: list[nn.Module] = [nn.GELU("tanh")]
+    for width_in, width_out in pairwise(net_arch):
+        layers += [_xavier(nn.Linear(width_in, width_out)), nn.GELU("tanh")]
+    return [*layers, _xavier(nn.Linear(net_arch[-1], out_features))]
+
+
+def _xavier(layer: nn.Linear) -> nn.Linear:
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _ensemble_linear(n_members: int, in_features: int, out_features: int) -> EnsembleLinear:
+    layer = EnsembleLinear(n_members, in_features, out_features)
+    bound = math.sqrt(6 / (in_features + out_features))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
+    return layer
