@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from records import machine
 from timing import interleaved, write_timings
 
-from sb3_flow import SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.export import export_onnx
 
 
@@ -32,7 +32,7 @@ def repeat(call: Callable[[], object], times: int) -> None:
         call()
 
 
-def onnx_call(model: SACFlow, observation: NDArray[Any]) -> Callable[[], object]:
+def onnx_call(model: OffPolicyFlowAlgorithm, observation: NDArray[Any]) -> Callable[[], object]:
     """The exported policy in a session with as many threads as PyTorch has."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = th.get_num_threads()
@@ -57,7 +57,7 @@ def main() -> None:
     for name in args.contenders:
         model = make_model(name, env, size, args.device, buffer_size=1000)
         calls[name] = partial(model.predict, observation, deterministic=True)
-        if isinstance(model, SACFlow) and "+" not in name:
+        if isinstance(model, OffPolicyFlowAlgorithm) and "+" not in name:
             calls[f"{name}+onnx"] = onnx_call(model, observation[None])
     runs: dict[str, Callable[[], None]] = {name: partial(repeat, call, args.calls) for name, call in calls.items()}
     timings = interleaved(runs, args.rounds, args.warmup, scale=1e6 / args.calls)

@@ -1,4 +1,4 @@
-"""The contenders of the speed benchmarks: our policies in their variants, SB3's SAC, contrib's CrossQ and sbx's.
+"""The contenders of the benchmarks: our algorithms, for speed in their variants, SB3's SAC, contrib's CrossQ and sbx's.
 
 sbx's CrossQ (JAX) needs `pip install sbx-rl`.
 """
@@ -7,19 +7,44 @@ import argparse
 import dataclasses
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from arguments import positive
+from cloning import CloningPolicy
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import SACFlow
+from sb3_flow import FQL, SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
-POLICIES = {"flow_t": "FlowTPolicy", "flow_g": "FlowGPolicy", "flow_mlp": "FlowMLPPolicy"}
+
+class Ours(NamedTuple):
+    """One of our algorithms with one of its policies."""
+
+    algorithm: type[OffPolicyFlowAlgorithm]
+    policy: Any  # a name, or a class
+    arguments: dict[str, Any] = {}  # noqa: RUF012 (read only)
+    policy_kwargs: tuple[str, ...] = ()  # what of `Size` its policy takes
+
+
+VELOCITY_NETS = {
+    "flow_t": Ours(SACFlow, "FlowTPolicy", policy_kwargs=("flow_steps",)),
+    "flow_g": Ours(SACFlow, "FlowGPolicy", policy_kwargs=("flow_steps",)),
+    "flow_mlp": Ours(SACFlow, "FlowMLPPolicy", policy_kwargs=("flow_steps",)),
+}
+OURS = {
+    **VELOCITY_NETS,
+    "cloning": Ours(SACFlow, CloningPolicy),
+    # Their flows have ten steps, as in the papers
+    "fql": Ours(FQL, "FQLPolicy"),
+    "qc_fql": Ours(FQL, "FQLPolicy", {"horizon_length": 5}),
+    "qc": Ours(FQL, "FQLPolicy", {"horizon_length": 5, "best_of_n": 32}),
+}
+TIMED = (*VELOCITY_NETS, "fql", "qc")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "": {},
     "+bf16": {"amp": "bf16"},
@@ -28,7 +53,7 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "+max": {"compile": "max"},
 }
 BASELINES = ["crossq", "sac", "sbx_crossq"]
-CONTENDERS = [*BASELINES, *(policy + suffix for policy in POLICIES for suffix in SUFFIXES)]
+CONTENDERS = [*BASELINES, *(name + suffix for name in TIMED for suffix in SUFFIXES)]
 DEFAULT = ["crossq", "sac", "flow_t", "flow_t+compiled", "flow_g", "flow_g+compiled", "flow_mlp", "flow_mlp+compiled"]
 
 
@@ -38,7 +63,7 @@ class Size:
 
     batch: int = 512
     width: int = 1024  # of the two critic layers; the Gaussian actors have 256-256, the flows their defaults
-    flow_steps: int = 4
+    flow_steps: int = 4  # of SAC Flow
     horizon: int = 1
 
 
@@ -81,20 +106,21 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
     if name in BASELINES:
         model = _baseline(name)("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": critics}}, **common)
     else:
-        policy, plus, suffix = name.partition("+")
-        model = SACFlow(
-            POLICIES[policy],
-            policy_kwargs={"net_arch": {"qf": critics}, "flow_steps": size.flow_steps},
-            horizon_length=size.horizon,
-            **SUFFIXES[plus + suffix],
-            **common,
-        )
+        base, plus, suffix = name.partition("+")
+        ours = OURS[base]
+        sizes = {key: getattr(size, key) for key in ours.policy_kwargs}
+        own = {
+            **ours.arguments,
+            "horizon_length": size.horizon,
+            "policy_kwargs": {"net_arch": {"qf": critics}, **sizes},
+        }
+        model = ours.algorithm(ours.policy, **own, **SUFFIXES[plus + suffix], **common)
     model.set_logger(configure(None, []))
     return model
 
 
 def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of SACFlow, later ones first; policy_kwargs are merged too."""
+    """Arguments of an algorithm, later ones first; policy_kwargs are merged too."""
     result: dict[str, Any] = {}
     for update in overrides:
         policy_kwargs = {**result.get("policy_kwargs", {}), **update.get("policy_kwargs", {})}

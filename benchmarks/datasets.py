@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from contenders import fill
+from numpy.typing import NDArray
 from records import machine
 from shapes import Shapes
 from stable_baselines3.common.logger import configure
@@ -203,13 +204,13 @@ def make_model(actions: int, **kwargs: Any) -> SACFlow:
     return model
 
 
-def with_chunks(rows: int) -> SACFlow:
-    """Learns from a dataset, in chunks."""
+def random_steps(rows: int) -> dict[str, NDArray[Any]]:
+    """Arrays of offline data with cube-double's widths."""
     rng = np.random.default_rng(0)
     ends = np.arange(rows) % EPISODE == EPISODE - 1
     ends[-1] = True
     states = rng.normal(size=(rows + 1, WIDTHS["observations"]))
-    arrays = {
+    return {
         "observations": states[:-1],
         "next_observations": states[1:],
         "actions": rng.uniform(-1, 1, (rows, WIDTHS["actions"])),
@@ -217,7 +218,12 @@ def with_chunks(rows: int) -> SACFlow:
         "masks": np.ones(rows),
         "terminals": ends,
     }
-    return make_model(WIDTHS["actions"], buffer_size=HORIZON, horizon_length=HORIZON, offline_dataset=arrays)
+
+
+def with_chunks(rows: int) -> SACFlow:
+    """Learns from a dataset, in chunks."""
+    data = random_steps(rows)
+    return make_model(WIDTHS["actions"], buffer_size=HORIZON, horizon_length=HORIZON, offline_dataset=data)
 
 
 def without_chunks(rows: int) -> SACFlow:

@@ -16,14 +16,15 @@ if sys.platform == "linux":
 import gymnasium as gym
 import numpy as np
 from arguments import positive
+from contenders import OURS
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import sb3_flow.envs  # noqa: F401 (registers the tasks)
-from sb3_flow import SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 
-def film(model: SACFlow, env: gym.Env[Any, Any], seed: int) -> list[NDArray[np.uint8]]:
+def film(model: OffPolicyFlowAlgorithm, env: gym.Env[Any, Any], seed: int) -> list[NDArray[np.uint8]]:
     """The pictures of one episode, the first state's included.
 
     :param model: acts without noise
@@ -63,12 +64,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--env", required=True)
+    parser.add_argument("--algo", choices=OURS, default="flow_t", help="what was trained")
     parser.add_argument("--seed", type=int, default=0, help="of the episode")
     parser.add_argument("--moments", type=positive, default=6)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     env = gym.make(args.env, render_mode="rgb_array")
-    pictures = film(SACFlow.load(args.model, device="cpu"), env, args.seed)
+    pictures = film(OURS[args.algo].algorithm.load(args.model, device="cpu"), env, args.seed)
     env.close()
     draw_strip(pictures, args.moments, args.out)
     print(f"{args.out}: {len(pictures) - 1} steps")

@@ -24,8 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from arguments import add_run_arguments, check_tasks, json_object, positive
-from cloning import CloningPolicy
-from contenders import POLICIES, merged
+from contenders import OURS, merged
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
 from numpy.typing import NDArray
 from records import append_record, read_records, refuse_other_settings
@@ -37,12 +36,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import SACFlow
 from sb3_flow.envs import register
-from sb3_flow.sac_flow.policies import FlowPolicy
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
-OURS: dict[str, str | type[FlowPolicy]] = {**POLICIES, "cloning": CloningPolicy}
 NEVER = 10**9  # episodes
 # All of them step until the last episode is over, so that one failure costs its length times their number
 EVAL_ENVS = 10
@@ -54,6 +50,7 @@ FIELDS = [
     "ent_coef",
     "seconds",
     "success_rate",  # of the deterministic policy, where the environment tells
+    "stochastic_success_rate",  # what the papers of this field report
 ]
 
 
@@ -129,12 +126,13 @@ def make_model(run: Run) -> OffPolicyAlgorithm:
     width = [run.width, run.width]
     if run.algo in BASELINES:
         return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": width}}, **common)
-    arguments = merged(common, {"policy_kwargs": {"net_arch": {"qf": width}}}, run.overrides)
-    return SACFlow(OURS[run.algo.split("+")[0]], **arguments)
+    ours = OURS[run.algo.partition("+")[0]]
+    arguments = merged(common, {"policy_kwargs": {"net_arch": {"qf": width}}}, ours.arguments, run.overrides)
+    return ours.algorithm(ours.policy, **arguments)
 
 
 def load_model(run: Run) -> OffPolicyAlgorithm:
-    algorithm = BASELINES.get(run.algo, SACFlow)
+    algorithm = BASELINES[run.algo] if run.algo in BASELINES else OURS[run.algo.partition("+")[0]].algorithm
     model = algorithm.load(run.checkpoint / "model.zip", env=gym.make(run.task), device="cpu")
     model.load_replay_buffer(run.checkpoint / "buffer.pkl")
     return model
@@ -194,24 +192,39 @@ def train(run: Run, progress: ProgressQueue) -> None:
     for step in range(done + run.eval_freq, run.steps + 1, run.eval_freq):
         model.learn(run.eval_freq, callback=report, reset_num_timesteps=False, log_interval=NEVER)
         deterministic, successes = returns(True)
+        stochastic, stochastic_successes = returns(False)
         report.last_return = float(deterministic.mean())
         log_ent_coef = getattr(model, "log_ent_coef", None)
         row = {
             "step": step,
             "deterministic_return": round(report.last_return, 2),
-            "stochastic_return": round(float(returns(False)[0].mean()), 2),
+            "stochastic_return": round(float(stochastic.mean()), 2),
             "episode_return_std": round(float(deterministic.std()), 2),
             "ent_coef": "" if log_ent_coef is None else round(log_ent_coef.exp().item(), 5),
             "seconds": round(time.perf_counter() - started, 1),
-            "success_rate": round(float(np.mean(successes)), 3) if successes else "",
+            "success_rate": success_rate(successes),
+            "stochastic_success_rate": success_rate(stochastic_successes),
         }
-        new_file = not run.csv.exists()
-        with open(run.csv, "a", newline="") as f:
-            writer = csv.DictWriter(f, FIELDS)
-            if new_file:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(run.csv, row)
         save_model(run, model)
+
+
+def success_rate(successes: list[bool]) -> float | str:
+    """The share, or nothing where the environment does not tell."""
+    return round(float(np.mean(successes)), 3) if successes else ""
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row; a file that was begun with fewer columns keeps them."""
+    fields = FIELDS
+    if path.exists():
+        with open(path) as f:
+            fields = next(csv.reader(f))
+    with open(path, "a", newline="") as f:
+        writer = csv.DictWriter(f, fields, extrasaction="ignore")
+        if fields is FIELDS:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
@@ -276,7 +289,7 @@ def main() -> None:
         nargs="+",
         type=algorithm,
         default=["flow_t", "crossq"],
-        help="flow_t flow_g flow_mlp crossq sac; `flow_t+NAME` labels a variant",
+        help=f"{' '.join([*OURS, *BASELINES])}; `flow_t+NAME` labels a variant",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=positive, default=100_000)
@@ -287,7 +300,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"))
-    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: extra SACFlow arguments, for tuning")
+    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: extra arguments of ours, for tuning")
     args = parser.parse_args()
     register()
     if args.steps % args.eval_freq:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from arguments import add_run_arguments
+from contenders import OURS
 from learning import Run, run_all
+
+from sb3_flow import SACFlow
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class Study:
 
     task: str
     dataset: str  # without the place of the data
-    bc_coef: float | list[float]
+    bc_coef: float | list[float]  # beta of SAC Flow
+    fql: float  # alpha of FQL
+    qc_fql: float  # alpha of QC-FQL
     offline_steps: int
     steps: int
     eval_freq: int = 5_000
@@ -33,6 +38,8 @@ STUDIES = {
         "cube-single-play-singletask-task1-v0",
         "ogbench:cube-single-play-singletask-task1-v0",
         bc_coef=300.0,
+        fql=300.0,
+        qc_fql=100.0,
         offline_steps=30_000,
         steps=60_000,
     ),
@@ -40,14 +47,22 @@ STUDIES = {
         "cube-double-play-singletask-task1-v0",
         "ogbench:cube-double-play-singletask-task1-v0",
         bc_coef=300.0,
+        fql=300.0,
+        qc_fql=100.0,
         offline_steps=40_000,
         steps=70_000,
     ),
     "lift": Study(
-        "lift-mh-low_dim-v0", "robomimic:lift/mh", bc_coef=[10_000.0, 1_000.0], offline_steps=20_000, steps=50_000
+        "lift-mh-low_dim-v0",
+        "robomimic:lift/mh",
+        bc_coef=[10_000.0, 1_000.0],
+        fql=10_000.0,
+        qc_fql=100.0,
+        offline_steps=20_000,
+        steps=50_000,
     ),
 }
-# What differs from Flow-T with the paper's settings; the name before the "+" is the policy
+# What differs from the paper's settings; the name before the "+" is that of `contenders.OURS`
 VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t": {},
     "flow_g": {},
@@ -59,27 +74,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t+mixed": {"offline_ratio": 0.5},
     # Behaviour cloning by flow matching alone, throughout. (A heavy beta would be a regression to the mean action.)
     "cloning": {"bc_coef": 0.0, "offline_steps": 10**9},
+    "fql": {},
+    "qc_fql": {},
+    "qc": {},
 }
 
 
 def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) -> Run:
     """One run of `benchmarks/learning.py`."""
-    overrides = {
+    name = variant.partition("+")[0]
+    data = {
         "offline_dataset": f"{study.dataset}@{args.data.resolve()}",
         "offline_steps": study.offline_steps,
         "learning_starts": None,
-        "horizon_length": 5,
-        "bc_coef": study.bc_coef,
-        "ent_coef": 0.0,
         "compile": args.compile,
-        "policy_kwargs": {
-            "critic": "target",
-            "noise_std": 0.1,
-            "net_arch": {"qf": [args.width] * 3},
-            **({"d_model": args.d_model} if variant.startswith(("flow_t", "cloning")) else {}),
-        },
-        **VARIANTS[variant],
     }
+    own = sac_flow(study, name, args) if OURS[name].algorithm is SACFlow else fql(study, name, args)
     return Run(
         study.task,
         variant,
@@ -91,8 +101,23 @@ def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) ->
         width=args.width,
         batch_size=256,
         out=args.out,
-        overrides=overrides,
+        overrides=data | own | VARIANTS[variant],
     )
+
+
+def sac_flow(study: Study, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """SAC Flow's settings with data: those of its paper, with smaller nets."""
+    critics = {"critic": "target", "noise_std": 0.1, "net_arch": {"qf": [args.width] * 3}}
+    width = {"d_model": args.d_model} if name in ("flow_t", "cloning") else {}
+    settings = {"horizon_length": 5, "bc_coef": study.bc_coef, "ent_coef": 0.0}
+    return {**settings, "policy_kwargs": critics | width}
+
+
+def fql(study: Study, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of FQL and of Q-chunking: their authors', with smaller nets."""
+    nets = {"net_arch": {"pi": [args.width] * 3, "qf": [args.width] * 3}}
+    alpha = {"fql": study.fql, "qc_fql": study.qc_fql, "qc": None}
+    return {"bc_coef": alpha[name], "policy_kwargs": nets}
 
 
 def main() -> None:
@@ -104,7 +129,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["flow_t"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--eval-episodes", type=int, default=20)
-    parser.add_argument("--width", type=int, default=256, help="width of the three critic layers")
+    parser.add_argument("--width", type=int, default=256, help="width of the three layers of critics and of FQL's nets")
     parser.add_argument("--d-model", type=int, default=64)
     parser.add_argument("--compile", action="store_true")
     add_run_arguments(parser)

@@ -22,7 +22,7 @@ import gradient_norms
 import gymnasium as gym
 import yaml
 from arguments import add_run_arguments, check_tasks, json_object
-from contenders import merged
+from contenders import OURS, VELOCITY_NETS, merged
 from figures import plot_by_variant
 from learning import Run, run_all
 from offline_to_online import STUDIES, make_run
@@ -30,12 +30,14 @@ from page import RECORD, write_page
 from records import commit, machine
 from report import report
 
-from sb3_flow.common.critics import CRITIC_KINDS
+from sb3_flow import SACFlow
 from sb3_flow.zoo.registration import CONFIG
 
 MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")
 OGBENCH = ("scene-play", "cube-double-play", "cube-triple-play", "cube-quadruple-play-100m")
 ROBOMIMIC = ("lift-mh-low_dim-v0", "can-mh-low_dim-v0", "square-mh-low_dim-v0")
+# What Q-chunking's code has where fql.yml has FQL's
+OFFLINE_PAPER: dict[str, dict[str, Any]] = {"qc_fql": {"bc_coef": 100.0}, "qc": {"bc_coef": None}}
 # Keys of the YAML that are the runner's
 RUNNER = ("n_timesteps", "policy", "batch_size")
 
@@ -65,6 +67,7 @@ class Scale:
     width: int
     batch_size: int
     offline_tasks: tuple[str, ...]
+    offline_algos: tuple[str, ...] = ("flow_t", "flow_g", "fql", "qc_fql", "qc")
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,6 +86,7 @@ SCALES = {
         width=32,
         batch_size=32,
         offline_tasks=("cube-single",),
+        offline_algos=("flow_t", "qc_fql"),
     ),
     "cpu": Scale(
         tasks=("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4"),
@@ -171,7 +175,7 @@ def k_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
 
 def velocity_ablation(scale: Scale, args: argparse.Namespace, out: Path) -> None:
     """The three velocity nets."""
-    variants: dict[str, dict[str, Any]] = {algo: {} for algo in ("flow_mlp", "flow_g", "flow_t")}
+    variants: dict[str, dict[str, Any]] = {algo: {} for algo in reversed(VELOCITY_NETS)}
     run_from_scratch(scale, args, out, variants, scale.ablated, scale.steps)
     report(out, out / "velocity_ablation.png")
 
@@ -198,13 +202,13 @@ def norms_along_the_rollout(scale: Scale, args: argparse.Namespace, out: Path) -
 
 
 def offline_to_online(scale: Scale, args: argparse.Namespace, out: Path) -> None:
-    """Success of Flow-T and Flow-G, first learning from data, then in the environment."""
+    """Success of ours, first learning from data, then in the environment."""
     make = paper_offline_run if args.scale == "paper" else small_offline_run
     runs = [
         make(task, algo, seed, args, out)
         for seed in args.seeds or scale.seeds
         for task in args.tasks or scale.offline_tasks
-        for algo in (("flow_t", "flow_g") if args.scale != "smoke" else ("flow_t",))
+        for algo in scale.offline_algos
     ]
     run_all([replace(run, overrides=merged(run.overrides, args.overrides)) for run in runs], args.jobs, args.ray)
     report(out, out / "offline_to_online.png", metric="success")
@@ -212,10 +216,12 @@ def offline_to_online(scale: Scale, args: argparse.Namespace, out: Path) -> None
 
 def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace, out: Path) -> Run:
     """A run with the YAML's settings, which are the paper's, and the published data."""
-    settings = yaml.safe_load(CONFIG.read_text())[task]
-    # The runner would set the width of two critic layers
-    critic = CRITIC_KINDS[settings["policy_kwargs"]["critic"]]
+    is_sac_flow = OURS[algo].algorithm is SACFlow
+    settings = yaml.safe_load((CONFIG if is_sac_flow else CONFIG.with_name("fql.yml")).read_text())[task]
     overrides = {key: value for key, value in settings.items() if key not in RUNNER}
+    overrides |= OURS[algo].arguments | OFFLINE_PAPER.get(algo, {})
+    # The runner would set the width of two critic layers
+    critics = {"policy_kwargs": {"net_arch": {"qf": [512] * 4}}}
     return Run(
         task,
         algo,
@@ -224,10 +230,10 @@ def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace,
         eval_freq=50_000,
         eval_episodes=50,
         learning_starts=0,
-        width=critic.net_arch[0],
+        width=512,
         batch_size=settings["batch_size"],
         out=out,
-        overrides=merged(overrides, {"policy_kwargs": {"net_arch": {"qf": critic.net_arch}}}),
+        overrides=merged(overrides, critics),
     )
 
 
@@ -291,7 +297,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, required=True)
     parser.add_argument("--tasks", nargs="+", help="instead of the scale's")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the scale's")
-    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: SACFlow's arguments, for all of ours")
+    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: arguments of all of ours")
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))
     args = parser.parse_args()

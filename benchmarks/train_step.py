@@ -21,12 +21,12 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import torch as th
 from arguments import positive, swept_values
-from contenders import POLICIES, Size, add_arguments, apply_arguments, fill, make_model
+from contenders import TIMED, VELOCITY_NETS, Size, add_arguments, apply_arguments, fill, make_model
 from records import machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings
 
-from sb3_flow import SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 UPDATES = 3  # of the critics in a cycle
 ROWS = 20_000  # in the replay buffer
@@ -71,7 +71,7 @@ def cycles(model: Learner, batch: int, n: int) -> Callable[[], None]:
 
 def measure(sizes: list[Size], args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each contender at each size, all of them interleaved."""
-    references = [REFERENCE + policy for policy in POLICIES if policy in args.contenders] if args.reference else []
+    references = [REFERENCE + policy for policy in VELOCITY_NETS if policy in args.contenders] if args.reference else []
     runs = {}
     for size in sizes:
         for name in [*args.contenders, *references]:
@@ -106,7 +106,7 @@ def numbers(name: str, size: Size, args: argparse.Namespace, off: float = 0.0) -
     :param off: standard deviation of the relative change that is made to its parameters before
     """
     model = make_filled(name, size, args)
-    assert isinstance(model, SACFlow)
+    assert isinstance(model, OffPolicyFlowAlgorithm)
     parameters = [*model.actor.parameters(), *model.critic.parameters()]
     model.set_random_seed(1)
     with th.no_grad():
@@ -152,7 +152,7 @@ def main() -> None:
     if args.reference is not None and not (args.reference / "from_scratch_code").is_dir():
         parser.error(f"--reference {args.reference}: no checkout of the authors' code, which has from_scratch_code")
     if args.check:
-        for policy in POLICIES:
+        for policy in TIMED:
             check(policy, size, args)
     rows = measure([dataclasses.replace(size, **{swept: value}) for value in values], args)
     write_timings(rows, swept, "ms a cycle", args.out)
