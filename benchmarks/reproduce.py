@@ -30,8 +30,7 @@ from page import RECORD, write_page
 from records import commit, machine
 from report import report
 
-from sb3_flow import SACFlow
-from sb3_flow.zoo.registration import CONFIG
+from sb3_flow.zoo.registration import ALGORITHMS, CONFIG, config_of
 
 MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")
 OGBENCH = ("scene-play", "cube-double-play", "cube-triple-play", "cube-quadruple-play-100m")
@@ -216,8 +215,8 @@ def offline_to_online(scale: Scale, args: argparse.Namespace, out: Path) -> None
 
 def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace, out: Path) -> Run:
     """A run with the YAML's settings, which are the paper's, and the published data."""
-    is_sac_flow = OURS[algo].algorithm is SACFlow
-    settings = yaml.safe_load((CONFIG if is_sac_flow else CONFIG.with_name("fql.yml")).read_text())[task]
+    name = next(name for name, known in ALGORITHMS.items() if known.algorithm is OURS[algo].algorithm)
+    settings = yaml.safe_load(config_of(name).read_text())[task]
     overrides = {key: value for key, value in settings.items() if key not in RUNNER}
     overrides |= OURS[algo].arguments | OFFLINE_PAPER.get(algo, {})
     # The runner would set the width of two critic layers

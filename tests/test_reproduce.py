@@ -129,6 +129,28 @@ def test_the_scale_paper_is_the_papers_with_data():
         assert overrides["policy_kwargs"] == {"critic": "target", "noise_std": 0.1, "net_arch": {"qf": [512] * 4}}
 
 
+@pytest.mark.parametrize(
+    ("algo", "expected"),
+    [
+        ("fql", {"horizon_length": 1, "bc_coef": 300.0}),
+        ("qc_fql", {"horizon_length": 5, "bc_coef": 100.0}),
+        ("qc", {"horizon_length": 5, "bc_coef": None, "best_of_n": 32}),
+    ],
+)
+def test_the_scale_paper_is_fqls_and_q_chunkings_with_data(algo, expected):
+    task = "cube-double-play-singletask-task2-v0"
+    run = reproduce.paper_offline_run(task, algo, 1, None, None)
+    assert expected.items() <= run.overrides.items()
+    assert run.overrides["policy_kwargs"] == {"net_arch": {"qf": [512] * 4}}  # the actor's are the default
+    assert (run.steps, run.batch_size, run.overrides["offline_steps"]) == (2_000_000, 256, 1_000_000)
+    model = learning.make_model(dataclasses.replace(run, overrides=run.overrides | WITHOUT_DATA))
+    assert (model.horizon_length, model.best_of_n) == (expected["horizon_length"], expected.get("best_of_n"))
+    assert model.learning_rate == 3e-4
+
+
+WITHOUT_DATA = {"env": "Pendulum-v1", "offline_dataset": None, "offline_steps": 0, "buffer_size": 100}
+
+
 def test_overrides_reach_into_policy_kwargs():
     first = {"bc_coef": 1.0, "policy_kwargs": {"flow_steps": 7}}
     second = {"bc_coef": 2.0, "policy_kwargs": {"likelihood": "path"}}
