@@ -1,4 +1,4 @@
-"""rl-zoo3 imports a module of this name at start-up; ours adds `--algo sac_flow` (docs/rl_zoo3.md)."""
+"""rl-zoo3 imports a module of this name at start-up; ours adds our algorithms to `--algo` (docs/rl_zoo3.md)."""
 
 import sb3_flow.zoo
 

@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["sb3_flow", "sb3_flow.*"]), "sb3_flow.hyperparams"],
     package_dir={"sb3_flow.hyperparams": "hyperparams"},
-    # rl_zoo3 imports a module of this name at start-up; it is how `--algo sac_flow` becomes known (docs/rl_zoo3.md)
+    # rl_zoo3 imports a module of this name at start-up; it is how our algorithms become known (docs/rl_zoo3.md)
     py_modules=["custom_envs"],
     package_data={"sb3_flow": ["py.typed"], "sb3_flow.hyperparams": ["*.yml"]},
     install_requires=[

@@ -42,7 +42,12 @@ def test_the_wheel_ships_the_zoo_s_hook_and_hyperparameters(tmp_path: Path) -> N
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"custom_envs.py", "sb3_flow/hyperparams/sac_flow.yml", "sb3_flow/py.typed"} <= set(names)
+    assert {
+        "custom_envs.py",
+        "sb3_flow/hyperparams/sac_flow.yml",
+        "sb3_flow/hyperparams/fql.yml",
+        "sb3_flow/py.typed",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "examples/"))]
 
 

@@ -6,13 +6,13 @@ import optuna
 import pytest
 
 from sb3_flow.zoo import plot_study as script
-from sb3_flow.zoo.sampler import search_space
+from sb3_flow.zoo.registration import ALGORITHMS
 from sb3_flow.zoo.storage import open_storage
 
 OFFLINE = {"offline_dataset": "ogbench:x", "ent_coef": "0.0", "policy_kwargs": "{'noise_std': 0.1}"}
 
 
-def make_study(storage, n_trials, fixed):
+def make_study(storage, n_trials, fixed, algo="sac_flow"):
     """A study of our search space in which beta and K decide."""
     study = optuna.create_study(
         storage=open_storage(str(storage)),
@@ -20,7 +20,7 @@ def make_study(storage, n_trials, fixed):
         direction="maximize",
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
-    space = search_space(fixed, 3)
+    space = ALGORITHMS[algo].search.space(fixed, 3)
     for _ in range(n_trials):
         trial = study.ask(space)
         study.tell(trial, trial.params["flow_steps"] - trial.params.get("bc_coef", 0) / 1e5)
@@ -32,18 +32,19 @@ def run(monkeypatch, *args):
 
 
 @pytest.mark.parametrize(
-    ("fixed", "args", "contour"),
+    ("algo", "fixed", "args", "contour"),
     [
-        (OFFLINE, (), {"bc_coef", "flow_steps"}),
-        ({}, ("--contour", "d_model", "learning_rate"), {"d_model"}),
-        ({}, (), ()),
+        ("sac_flow", OFFLINE, (), {"bc_coef", "flow_steps"}),
+        ("fql", {}, (), {"bc_coef", "flow_steps"}),
+        ("sac_flow", {}, ("--contour", "d_model", "learning_rate"), {"d_model"}),
+        ("sac_flow", {}, (), ()),
     ],
-    ids=["beta and K", "chosen", "most important"],
+    ids=["beta and K", "alpha and K", "chosen", "most important"],
 )
-def test_one_command_makes_every_picture_in_both_formats(fixed, args, contour, tmp_path, monkeypatch, capsys):
+def test_one_command_makes_every_picture_in_both_formats(algo, fixed, args, contour, tmp_path, monkeypatch, capsys):
     pytest.importorskip("plotly")
     pytest.importorskip("matplotlib").use("agg")
-    make_study(tmp_path / "study.log", 8, fixed)
+    make_study(tmp_path / "study.log", 8, fixed, algo)
     out = tmp_path / "plots"
     run(monkeypatch, "--storage", tmp_path / "study.log", "--out", out, *args)
     printed = capsys.readouterr().out.split()

@@ -1,4 +1,4 @@
-"""rl-zoo3's ExperimentManager for SACFlow: our YAML, trials of several seeds, studies that several workers share."""
+"""rl-zoo3's ExperimentManager for our algorithms: our YAMLs, trials of several seeds, studies shared by workers."""
 
 import copy
 import secrets
@@ -15,13 +15,14 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.checks import require, require_integer
-from sb3_flow.zoo.registration import CONFIG
-from sb3_flow.zoo.sampler import GIVEN, given_arguments, search_space, searched_arguments
+from sb3_flow.zoo.registration import ALGORITHMS, config_of
+from sb3_flow.zoo.search.base import GIVEN, given_arguments
 from sb3_flow.zoo.seeds import SeedTrial, mean_of_seeds
 from sb3_flow.zoo.storage import HEARTBEAT, load_study, open_storage
 
-ZOO_CONFIG = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams" / CONFIG.name
-SETTINGS = "sac_flow_settings"  # the study's attribute that workers compare
+ZOO_HYPERPARAMS = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams"
+SETTINGS = "sb3_flow_settings"  # the study's attribute that workers compare
+OLD_SETTINGS = "sac_flow_settings"  # its name in version 0.1
 # What the command line may say beside hyperparameters
 COMMAND_LINE = ("n_timesteps", "n_evaluations", "n_eval_episodes", "env_kwargs", "eval_env_kwargs")
 
@@ -34,7 +35,7 @@ class TrialNumber(int):
 
 
 class FlowExperimentManager(ExperimentManager):
-    """What `ExperimentManager(..., algo="sac_flow", ...)` makes once `sb3_flow.zoo.register` was called.
+    """What `ExperimentManager(...)` makes for an algorithm of ours, once `sb3_flow.zoo.register` was called.
 
     One hyperparameter more, `seeds_per_trial`: how many seeds a trial averages. The parameters are ExperimentManager's.
     """
@@ -45,8 +46,9 @@ class FlowExperimentManager(ExperimentManager):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if Path(self.config) == ZOO_CONFIG:
-            self.config = str(CONFIG)
+        self.search = ALGORITHMS[self.algo].search
+        if Path(self.config) == ZOO_HYPERPARAMS / f"{self.algo}.yml":
+            self.config = str(config_of(self.algo))
         if self.trial_id is not None:
             known = self.storage is not None and self.study_name is not None
             require(known, "trial_id", self.trial_id, "a trial of a study, which --storage and --study-name tell")
@@ -104,6 +106,7 @@ class FlowExperimentManager(ExperimentManager):
         """
         if GIVEN not in trial.study.user_attrs:  # a study that nobody can join
             trial.study.set_user_attr(GIVEN, given_arguments(self.custom_hyperparams))
+            trial.study.set_user_attr(SETTINGS, {"algorithm": self.algo})
         if self.seeds_per_trial == 1:
             return float(super().objective(trial))
 
@@ -120,15 +123,18 @@ class FlowExperimentManager(ExperimentManager):
         :param storage: a journal file or the URL of a database
         :param study_name: the study's name
         :param trial_id: number of the trial; None for the best
-        :param convert: to arguments of SACFlow
-        :raises ValueError: if there is no such trial, or nothing was sampled for it
+        :param convert: to arguments of the algorithm
+        :raises ValueError: if there is no such trial, nothing was sampled for it, or it is another algorithm's
         """
+        study = load_study(storage, study_name)
+        algo = settings_of(study).get("algorithm")
+        advice = f"its trials are not {self.algo}'s" + (f"; use --algo {algo}" if algo else "")
+        require(algo == self.algo, "study_name", study_name, advice)
         if trial_id is not None:
-            trials = load_study(storage, study_name).trials
-            sampled = [trial.number for trial in trials if trial.params]
-            require(trial_id in sampled, "trial_id", trial_id, f"a number up to {len(trials) - 1} that was sampled")
-            ours = "policy_kwargs" in trials[trial_id].params
-            require(ours, "study_name", study_name, "its trials are not sac_flow's")
+            sampled = [trial.number for trial in study.trials if trial.params]
+            require(
+                trial_id in sampled, "trial_id", trial_id, f"a number up to {len(study.trials) - 1} that was sampled"
+            )
         return super().load_trial(storage, study_name, trial_id, convert)
 
     def _join_study(self, storage: optuna.storages.BaseStorage) -> None:
@@ -139,30 +145,20 @@ class FlowExperimentManager(ExperimentManager):
         """
         fixed = {name: str(value) for name, value in self._hyperparams.items()}
         fixed[GIVEN] = given_arguments(self.custom_hyperparams)
-        space = search_space(fixed, self.n_actions)
-        searched = searched_arguments(space)
-        ours: dict[str, str] = {
-            **{name: value for name, value in self._given.items() if name not in searched},
-            "environment": self.env_name.gym_id,
-            # These may come from the command line too
-            **{name: str(getattr(self, name)) for name in COMMAND_LINE},
-            "seeds_per_trial": str(self.seeds_per_trial),
-            **{name: distribution_to_json(distribution) for name, distribution in space.items()},
-        }
-        if "offline_dataset" in ours:
-            ours["offline_dataset"] = ours["offline_dataset"].partition("@")[0]  # each machine has its own folder
+        ours = self._settings(fixed)
         study = optuna.create_study(
             storage=storage, study_name=self.study_name, direction="maximize", load_if_exists=True
         )
         # Before the attributes: another worker writes these first. Waiting trials have no parameters yet
         empty = study.direction is StudyDirection.MAXIMIZE and not any(trial.params for trial in study.trials)
-        attrs = study.user_attrs
-        if "command" not in attrs and SETTINGS not in attrs and empty:
+        if empty and not {"command", SETTINGS, OLD_SETTINGS} & study.user_attrs.keys():
             for name, value in fixed.items():
                 study.set_user_attr(name, value)
             study.set_user_attr(SETTINGS, ours)
-            attrs = study.user_attrs  # as they are now, should two workers with different settings have made it at once
-        theirs = attrs.get(SETTINGS, {})
+        theirs = settings_of(study)  # as they are now, should two workers with different settings have made it at once
+        algo = theirs.get("algorithm", self.algo)
+        advice = f"that is a study of --algo {algo}; give another --study-name"
+        require(algo == self.algo, "study_name", self.study_name, advice)
         differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
         advice = f"that study has other settings ({', '.join(differing)}): give the same, or another --study-name"
         require(not differing, "study_name", self.study_name, advice)
@@ -170,3 +166,37 @@ class FlowExperimentManager(ExperimentManager):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
+
+    def _settings(self, fixed: dict[str, str]) -> dict[str, str]:
+        """What the workers of a study must agree on.
+
+        :param fixed: see `sb3_flow.zoo.search.base.Fixed`
+        """
+        space = self.search.space(fixed, self.n_actions)
+        searched = self.search.searched_arguments(space)
+        settings = {
+            **{name: value for name, value in self._given.items() if name not in searched},
+            "algorithm": self.algo,
+            "environment": self.env_name.gym_id,
+            # These may come from the command line too
+            **{name: str(getattr(self, name)) for name in COMMAND_LINE},
+            "seeds_per_trial": str(self.seeds_per_trial),
+            **{name: distribution_to_json(distribution) for name, distribution in space.items()},
+        }
+        if "offline_dataset" in settings:
+            # Each machine has its own folder
+            settings["offline_dataset"] = settings["offline_dataset"].partition("@")[0]
+        return settings
+
+
+def settings_of(study: optuna.Study) -> dict[str, str]:
+    """What the workers of a study agreed on, its algorithm among it; nothing for a study that is not ours.
+
+    :param study: the study
+    """
+    attrs = study.user_attrs
+    if SETTINGS in attrs:
+        return dict(attrs[SETTINGS])
+    if GIVEN in attrs:  # version 0.1 had one algorithm
+        return {"algorithm": "sac_flow", **attrs.get(OLD_SETTINGS, {})}
+    return {}

@@ -1,4 +1,4 @@
-"""Pictures of a study: how it went, which parameters matter, and the value over beta and K.
+"""Pictures of a study: how it went, which parameters matter, and the value over bc_coef and K.
 
     python -m sb3_flow.zoo.plot_study --storage study.log --study-name cube --out plots
 
@@ -28,8 +28,8 @@ def plot_study(study: optuna.Study, out: Path, contour: tuple[str, str] | None =
 
     :param study: the study
     :param out: folder of the files, which is made if it does not exist
-    :param contour: names of two searched parameters; None for beta and K, or for the two most important ones of a
-        study without beta; with one searched parameter there is no such picture
+    :param contour: names of two searched parameters; None for bc_coef (SAC Flow's beta, FQL's alpha) and K, or for the
+        two most important ones of a study without bc_coef; with one searched parameter there is no such picture
     :return: the files
     :raises ImportError: if matplotlib or plotly is missing
     :raises ValueError: if the study has too few finished trials, or does not search these parameters
@@ -95,7 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", required=True, help="a journal file that ends with .log, or a database's URL")
     parser.add_argument("--study-name", required=True)
-    parser.add_argument("--contour", nargs=2, metavar=("X", "Y"), help="searched parameters (default: beta and K)")
+    parser.add_argument(
+        "--contour", nargs=2, metavar=("X", "Y"), help="searched parameters (default: bc_coef and flow_steps)"
+    )
     parser.add_argument("--out", type=Path, default=Path("plots"))
     args = parser.parse_args()
     try:

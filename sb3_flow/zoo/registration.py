@@ -1,35 +1,60 @@
-"""Makes SACFlow known to rl-zoo3, which has no entry point for plugins."""
+"""Makes our algorithms known to rl-zoo3, which has no entry point for plugins."""
 
 import functools
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_flow
 import sb3_flow.envs
-from sb3_flow import SACFlow
-from sb3_flow.zoo.sampler import convert_sac_flow_params, sample_sac_flow_params
+from sb3_flow import FQL, SACFlow
+from sb3_flow.zoo.search import FQLSearch, SACFlowSearch, SearchSpace
 
-ALGO = "sac_flow"
 PACKAGE = Path(sb3_flow.__file__).parent
 # In a checkout the folder stands beside the package, a wheel has it inside
 HYPERPARAMS = next(path for path in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if path.is_dir())
-CONFIG = HYPERPARAMS / f"{ALGO}.yml"
+
+
+class Algorithm(NamedTuple):
+    """What the zoo knows of an algorithm, beside its YAML."""
+
+    algorithm: type[BaseAlgorithm]
+    search: SearchSpace
+
+
+# What follows `--algo`
+ALGORITHMS = {
+    "fql": Algorithm(FQL, FQLSearch()),
+    "sac_flow": Algorithm(SACFlow, SACFlowSearch()),
+}
+
+
+def config_of(algo: str) -> Path:
+    """The YAML with an algorithm's hyperparameters.
+
+    :param algo: one of `ALGORITHMS`
+    """
+    return HYPERPARAMS / f"{algo}.yml"
+
+
+CONFIG = config_of("sac_flow")
 
 
 def register() -> None:
-    """Add SACFlow, its Optuna search space, its hyperparameters and the environments that `sb3_flow.envs` registers.
+    """Add our algorithms, their search spaces and hyperparameters, and the environments of `sb3_flow.envs`.
 
     Calling it again changes nothing.
     """
     sb3_flow.envs.register()
     # In place: rl_zoo3's scripts hold references to these dicts
-    ALGOS[ALGO] = SACFlow
-    HYPERPARAMS_SAMPLER[ALGO] = sample_sac_flow_params
-    HYPERPARAMS_CONVERTER[ALGO] = convert_sac_flow_params
+    for algo, (algorithm, search) in ALGORITHMS.items():
+        ALGOS[algo] = algorithm
+        HYPERPARAMS_SAMPLER[algo] = search.sample
+        HYPERPARAMS_CONVERTER[algo] = search.convert
 
     # Not at the top: importing it imports `custom_envs`, and so this function
     exp_manager = importlib.import_module("rl_zoo3.exp_manager")
@@ -41,7 +66,7 @@ def register() -> None:
 
 @functools.cache
 def _make_our_managers(plain: type[Any]) -> None:
-    """Let `ExperimentManager(...)` make a `FlowExperimentManager` for our algorithm, and itself for all others.
+    """Let `ExperimentManager(...)` make a `FlowExperimentManager` for our algorithms, and itself for all others.
 
     :param plain: rl_zoo3's ExperimentManager, to which its scripts hold references; the cache makes sure that it is
         changed once
@@ -49,6 +74,6 @@ def _make_our_managers(plain: type[Any]) -> None:
     flow: type[Any] = importlib.import_module("sb3_flow.zoo.manager").FlowExperimentManager
 
     def new(cls: type[Any], args: Any = None, algo: str = "", *_: Any, **__: Any) -> Any:
-        return object.__new__(flow if cls is plain and algo == ALGO else cls)
+        return object.__new__(flow if cls is plain and algo in ALGORITHMS else cls)
 
     plain.__new__ = new  # type: ignore[assignment]

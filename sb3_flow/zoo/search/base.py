@@ -1,0 +1,192 @@
+"""What the search spaces of all algorithms share: what is fixed, what is drawn, and which arguments that makes."""
+
+import ast
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+Space = dict[str, BaseDistribution]
+
+FLOW_STEPS = (1, 2, 4, 7, 10)
+HORIZONS = (1, 5, 10)
+GIVEN = "given_arguments"  # the study's attribute with the names of `given_arguments`
+
+
+class Fixed:
+    """What is fixed in a study.
+
+    :param attributes: values of the YAML and the command line as text, as rl-zoo3 writes them into the study, and the
+        names of the latter, under `GIVEN`
+    :param n_actions: d
+    :raises ValueError: if the YAML's policy_kwargs hold more than Python literals
+    """
+
+    def __init__(self, attributes: Mapping[str, str], n_actions: int):
+        self._attributes = attributes
+        self.n_actions = n_actions
+        self.policy_kwargs = literal(self.text("policy_kwargs", "{}"))
+        self.given = set(self.text(GIVEN, "").split())
+        self.is_offline = not self.is_none("offline_dataset")
+
+    def text(self, name: str, default: str) -> str:
+        """An argument of the algorithm as text."""
+        return self._attributes.get(name, default)
+
+    def is_none(self, name: str) -> bool:
+        """Whether an argument is None, or left out where that is its default."""
+        return self.text(name, "None") == "None"
+
+
+class SearchSpace(ABC):
+    """What is searched for one algorithm; a subclass adds what is that algorithm's own.
+
+    With offline data h and the share of the data are searched, too. Nothing that was given on the command line is.
+    Parameters with one choice are not searched, they carry what `convert` needs to know: a trial's parameters are the
+    only thing that `--trial-id` hands to it.
+    """
+
+    # Parameters that are arguments of the policy
+    in_policy_kwargs: ClassVar[tuple[str, ...]] = ("flow_steps",)
+    # What a parameter decides, where it has another name
+    decides: ClassVar[Mapping[str, str]] = {
+        "one_minus_gamma": "gamma",
+        "batch_size_pow": "batch_size",
+        "online_bc_coef": "bc_coef",
+    }
+
+    @abstractmethod
+    def own_parameters(self, fixed: Fixed) -> Space:
+        """The parameters that not all algorithms have."""
+
+    def convert_own(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters, with the algorithm's own turned into the arguments that they decide.
+
+        :param params: of the trial, with policy_kwargs as a dict; both may be changed
+        """
+        return params
+
+    def space(self, attributes: Mapping[str, str], n_actions: int) -> Space:
+        """What is searched, which depends on what is fixed.
+
+        :param attributes: see `Fixed`
+        :param n_actions: d
+        :raises ValueError: if the YAML's policy_kwargs hold more than Python literals
+        """
+        fixed = Fixed(attributes, n_actions)
+        space: Space = {
+            "flow_steps": CategoricalDistribution(FLOW_STEPS),
+            "learning_rate": FloatDistribution(1e-4, 1e-3, log=True),
+            "one_minus_gamma": FloatDistribution(1e-3, 5e-2, log=True),
+            "batch_size_pow": IntDistribution(6, 9),
+            **self.own_parameters(fixed),
+        }
+        if fixed.is_offline:
+            space["horizon_length"] = CategoricalDistribution(HORIZONS)
+            space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
+        return {
+            "policy_kwargs": CategoricalDistribution([fixed.text("policy_kwargs", "{}")]),
+            "horizon_length": CategoricalDistribution([int(fixed.text("horizon_length", "1"))]),
+            **{name: choices for name, choices in space.items() if self.decides.get(name, name) not in fixed.given},
+        }
+
+    def sample(
+        self, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw one candidate; the parameters are those that rl-zoo3 gives every sampler.
+
+        :param trial: the trial
+        :param n_actions: d
+        :param n_envs: unused
+        :param additional_args: unused
+        :return: arguments of the algorithm that replace those of the YAML
+        :raises ValueError: if the YAML's policy_kwargs hold more than Python literals
+        """
+        # rl-zoo3 shows the sampler the YAML's values only here
+        for name, distribution in self.space(trial.study.user_attrs, n_actions).items():
+            _suggest(trial, name, distribution)
+        hyperparams = self.convert(trial.params)
+        for name in {"gamma", "batch_size"} & hyperparams.keys():
+            trial.set_user_attr(name, hyperparams[name])
+        return hyperparams
+
+    def convert(self, sampled_params: dict[str, Any]) -> dict[str, Any]:
+        """Turn a trial's parameters into arguments of the algorithm.
+
+        :param sampled_params: the trial's parameters
+        :raises ValueError: if the trial's policy_kwargs hold more than Python literals
+        """
+        params = self.convert_own({**sampled_params, "policy_kwargs": literal(sampled_params["policy_kwargs"])})
+        for name in self.in_policy_kwargs:
+            if name in params:
+                params["policy_kwargs"][name] = params.pop(name)
+        if "online_bc_coef" in params:
+            params["bc_coef"] = [params["bc_coef"], params.pop("online_bc_coef")]
+        if "one_minus_gamma" in params:
+            params["gamma"] = 1 - params.pop("one_minus_gamma")
+        if "batch_size_pow" in params:
+            params["batch_size"] = 2 ** params.pop("batch_size_pow")
+        return params
+
+    def searched_arguments(self, space: Space) -> set[str]:
+        """Names of the algorithm's arguments that a search space decides.
+
+        :param space: of `SearchSpace.space`
+        """
+        return set(self.convert({name: _any_value(distribution) for name, distribution in space.items()}))
+
+
+def bc_coef_parameters(fixed: Fixed, weights: FloatDistribution) -> Space:
+    """The weight of what holds the policy to the data, one for each phase if the YAML has two.
+
+    :param fixed: what is fixed
+    :param weights: to choose from
+    """
+    two = fixed.text("bc_coef", "0").startswith(("[", "("))
+    return {"bc_coef": weights, **({"online_bc_coef": weights} if two else {})}
+
+
+def given_arguments(hyperparams: Mapping[str, Any] | None) -> str:
+    """Names of the arguments that the command line gives, those inside of its policy_kwargs included.
+
+    :param hyperparams: of the command line
+    """
+    hyperparams = hyperparams or {}
+    policy_kwargs = hyperparams.get("policy_kwargs")
+    # noise_std outside of policy_kwargs is that of the zoo's action noise
+    outside = hyperparams.keys() - {"noise_std"}
+    return " ".join(sorted({*outside, *(policy_kwargs if isinstance(policy_kwargs, dict) else ())}))
+
+
+def literal(text: str) -> dict[str, Any]:
+    """The policy_kwargs that a study holds as text.
+
+    :param text: a dict as Python prints it
+    :raises ValueError: if they hold more than Python literals
+    """
+    try:
+        policy_kwargs = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"policy_kwargs={text} cannot be tuned around: an Optuna study stores text, so use numbers, strings, lists "
+            "and dicts only; leave classes (optimizer_class, features_extractor_class) at their defaults"
+        ) from error
+    return dict(policy_kwargs)
+
+
+def _any_value(distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high)
+    elif isinstance(distribution, FloatDistribution):
+        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)

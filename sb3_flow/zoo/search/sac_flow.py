@@ -1,0 +1,76 @@
+"""Optuna's search space for SACFlow."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sb3_flow import SACFlow
+from sb3_flow.sac_flow.policies import LOG_STD_RANGES, FlowTPolicy
+from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, bc_coef_parameters
+
+FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
+BETA = FloatDistribution(1.0, 1e5, log=True)
+
+
+class SACFlowSearch(SearchSpace):
+    """Beta with offline data, what decides the noise, and the size of Flow-T."""
+
+    in_policy_kwargs: ClassVar[tuple[str, ...]] = (*SearchSpace.in_policy_kwargs, "noise_std", "d_model", "n_layers")
+    decides: ClassVar[Mapping[str, str]] = {
+        **SearchSpace.decides,
+        "initial_ent_coef": "ent_coef",
+        "highest_log_std": "log_std_range",
+        "n_actions": "target_entropy",
+    }
+
+    def own_parameters(self, fixed: Fixed) -> Space:
+        space: Space = {
+            "qf_learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
+            "policy_delay": IntDistribution(1, 4),
+            **_entropy_parameters(fixed),
+        }
+        if fixed.text("policy", FLOW_T[0]) in FLOW_T:
+            space["d_model"] = CategoricalDistribution((32, 64, 128))
+            space["n_layers"] = IntDistribution(1, 3)
+        if fixed.is_offline:
+            space |= bc_coef_parameters(fixed, BETA)
+        return space
+
+    def convert_own(self, params: dict[str, Any]) -> dict[str, Any]:
+        if "highest_log_std" in params:
+            lowest, _ = _log_std_range(params["policy_kwargs"])
+            params["policy_kwargs"]["log_std_range"] = (lowest, params.pop("highest_log_std"))
+        if "initial_ent_coef" in params:
+            params["ent_coef"] = f"auto_{params.pop('initial_ent_coef')}"
+        if "target_entropy" in params:
+            params["target_entropy"] *= params.pop("n_actions") * params["horizon_length"]
+        return params
+
+
+def _entropy_parameters(fixed: Fixed) -> Space:
+    """Alpha where it is learned; sigma itself where it is fixed, and its upper bound and the target entropy where it is
+    learned.
+    """
+    space: Space = {}
+    alpha_is_learned = fixed.text("ent_coef", "auto").startswith("auto")
+    sigma_is_learned = fixed.policy_kwargs.get("noise_std") is None
+    if alpha_is_learned:
+        space["initial_ent_coef"] = FloatDistribution(1e-2, 1.0, log=True)
+    if sigma_is_learned:
+        low, high = _log_std_range(fixed.policy_kwargs)
+        space["highest_log_std"] = FloatDistribution(max(high - 1.0, (low + high) / 2), high)
+    else:
+        space["noise_std"] = FloatDistribution(0.03, 0.5, log=True)
+    # With a fixed sigma, or for the whole path, "auto" alone knows what is in reach
+    if alpha_is_learned and sigma_is_learned and fixed.policy_kwargs.get("likelihood", "action") == "action":
+        space["n_actions"] = CategoricalDistribution([fixed.n_actions])
+        # Nats per number in a chunk. K = 10 and log sigma <= -1 allow -0.73: alpha would grow without bound above that
+        space["target_entropy"] = FloatDistribution(-2.0, -0.75)
+    return space
+
+
+def _log_std_range(policy_kwargs: dict[str, Any]) -> tuple[float, float]:
+    """The bounds of the learned log sigma without a search."""
+    low, high = policy_kwargs.get("log_std_range") or LOG_STD_RANGES[policy_kwargs.get("rollout", "sde")]
+    return low, high

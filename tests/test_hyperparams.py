@@ -1,0 +1,113 @@
+"""The YAMLs: every row constructs, offline rows name their own data, and the numbers are the papers'."""
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import yaml
+from dataset_files import regular_arrays, trajectories
+from helpers import RandomEnv
+
+import sb3_flow.envs
+from sb3_flow import FQL, SACFlow
+from sb3_flow.zoo.registration import ALGORITHMS, config_of
+
+POLICIES = {"sac_flow": ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")}  # of those that have several
+HYPERPARAMS: dict[str, dict[str, Any]] = {algo: yaml.safe_load(config_of(algo).read_text()) for algo in ALGORITHMS}
+
+
+def rows(offline: bool) -> list[tuple[str, str]]:
+    """Algorithm and name of every row with or without data."""
+    return [
+        (algo, entry)
+        for algo, entries in HYPERPARAMS.items()
+        for entry in entries
+        if offline == ("offline_dataset" in entries[entry])
+    ]
+
+
+@pytest.mark.parametrize(("algo", "entry"), rows(offline=False))
+def test_every_entry_of_the_yaml_constructs_every_policy(algo, entry):
+    hyperparams = copy.deepcopy(HYPERPARAMS[algo][entry])
+    assert hyperparams.pop("n_timesteps") >= 1
+    env = "Pendulum-v1" if entry == "default" else entry
+    for policy in POLICIES.get(algo, (hyperparams["policy"],)):
+        ALGORITHMS[algo].algorithm(env=env, **{**hyperparams, "policy": policy, "buffer_size": 10})
+
+
+@pytest.mark.parametrize(("algo", "entry"), rows(offline=True))
+def test_every_offline_entry_names_its_own_environment_and_data(algo, entry):
+    sb3_flow.envs.register()
+    assert entry in gym.registry
+    suite, _, name = HYPERPARAMS[algo][entry]["offline_dataset"].partition(":")
+    assert suite in ("ogbench", "robomimic")
+    assert name == entry or "{}-{}-low_dim-v0".format(*name.split("/")) == entry
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_environment_of_ours_has_an_entry(algo):
+    sb3_flow.envs.register()
+    ours = {env for env, spec in gym.registry.items() if str(spec.entry_point).startswith("sb3_flow.envs")}
+    assert len(ours) > 40
+    assert ours <= set(HYPERPARAMS[algo])
+
+
+# bc_coef of SAC Flow and of FQL
+WEIGHTS = {
+    "cube-single-play-singletask-task1-v0": (300, 300),
+    "scene-play-singletask-task2-v0": (300, 300),
+    "cube-double-play-singletask-task5-v0": (300, 300),
+    "cube-triple-play-singletask-v0": (100, 300),
+    "cube-quadruple-play-100m-singletask-task1-v0": (100, 300),
+    "square-mh-low_dim-v0": ([10_000, 1_000], 10_000),
+}
+
+
+def offline_row(algo: str, task: str) -> dict[str, Any]:
+    """A row's arguments, with tiny data and a tiny buffer."""
+    hyperparams = copy.deepcopy(HYPERPARAMS[algo][task])
+    assert hyperparams.pop("n_timesteps") == 2 * hyperparams["offline_steps"] == 2e6
+    return {**hyperparams, "buffer_size": 10, "offline_dataset": regular_arrays(trajectories([20]))}
+
+
+@pytest.mark.parametrize(("task", "weights"), WEIGHTS.items())
+def test_offline_entries_construct_every_policy_and_have_the_papers_weights(task, weights):
+    hyperparams = offline_row("sac_flow", task)
+    assert hyperparams["bc_coef"] == weights[0]
+    for policy in POLICIES["sac_flow"]:
+        assert SACFlow(env=RandomEnv(), **{**hyperparams, "policy": policy}).horizon_length == 5
+
+
+@pytest.mark.parametrize(("task", "weights"), WEIGHTS.items())
+def test_fql_s_offline_entries_are_fql_and_one_or_two_arguments_away_from_qc(task, weights):
+    hyperparams = offline_row("fql", task)
+    fql = FQL(env=RandomEnv(), **hyperparams)
+    assert (fql.horizon_length, fql.best_of_n, fql.bc_coef) == (1, None, weights[1])
+    qc = FQL(env=RandomEnv(), **{**hyperparams, "horizon_length": 5, "best_of_n": 32, "bc_coef": None})
+    assert qc.policy.chunk_dim == 10
+    qc_fql = FQL(env=RandomEnv(), **{**hyperparams, "horizon_length": 5, "bc_coef": 100})
+    assert qc_fql.policy.chunk_dim == 10
+
+
+def test_fql_s_paper_settings():
+    paper = {"batch_size": 256, "learning_rate": 3e-4, "gamma": 0.99, "tau": 0.005, "offline_steps": 1_000_000}
+    for algo, entry in rows(offline=True):
+        if algo == "fql":
+            assert HYPERPARAMS[algo][entry].items() >= paper.items()
+
+
+def test_paper_settings():
+    tasks = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")
+    paper = {
+        "n_timesteps": 1e6,
+        "policy": "FlowTPolicy",
+        "batch_size": 512,
+        "buffer_size": 1_000_000,
+        "gamma": 0.99,
+        "learning_starts": 50_000,
+        "ent_coef": "auto_0.2",
+    }
+    for version in ("v4", "v5"):
+        for task in tasks:
+            assert HYPERPARAMS["sac_flow"][f"{task}-{version}"] == paper

@@ -1,0 +1,150 @@
+"""Search spaces: what is searched, and that a trial's parameters are all it takes to train it again."""
+
+import optuna
+import pytest
+from dataset_files import regular_arrays, trajectories
+
+from sb3_flow.zoo import sampler
+from sb3_flow.zoo.registration import ALGORITHMS
+from sb3_flow.zoo.sampler import FLOW_STEPS, GIVEN
+from sb3_flow.zoo.storage import load_study, open_storage
+
+OFFLINE = {"offline_dataset": "ogbench:x", "ent_coef": "0.0", "policy": "FlowGPolicy"}
+# For each case what is fixed, what is searched and what is not
+SAC_FLOW = {
+    "from scratch": (
+        {"net_arch": {"qf": [8]}},
+        {"policy": "FlowTPolicy"},
+        {"d_model", "n_layers", "highest_log_std", "target_entropy", "initial_ent_coef"},
+        {"bc_coef", "noise_std"},
+    ),
+    "chunks": (
+        {"log_std_range": [-4, -0.5]},
+        {"policy": "FlowMLPPolicy", "horizon_length": "3"},
+        {"highest_log_std", "target_entropy"},
+        {"d_model", "n_layers", "offline_ratio"},
+    ),
+    "path": ({"likelihood": "path"}, {"policy": "FlowGPolicy"}, {"initial_ent_coef"}, {"target_entropy"}),
+    "fixed sigma": ({"noise_std": 0.1}, {"policy": "FlowGPolicy"}, {"noise_std"}, {"target_entropy"}),
+    "offline": (
+        {"noise_std": 0.1, "critic": "target"},
+        OFFLINE,
+        {"bc_coef", "offline_ratio", "noise_std"},
+        {"d_model", "initial_ent_coef", "target_entropy", "online_bc_coef"},
+    ),
+    "given on the command line": (
+        {"noise_std": 0.1},
+        {
+            **OFFLINE,
+            "horizon_length": "5",
+            GIVEN: "batch_size bc_coef gamma horizon_length learning_rate noise_std policy_kwargs",
+        },
+        {"offline_ratio", "flow_steps", "qf_learning_rate", "policy_kwargs"},
+        {"noise_std", "bc_coef", "one_minus_gamma", "batch_size_pow", "learning_rate"},
+    ),
+    "target entropy given": (
+        {},
+        {"policy": "FlowTPolicy", GIVEN: "d_model target_entropy"},
+        {"n_layers", "highest_log_std", "initial_ent_coef"},
+        {"target_entropy", "n_actions", "d_model"},
+    ),
+    "little room for sigma": ({"log_std_range": [-0.5, 0.0]}, {"policy": "FlowMLPPolicy"}, {"highest_log_std"}, set()),
+    "two weights": ({}, {**OFFLINE, "bc_coef": "[10000.0, 1000.0]"}, {"bc_coef", "online_bc_coef"}, set()),
+}
+FQL_OFFLINE = {"offline_dataset": "ogbench:x", "policy": "FQLPolicy", "bc_coef": "300.0"}
+BEST_OF_N = {**FQL_OFFLINE, "best_of_n": "32", "bc_coef": "None"}
+FQL = {
+    "from scratch": (
+        {"net_arch": [8]},
+        {"policy": "FQLPolicy"},
+        {"bc_coef", "normalize_q_loss", "flow_steps", "learning_rate", "one_minus_gamma", "batch_size_pow"},
+        {"best_of_n", "online_bc_coef", "offline_ratio", "qf_learning_rate", "noise_std", "n_actions"},
+    ),
+    "offline": ({}, FQL_OFFLINE, {"bc_coef", "normalize_q_loss", "offline_ratio"}, {"best_of_n", "online_bc_coef"}),
+    "two weights": ({}, {**FQL_OFFLINE, "bc_coef": "(300.0, 10.0)"}, {"bc_coef", "online_bc_coef"}, {"best_of_n"}),
+    "best of n": (
+        {"net_arch": [8]},
+        BEST_OF_N,
+        {"best_of_n", "offline_ratio"},
+        {"bc_coef", "online_bc_coef", "normalize_q_loss"},
+    ),
+    "given on the command line": (
+        {"flow_steps": 4},
+        {
+            **BEST_OF_N,
+            "horizon_length": "5",
+            GIVEN: "batch_size bc_coef best_of_n flow_steps gamma horizon_length learning_rate policy_kwargs",
+        },
+        {"offline_ratio", "policy_kwargs"},
+        {"best_of_n", "bc_coef", "flow_steps", "one_minus_gamma", "batch_size_pow", "learning_rate"},
+    ),
+    "alpha given": ({}, {**FQL_OFFLINE, GIVEN: "bc_coef normalize_q_loss"}, set(), {"bc_coef", "normalize_q_loss"}),
+}
+CASES = {
+    **{f"sac_flow, {name}": ("sac_flow", *case, "{}/study.log") for name, case in SAC_FLOW.items()},
+    **{f"fql, {name}": ("fql", *case, "{}/study.log") for name, case in FQL.items()},
+    "database": ("sac_flow", *SAC_FLOW["offline"], "sqlite:///{}/study.db"),
+}
+
+
+def pendulum_data():
+    arrays = regular_arrays(trajectories([20]))
+    return {**arrays, "actions": arrays["actions"][:, :1]}
+
+
+@pytest.mark.parametrize(
+    ("algo", "kept", "yaml_values", "searched", "not_searched", "storage"), CASES.values(), ids=list(CASES)
+)
+def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
+    algo, kept, yaml_values, searched, not_searched, storage, tmp_path
+):
+    algorithm, search = ALGORITHMS[algo]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = storage.format(tmp_path)
+    study = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=0), storage=open_storage(url), study_name="study"
+    )
+    # What rl_zoo3 does
+    for key, value in {"policy_kwargs": str(kept), **yaml_values}.items():
+        study.set_user_attr(key, value)
+    for _ in range(3):
+        trial = study.ask()
+        sampled = search.sample(trial, 1, 1, {})
+        params = load_study(url, "study").trials[trial.number].params
+        assert sampled == search.convert(params)
+        assert params.keys() >= searched
+        assert not params.keys() & not_searched
+        for name in kept.keys() - {"noise_std", "log_std_range"}:
+            assert sampled["policy_kwargs"][name] == kept[name]
+        data = {"offline_dataset": pendulum_data()} if "offline_ratio" in sampled else {}
+        model = algorithm(yaml_values["policy"], "Pendulum-v1", **{**sampled, **data, "buffer_size": 20})
+        assert model.policy.flow_steps in FLOW_STEPS
+        for name, value in sampled["policy_kwargs"].items():
+            assert getattr(model.policy, "critic_name" if name == "critic" else name) == value
+        for name in sampled.keys() - {"policy_kwargs"}:
+            assert getattr(model, name) == sampled[name]
+        if "target_entropy" in searched:
+            assert -2 <= model.target_entropy / model.policy.chunk_dim <= -0.75
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_policy_kwargs_that_a_study_cannot_store_are_refused(algo):
+    study = optuna.create_study()
+    study.set_user_attr("policy_kwargs", str({"optimizer_class": dict}))
+    with pytest.raises(ValueError, match="cannot be tuned around"):
+        ALGORITHMS[algo].search.sample(study.ask(), 1, 1, {})
+
+
+def test_alpha_and_n_are_searched_where_the_papers_have_them():
+    search = ALGORITHMS["fql"].search
+    alpha = search.space({}, 1)["bc_coef"]
+    assert alpha.log
+    assert (alpha.low, alpha.high) == (0.3, 3e4)
+    assert search.space(BEST_OF_N, 1)["best_of_n"].choices == (4, 8, 16, 32)
+
+
+def test_version_0_1_s_names_are_sac_flow_s():
+    search = ALGORITHMS["sac_flow"].search
+    trial = {"policy_kwargs": "{}", "horizon_length": 1, "n_actions": 2, "target_entropy": -1.0}
+    assert sampler.convert_sac_flow_params(trial) == search.convert(trial)
+    assert sampler.search_space(OFFLINE, 1) == search.space(OFFLINE, 1)
