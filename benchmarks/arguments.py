@@ -8,7 +8,7 @@ from typing import Any
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """An argument of the command line: arguments of SACFlow."""
+    """An argument of the command line: arguments of an algorithm."""
     try:
         value = json.loads(text)
     except ValueError:

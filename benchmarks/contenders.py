@@ -44,7 +44,7 @@ OURS = {
     "qc_fql": Ours(FQL, "FQLPolicy", {"horizon_length": 5}),
     "qc": Ours(FQL, "FQLPolicy", {"horizon_length": 5, "best_of_n": 32}),
 }
-TIMED = (*VELOCITY_NETS, "fql", "qc")
+TIMED = (*VELOCITY_NETS, "fql", "qc_fql", "qc")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "": {},
     "+bf16": {"amp": "bf16"},
@@ -64,7 +64,7 @@ class Size:
     batch: int = 512
     width: int = 1024  # of the two critic layers; the Gaussian actors have 256-256, the flows their defaults
     flow_steps: int = 4  # of SAC Flow
-    horizon: int = 1
+    horizon: int = 1  # but for Q-chunking, which has 5
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
@@ -109,11 +109,8 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
         base, plus, suffix = name.partition("+")
         ours = OURS[base]
         sizes = {key: getattr(size, key) for key in ours.policy_kwargs}
-        own = {
-            **ours.arguments,
-            "horizon_length": size.horizon,
-            "policy_kwargs": {"net_arch": {"qf": critics}, **sizes},
-        }
+        nets = {"net_arch": {"qf": critics}, **sizes}
+        own = {"horizon_length": size.horizon, **ours.arguments, "policy_kwargs": nets}
         model = ours.algorithm(ours.policy, **own, **SUFFIXES[plus + suffix], **common)
     model.set_logger(configure(None, []))
     return model

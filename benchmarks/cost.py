@@ -57,10 +57,11 @@ def main() -> None:
     print(f"\npeak memory, {args.task}, buffer {args.buffer}\n  SB3 SAC 256-256            {sac:6.0f} MiB")
     critics = '{"qf": [1024, 1024]}'
     # The first compiled run may compile, the second finds its kernels on disk
-    compiled = [("FlowTPolicy", ", compile=True")] * 2
-    for policy, further in [(name, "") for name in ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")] + compiled:
-        flow = peak_mib("sb3_flow", "SACFlow", policy, args.task, args.buffer, critics, further)
-        print(f"  SACFlow {policy:13} critics 1024-1024{further:15} {flow:6.0f} MiB  ({flow - sac:+.0f})")
+    compiled = [("SACFlow", "FlowTPolicy", ", compile=True")] * 2
+    eager = [("SACFlow", f"Flow{net}Policy", "") for net in ("T", "G", "MLP")] + [("FQL", "FQLPolicy", "")]
+    for algo, policy, further in eager + compiled:
+        flow = peak_mib("sb3_flow", algo, policy, args.task, args.buffer, critics, further)
+        print(f"  {algo:7} {policy:13} critics 1024-1024{further:15} {flow:6.0f} MiB  ({flow - sac:+.0f})")
     print(machine())
 
 

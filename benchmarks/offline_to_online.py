@@ -26,8 +26,7 @@ class Study:
     task: str
     dataset: str  # without the place of the data
     bc_coef: float | list[float]  # beta of SAC Flow
-    fql: float  # alpha of FQL
-    qc_fql: float  # alpha of QC-FQL
+    alpha: float  # of FQL and QC-FQL, as in SAC Flow's comparison; cube-single, which it has not, has cube-double's
     offline_steps: int
     steps: int
     eval_freq: int = 5_000
@@ -38,8 +37,7 @@ STUDIES = {
         "cube-single-play-singletask-task1-v0",
         "ogbench:cube-single-play-singletask-task1-v0",
         bc_coef=300.0,
-        fql=300.0,
-        qc_fql=100.0,
+        alpha=300.0,
         offline_steps=30_000,
         steps=60_000,
     ),
@@ -47,8 +45,7 @@ STUDIES = {
         "cube-double-play-singletask-task1-v0",
         "ogbench:cube-double-play-singletask-task1-v0",
         bc_coef=300.0,
-        fql=300.0,
-        qc_fql=100.0,
+        alpha=300.0,
         offline_steps=40_000,
         steps=70_000,
     ),
@@ -56,8 +53,7 @@ STUDIES = {
         "lift-mh-low_dim-v0",
         "robomimic:lift/mh",
         bc_coef=[10_000.0, 1_000.0],
-        fql=10_000.0,
-        qc_fql=100.0,
+        alpha=10_000.0,
         offline_steps=20_000,
         steps=50_000,
     ),
@@ -116,8 +112,7 @@ def sac_flow(study: Study, name: str, args: argparse.Namespace) -> dict[str, Any
 def fql(study: Study, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """The settings of FQL and of Q-chunking: their authors', with smaller nets."""
     nets = {"net_arch": {"pi": [args.width] * 3, "qf": [args.width] * 3}}
-    alpha = {"fql": study.fql, "qc_fql": study.qc_fql, "qc": None}
-    return {"bc_coef": alpha[name], "policy_kwargs": nets}
+    return {"bc_coef": None if name == "qc" else study.alpha, "policy_kwargs": nets}
 
 
 def main() -> None:

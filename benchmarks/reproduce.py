@@ -35,8 +35,6 @@ from sb3_flow.zoo.registration import ALGORITHMS, CONFIG, config_of
 MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")
 OGBENCH = ("scene-play", "cube-double-play", "cube-triple-play", "cube-quadruple-play-100m")
 ROBOMIMIC = ("lift-mh-low_dim-v0", "can-mh-low_dim-v0", "square-mh-low_dim-v0")
-# What Q-chunking's code has where fql.yml has FQL's
-OFFLINE_PAPER: dict[str, dict[str, Any]] = {"qc_fql": {"bc_coef": 100.0}, "qc": {"bc_coef": None}}
 # Keys of the YAML that are the runner's
 RUNNER = ("n_timesteps", "policy", "batch_size")
 
@@ -50,7 +48,7 @@ class Scale:
     :param flow_steps: K of the ablation, whose many runs have `short_steps`, as those of the gradient norms
     :param seeds: of every figure
     :param offline_tasks: of the curves from data to the environment
-    :param overrides: arguments of SACFlow that are not its defaults; the baselines have theirs
+    :param overrides: arguments of ours from scratch that are not the defaults; the baselines have theirs
     """
 
     tasks: tuple[str, ...]
@@ -218,7 +216,9 @@ def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace,
     name = next(name for name, known in ALGORITHMS.items() if known.algorithm is OURS[algo].algorithm)
     settings = yaml.safe_load(config_of(name).read_text())[task]
     overrides = {key: value for key, value in settings.items() if key not in RUNNER}
-    overrides |= OURS[algo].arguments | OFFLINE_PAPER.get(algo, {})
+    overrides |= OURS[algo].arguments
+    if algo in ("qc_fql", "qc"):
+        overrides["bc_coef"] = qc_fql_alpha(task) if algo == "qc_fql" else None
     # The runner would set the width of two critic layers
     critics = {"policy_kwargs": {"net_arch": {"qf": [512] * 4}}}
     return Run(
@@ -234,6 +234,12 @@ def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace,
         out=out,
         overrides=merged(overrides, critics),
     )
+
+
+def qc_fql_alpha(task: str) -> float:
+    """Alpha of QC-FQL in SAC Flow's comparison: on each task the number that is SAC Flow's beta with data."""
+    beta = yaml.safe_load(config_of("sac_flow").read_text())[task]["bc_coef"]
+    return float(beta[0] if isinstance(beta, list) else beta)
 
 
 def small_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace, out: Path) -> Run:
@@ -296,7 +302,9 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, required=True)
     parser.add_argument("--tasks", nargs="+", help="instead of the scale's")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the scale's")
-    parser.add_argument("--overrides", type=json_object, default={}, help="JSON: arguments of all of ours")
+    parser.add_argument(
+        "--overrides", type=json_object, default={}, help="JSON: arguments of the algorithms, for all of ours"
+    )
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))
     args = parser.parse_args()

@@ -3,6 +3,6 @@
 from sb3_flow.fql import FQL, FQLPolicy
 from sb3_flow.sac_flow import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy, SACFlow
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = ["FQL", "FQLPolicy", "FlowGPolicy", "FlowMLPPolicy", "FlowPolicy", "FlowTPolicy", "SACFlow", "__version__"]

@@ -32,6 +32,7 @@ class DeterministicPolicy(nn.Module):
     def __init__(self, policy: ChunkPolicy, normalize: VecNormalize | None = None):
         super().__init__()
         self.actor = policy.actor
+        self.critic = policy.critic  # an actor may choose by its verdict, and has to find it on the same device
         self.chunk = (policy.horizon_length,) if policy.horizon_length > 1 else ()
         self.action_shape = policy.action_space.shape
         self.register_buffer("low", th.as_tensor(policy.action_space.low, device=policy.device))

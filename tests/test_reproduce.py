@@ -133,7 +133,7 @@ def test_the_scale_paper_is_the_papers_with_data():
     ("algo", "expected"),
     [
         ("fql", {"horizon_length": 1, "bc_coef": 300.0}),
-        ("qc_fql", {"horizon_length": 5, "bc_coef": 100.0}),
+        ("qc_fql", {"horizon_length": 5, "bc_coef": 300.0}),
         ("qc", {"horizon_length": 5, "bc_coef": None, "best_of_n": 32}),
     ],
 )
@@ -146,6 +146,11 @@ def test_the_scale_paper_is_fqls_and_q_chunkings_with_data(algo, expected):
     model = learning.make_model(dataclasses.replace(run, overrides=run.overrides | WITHOUT_DATA))
     assert (model.horizon_length, model.best_of_n) == (expected["horizon_length"], expected.get("best_of_n"))
     assert model.learning_rate == 3e-4
+
+
+def test_the_weight_of_qc_fql_is_that_of_the_papers_comparison():
+    names = ("cube-double-play-singletask-v0", "cube-triple-play-singletask-v0", "lift-mh-low_dim-v0")
+    assert [reproduce.qc_fql_alpha(name) for name in names] == [300, 100, 10_000]
 
 
 WITHOUT_DATA = {"env": "Pendulum-v1", "offline_dataset": None, "offline_steps": 0, "buffer_size": 100}

@@ -1,12 +1,13 @@
 """Search spaces: what is searched, and that a trial's parameters are all it takes to train it again."""
 
+import importlib
+
 import optuna
 import pytest
 from dataset_files import regular_arrays, trajectories
 
-from sb3_flow.zoo import sampler
 from sb3_flow.zoo.registration import ALGORITHMS
-from sb3_flow.zoo.sampler import FLOW_STEPS, GIVEN
+from sb3_flow.zoo.search.base import FLOW_STEPS, GIVEN
 from sb3_flow.zoo.storage import load_study, open_storage
 
 OFFLINE = {"offline_dataset": "ogbench:x", "ent_coef": "0.0", "policy": "FlowGPolicy"}
@@ -57,16 +58,16 @@ FQL = {
     "from scratch": (
         {"net_arch": [8]},
         {"policy": "FQLPolicy"},
-        {"bc_coef", "normalize_q_loss", "flow_steps", "learning_rate", "one_minus_gamma", "batch_size_pow"},
+        {"bc_coef", "flow_steps", "learning_rate", "one_minus_gamma", "batch_size_pow"},
         {"best_of_n", "online_bc_coef", "offline_ratio", "qf_learning_rate", "noise_std", "n_actions"},
     ),
-    "offline": ({}, FQL_OFFLINE, {"bc_coef", "normalize_q_loss", "offline_ratio"}, {"best_of_n", "online_bc_coef"}),
+    "offline": ({}, FQL_OFFLINE, {"bc_coef", "offline_ratio"}, {"best_of_n", "online_bc_coef", "normalize_q_loss"}),
     "two weights": ({}, {**FQL_OFFLINE, "bc_coef": "(300.0, 10.0)"}, {"bc_coef", "online_bc_coef"}, {"best_of_n"}),
     "best of n": (
         {"net_arch": [8]},
         BEST_OF_N,
         {"best_of_n", "offline_ratio"},
-        {"bc_coef", "online_bc_coef", "normalize_q_loss"},
+        {"bc_coef", "online_bc_coef"},
     ),
     "given on the command line": (
         {"flow_steps": 4},
@@ -78,7 +79,7 @@ FQL = {
         {"offline_ratio", "policy_kwargs"},
         {"best_of_n", "bc_coef", "flow_steps", "one_minus_gamma", "batch_size_pow", "learning_rate"},
     ),
-    "alpha given": ({}, {**FQL_OFFLINE, GIVEN: "bc_coef normalize_q_loss"}, set(), {"bc_coef", "normalize_q_loss"}),
+    "alpha given": ({}, {**FQL_OFFLINE, GIVEN: "bc_coef"}, set(), {"bc_coef"}),
 }
 CASES = {
     **{f"sac_flow, {name}": ("sac_flow", *case, "{}/study.log") for name, case in SAC_FLOW.items()},
@@ -140,10 +141,15 @@ def test_alpha_and_n_are_searched_where_the_papers_have_them():
     alpha = search.space({}, 1)["bc_coef"]
     assert alpha.log
     assert (alpha.low, alpha.high) == (0.3, 3e4)
+    normalized = search.space({"normalize_q_loss": "True"}, 1)["bc_coef"]
+    assert normalized.low <= 0.03
+    assert normalized.high >= 10
     assert search.space(BEST_OF_N, 1)["best_of_n"].choices == (4, 8, 16, 32)
 
 
 def test_version_0_1_s_names_are_sac_flow_s():
+    with pytest.warns(DeprecationWarning, match="sb3_flow.zoo.sampler has moved"):
+        sampler = importlib.reload(importlib.import_module("sb3_flow.zoo.sampler"))
     search = ALGORITHMS["sac_flow"].search
     trial = {"policy_kwargs": "{}", "horizon_length": 1, "n_actions": 2, "target_entropy": -1.0}
     assert sampler.convert_sac_flow_params(trial) == search.convert(trial)

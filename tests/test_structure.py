@@ -160,7 +160,7 @@ class Dummy(OffPolicyFlowAlgorithm):
             "offline_dataset": None,
             "offline_steps": 0,
             "offline_ratio": None,
-            "bc_coef": None,
+            "bc_coef": 0.0,
             "compile": False,
             "amp": None,
             "_init_setup_model": True,

@@ -4,6 +4,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from numbers import Real
+from types import MethodType
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -12,15 +13,17 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import check_finite, require, require_choice, require_integer, require_number
-from sb3_flow.common.compile import COMPILE_MODES, CompileMode, maybe_compile
+from sb3_flow.common.checks import check_loss, require, require_choice, require_integer, require_number
+from sb3_flow.common.compile import COMPILE_MODES, Compiled, CompileMode, maybe_compile
 from sb3_flow.common.critics import FlowCritic
-from sb3_flow.common.offline_to_online import LONG_RUN, OfflineToOnlineAlgorithm
+from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy
-from sb3_flow.common.schedules import BCCoef, phase_schedules
+from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
 from sb3_flow.common.updates import Log, Loss, compute_gradient, only_training, statistics_restored
 
 L = TypeVar("L", bound=Loss)
+
+LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
 
 
 class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
@@ -31,7 +34,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
 
     :param policy: a class, or a name of `policy_aliases`
     :param bc_coef: weight >= 0 of what holds the policy to the data: a float, a schedule, or two of these, for the
-        offline and the online phase; None where nothing is weighed
+        offline and the online phase
     :param compile: True for torch.compile of losses and acting, "max" to compile longer for faster code
     :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
     :raises ValueError: before training, for arguments outside of what is stated here
@@ -85,7 +88,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         require_choice("amp", self.amp, (None, "bf16"))
         require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
         require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
-        phase_schedules(0.0 if self.bc_coef is None else self.bc_coef)
+        self._phase_schedules()
         self._check_learning_rate("learning_rate")
 
     def _check_learning_rate(self, name: str, allow_none: bool = False) -> None:
@@ -98,11 +101,15 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
-        self.bc_schedules = phase_schedules(0.0 if self.bc_coef is None else self.bc_coef)
+        self.bc_schedules = self._phase_schedules()
         self.actor.action_fn = self._compiled(self.actor.action)
 
+    def _phase_schedules(self) -> PhaseSchedules:
+        """What `bc_coef` is in the two phases."""
+        return phase_schedules(self.bc_coef)
+
     def _compiled(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A method of a name that is saved with no model, compiled if the user wants it."""
+        """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
         return maybe_compile(method, self.compile, self.device, self.verbose)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
@@ -139,30 +146,23 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _update_learning_rates(self) -> None:
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
 
-    def _gradient(self, net: ChunkActor | FlowCritic, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
-        """The gradient of a loss in the parameters of the actor, or of the critic, alone.
+    def _update(self, net: ChunkActor | FlowCritic, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
+        """One step of the actor, or of the critic, on a loss.
 
         :param net: in training mode; the other one is in evaluation mode and gets no gradient
         :param log: gets what the loss says of itself
         :param loss_fn: the loss
         :param args: its arguments
-        :raises NonFiniteError: if loss or gradient are not finite; nothing has changed then
+        :raises NonFiniteError: if loss or gradient are not finite; the net has not changed then
         """
         name, other = ("critic", self.actor) if net is self.critic else ("actor", self.critic)
         with statistics_restored(net):
             with only_training(net, [other]), self._autocast():
                 result = loss_fn(*args)
-            # What is not finite in the tensors that a loss was made of reaches it: they are looked at only then
-            if not th.isfinite(result.loss):
-                check_finite(f"{name} update", **result.made_of, **{f"{name}_loss": result.loss})
+            check_loss(f"{name} update", f"{name}_loss", result.loss, **result.made_of)
             compute_gradient(net.optimizer, result.loss, name)
-        log.add(**result.logged)
-        return result
-
-    def _update(self, net: ChunkActor | FlowCritic, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
-        """One optimizer step on the `_gradient`, whose parameters these are."""
-        result = self._gradient(net, log, loss_fn, *args)
         net.optimizer.step()
+        log.add(**result.logged)
         return result
 
     def _update_target(self) -> None:
@@ -176,8 +176,8 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
 
     def _excluded_save_params(self) -> list[str]:
-        losses = [name for name in self.__dict__ if name.endswith("_loss_fn")]
-        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", *losses]
+        methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
+        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []

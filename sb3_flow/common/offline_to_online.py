@@ -25,7 +25,6 @@ from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
 
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
 
-LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
 OFFLINE_LOG_INTERVAL = 1000  # updates; there are no episodes to count
 
 
@@ -128,10 +127,10 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Here and not in __init__: `load` sets the attributes in between
         self._check_arguments()
-        self._setup_chunks()
+        self._complete_arguments()
         super()._setup_model()
 
-    def _setup_chunks(self) -> None:
+    def _complete_arguments(self) -> None:
         """Give the policy the chunk's length, and the buffer that, n_steps and gamma as they are now."""
         buffer = self.replay_buffer_class
         if self.n_steps > 1 and buffer in (ReplayBuffer, NStepReplayBuffer):

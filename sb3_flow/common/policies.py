@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.common.checks import is_integer, require, require_integer
 from sb3_flow.common.critics import CriticKind, FlowCritic
+from sb3_flow.common.flow import Line
 
 ChunkState = tuple[NDArray[Any], ...]
 
@@ -75,6 +76,11 @@ class ChunkActor(BasePolicy):
     @abstractmethod
     def fixed_noise(self, batch_size: int) -> th.Tensor:
         """The noise of the deterministic policy, without a draw: evaluation must not change the run it watches."""
+
+    def sample_line(self, batch_size: int) -> Line:
+        """Noise and times for `sb3_flow.common.flow.matching_error`."""
+        x_0 = th.randn(batch_size, self.chunk_dim, device=self.device)
+        return Line(x_0, th.rand(batch_size, 1, device=self.device))
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         batch_size = n_observations(obs)

@@ -10,6 +10,8 @@ from stable_baselines3.common.policies import BaseModel
 
 from sb3_flow.common.checks import NonFiniteError, check_finite
 
+SATURATED = 0.99  # an action this close to its bound counts as saturated
+
 
 class Loss(Protocol):
     """What a loss function returns, by name."""
@@ -25,6 +27,11 @@ class Loss(Protocol):
     @property
     def logged(self) -> dict[str, th.Tensor]:
         """What the log shows of it; of tensors the mean."""
+
+
+def saturated_share(actions: th.Tensor) -> th.Tensor:
+    """Share of the actions' numbers close to their bounds, ()."""
+    return (actions.detach().abs() > SATURATED).to(actions.dtype).mean()
 
 
 class Log:

@@ -9,12 +9,12 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import require, require_integer
+from sb3_flow.common.checks import require, require_choice, require_integer
 from sb3_flow.common.compile import CompileMode
 from sb3_flow.common.critics import FlowCritic
 from sb3_flow.common.flow import Line, matching_error
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
-from sb3_flow.common.schedules import BCCoef
+from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
 from sb3_flow.datasets import DatasetSpec
 from sb3_flow.fql import losses
 from sb3_flow.fql.policies import BestOfNActor, FQLCnnPolicy, FQLPolicy, OneStepActor
@@ -47,8 +47,8 @@ class FQL(OffPolicyFlowAlgorithm):
     :param optimize_memory_usage: the memory-efficient variant of the buffer
     :param n_steps: n-step returns; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
-    :param best_of_n: act, here and in the critics' target, by the one of n samples of the behaviour flow that the
-        critics prefer; None for a one-step policy
+    :param best_of_n: n samples of the behaviour flow, of which the one that the critics prefer acts, and is a' in their
+        target; None for a one-step policy
     :param bc_coef: alpha >= 0, the weight of the distillation term: a float, a schedule, or two of these, for the
         offline and the online phase; None for 10. The right one depends on the scale of Q: the papers' are between 3
         and 30,000
@@ -118,6 +118,7 @@ class FQL(OffPolicyFlowAlgorithm):
     ):
         self.best_of_n = best_of_n
         self.normalize_q_loss = normalize_q_loss
+        self._has_one_step: bool | None = None  # None until there is a policy
         super().__init__(
             policy,
             env,
@@ -151,21 +152,39 @@ class FQL(OffPolicyFlowAlgorithm):
         )
 
     def _check_arguments(self) -> None:
+        self._check_best_of_n()
+        require_choice("normalize_q_loss", self.normalize_q_loss, (False, True))
         if self.best_of_n is not None:
-            require_integer("best_of_n", self.best_of_n)
             advice = "best_of_n has no one-step policy that it would concern; leave it at"
             require(self.bc_coef is None, "bc_coef", self.bc_coef, f"{advice} None")
-            require(self.normalize_q_loss is False, "normalize_q_loss", self.normalize_q_loss, f"{advice} False")
-        elif self.bc_coef is None:
-            self.bc_coef = DEFAULT_BC_COEF
-        built_for = self.policy_kwargs.get("best_of_n", self.best_of_n)
-        advice = f"the policy's is {built_for}; set it in FQL, and when loading only from one number to another"
-        require((built_for is None) == (self.best_of_n is None), "best_of_n", self.best_of_n, advice)
-        self.policy_kwargs = {**self.policy_kwargs, "best_of_n": self.best_of_n}
+            require(not self.normalize_q_loss, "normalize_q_loss", self.normalize_q_loss, f"{advice} False")
         super()._check_arguments()
+
+    def _check_best_of_n(self) -> None:
+        n = self.best_of_n
+        if n is not None:
+            require_integer("best_of_n", n)
+        if self._has_one_step is None:
+            given = self.policy_kwargs.get("best_of_n", n)
+            require(given == n, "best_of_n", n, f"policy_kwargs say {given}; set it in FQL, not in policy_kwargs")
+        else:
+            advice = "a saved model with a one-step policy keeps it; one without may have any number, but not None"
+            require(self._has_one_step == (n is None), "best_of_n", n, advice)
+
+    def _phase_schedules(self) -> PhaseSchedules:
+        if self.best_of_n is not None:
+            return phase_schedules(0.0)
+        return phase_schedules(DEFAULT_BC_COEF if self.bc_coef is None else self.bc_coef)
+
+    def _complete_arguments(self) -> None:
+        super()._complete_arguments()
+        if self.best_of_n is not None:
+            self.policy_kwargs = {**self.policy_kwargs, "best_of_n": self.best_of_n}
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._has_one_step = self.best_of_n is None
+        self._next_actions_fn = self._compiled(self._next_actions)
         self._critic_loss_fn = self._compiled(self._critic_loss)
         self._actor_loss_fn = self._compiled(self._actor_loss)
 
@@ -173,19 +192,25 @@ class FQL(OffPolicyFlowAlgorithm):
         bc_coef = self._bc_coef_now()
         for batch, log in self._batches(gradient_steps, batch_size):
             n = len(batch.actions)
-            # The paper has one loss: both gradients are taken before either net moves
-            self._gradient(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n))
+            # The papers take both gradients before any net moves. With a' known the critic's no longer depends on the
+            # actor, and the actor's comes before the critic's step
+            self.policy.set_training_mode(False)
+            with th.no_grad():
+                next_actions = self._next_actions_fn(batch, self.actor.sample_noise(n)).clone()
             line = self.actor.sample_line(n)
             noise = None if self.best_of_n is not None else self.actor.sample_noise(n)
-            self._gradient(self.actor, log, self._actor_loss_fn, batch, line, noise, bc_coef)
-            self.critic.optimizer.step()
-            self.actor.optimizer.step()
+            self._update(self.actor, log, self._actor_loss_fn, batch, line, noise, bc_coef)
+            self._update(self.critic, log, self._critic_loss_fn, batch, next_actions)
             self._update_target()
 
-    def _critic_loss(self, batch: Batch, noise: th.Tensor) -> losses.CriticLoss:
+    def _next_actions(self, batch: Batch, noise: th.Tensor) -> th.Tensor:
+        """a' of the critics' target, (B, D)."""
+        with self._autocast():
+            return self.actor.action(batch.next_observations, noise)
+
+    def _critic_loss(self, batch: Batch, next_actions: th.Tensor) -> losses.CriticLoss:
         """The TD error."""
         with th.no_grad():
-            next_actions = self.actor.action(batch.next_observations, noise)
             next_q = self.critic_target.reduce(self.critic_target(batch.next_observations, next_actions))
         q = self.critic(batch.observations, batch.actions)
         return losses.critic_loss(q, batch.rewards, batch.dones, batch.discounts, next_q, batch.valid)

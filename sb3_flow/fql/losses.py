@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch as th
 
-# An action this close to its bound counts as saturated
-SATURATED = 0.99
+from sb3_flow.common.updates import saturated_share
 
 
 class CriticLoss(NamedTuple):
@@ -103,8 +102,7 @@ def actor_loss(
     if normalize_q_loss:
         q_loss = q_loss / q.detach().abs().mean()
     loss = matching.loss + bc_coef * bc_loss + q_loss
-    saturated = (actions.detach().abs() > SATURATED).to(q.dtype).mean()
-    return ActorLoss(loss, matching.matching_loss, bc_loss.detach(), q.detach().mean(), saturated)
+    return ActorLoss(loss, matching.matching_loss, bc_loss.detach(), q.detach().mean(), saturated_share(actions))
 
 
 def _masked(errors: th.Tensor, mask: th.Tensor | None) -> th.Tensor:

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.common.checks import require_integer
 from sb3_flow.common.critics import CriticKind, FlowCritic
-from sb3_flow.common.flow import Line, VelocityFn, integrate
+from sb3_flow.common.flow import VelocityFn, integrate
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy
 from sb3_flow.fql.networks import BehaviorFlow, actor_mlp, critic_mlp
 
@@ -61,11 +61,6 @@ class FQLActor(ChunkActor):
     def flow_actions(self, velocity: VelocityFn, noise: th.Tensor) -> th.Tensor:
         """The behaviour flow's actions in [-1, 1] in the states of a `field`, (B, D) or (n, B, D) as the noise is."""
         return integrate(velocity, noise, self.flow_steps).clamp(-1, 1)
-
-    def sample_line(self, batch_size: int) -> Line:
-        """Noise and times for `sb3_flow.common.flow.matching_error`."""
-        x_0 = th.randn(batch_size, self.chunk_dim, device=self.device)
-        return Line(x_0, th.rand(batch_size, 1, device=self.device))
 
 
 class OneStepActor(FQLActor):
@@ -131,6 +126,8 @@ class BestOfNActor(FQLActor):
         self._judge = (critic,)
 
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        if not self._judge:
+            raise ValueError("This actor has no critics to choose by: load the policy, or the model, as a whole")
         (critic,) = self._judge
         candidates = self.flow_actions(self.field(obs), noise)  # (n, B, D)
         features = critic.extract_features(obs, critic.features_extractor)

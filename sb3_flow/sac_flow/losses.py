@@ -10,9 +10,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_flow.common.flow import Path
-
-# An action this close to its bound counts as saturated
-SATURATED = 0.99
+from sb3_flow.common.updates import saturated_share
 
 
 class Target(NamedTuple):
@@ -119,9 +117,13 @@ def actor_loss(
     """
     bc_loss = _mean((actions - replay_actions).square(), in_episode)
     loss = (ent_coef * path.log_prob - q).mean() + bc_coef * bc_loss
-    saturated = (actions.detach().abs() > SATURATED).to(q.dtype).mean()
     return ActorLoss(
-        loss, path.log_prob.detach(), path.path_log_prob.detach(), bc_loss.detach(), path.log_std.detach(), saturated
+        loss,
+        path.log_prob.detach(),
+        path.path_log_prob.detach(),
+        bc_loss.detach(),
+        path.log_std.detach(),
+        saturated_share(actions),
     )
 
 

@@ -17,7 +17,6 @@ from sb3_flow.common.flow import (
     LIKELIHOODS,
     ROLLOUT_KINDS,
     Likelihood,
-    Line,
     Path,
     RolloutKind,
     Velocity,
@@ -116,11 +115,6 @@ class FlowActor(ChunkActor):
             return Velocity(v.to(x.dtype), log_std)
 
         return velocity
-
-    def sample_line(self, batch_size: int) -> Line:
-        """Noise and times for `sb3_flow.common.flow.matching_error`."""
-        x_0 = th.randn(batch_size, self.chunk_dim, device=self.device)
-        return Line(x_0, th.rand(batch_size, 1, device=self.device))
 
     def sample_noise(self, batch_size: int) -> th.Tensor:
         """All the noise of one rollout, (K + 1, B, D), in one draw."""
