@@ -4,22 +4,55 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
-from sb3_flow import SACFlow
+from sb3_flow import FQL, SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
 CRITICS = ("crossq", "target")
 ROLLOUTS = ("sde", "noise")
 LEARNING_STARTS = 10
+# Of every algorithm
+TINY: dict[str, Any] = {
+    "learning_starts": LEARNING_STARTS,
+    "batch_size": 8,
+    "buffer_size": 500,
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+class Variant(NamedTuple):
+    """An algorithm, as it is in the tests of what all algorithms do."""
+
+    algorithm: Any  # a class
+    policy: str
+    kwargs: dict[str, Any]  # of the algorithm
+
+
+VARIANTS = {
+    "flow_t": Variant(SACFlow, "FlowTPolicy", {}),
+    "flow_g": Variant(SACFlow, "FlowGPolicy", {}),
+    "flow_mlp": Variant(SACFlow, "FlowMLPPolicy", {}),
+    "fql": Variant(FQL, "FQLPolicy", {}),
+    "qc_fql": Variant(FQL, "FQLPolicy", {"horizon_length": 3}),
+    "qc": Variant(FQL, "FQLPolicy", {"horizon_length": 3, "best_of_n": 4}),
+}
+SAC_FLOWS = [name for name, variant in VARIANTS.items() if variant.algorithm is SACFlow]
+FQLS = [name for name, variant in VARIANTS.items() if variant.algorithm is FQL]
+# The parameters "name" and "critic" of `make_variant`: SAC Flow has a choice of critics
+EVERY_MODEL = [pytest.param(name, critic, id=f"{name}-{critic}") for name in SAC_FLOWS for critic in CRITICS]
+EVERY_MODEL += [pytest.param(name, None, id=name) for name in FQLS]
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -100,18 +133,38 @@ def make_model(
     :param net: changes to the tiny policy's arguments
     :param kwargs: changes to SACFlow's arguments
     """
-    defaults: dict[str, Any] = {
-        "learning_starts": LEARNING_STARTS,
-        "batch_size": 8,
-        "buffer_size": 500,
-        "seed": 0,
-        "device": "cpu",
-        "policy_kwargs": policy_kwargs(policy, **({"critic": critic} | (net or {}))),
-    }
-    return algorithm(policy, RandomEnv() if env is None else env, **(defaults | kwargs))
+    tiny = policy_kwargs(policy, **({"critic": critic} | (net or {})))
+    return algorithm(policy, RandomEnv() if env is None else env, **(TINY | {"policy_kwargs": tiny} | kwargs))
 
 
-def snapshot(model: SACFlow) -> dict[str, th.Tensor]:
+def make_variant(
+    name: str,
+    env: GymEnv | str | None = None,
+    critic: str | None = None,
+    net: dict[str, Any] | None = None,
+    policy: str | None = None,
+    sac_flow: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> OffPolicyFlowAlgorithm:
+    """A tiny model as `make_model` makes it, of any algorithm.
+
+    :param name: of one of `VARIANTS`
+    :param critic: SAC Flow's, None for "crossq"
+    :param net: changes to the tiny policy's arguments
+    :param policy: another of the algorithm's names for the policy
+    :param sac_flow: changes to arguments that only SAC Flow has
+    :param kwargs: changes to those that all algorithms have
+    """
+    variant = VARIANTS[name]
+    policy = variant.policy if policy is None else policy
+    kwargs = variant.kwargs | kwargs
+    if name in SAC_FLOWS:
+        return make_model(policy, env, critic or "crossq", net, **((sac_flow or {}) | kwargs))
+    tiny = {"flow_steps": 2, "net_arch": [16, 16]} | (net or {})
+    return variant.algorithm(policy, RandomEnv() if env is None else env, **(TINY | {"policy_kwargs": tiny} | kwargs))
+
+
+def snapshot(model: OffPolicyFlowAlgorithm) -> dict[str, th.Tensor]:
     """Copies of every tensor that training changes: parameters, running statistics, optimizers, temperature."""
     tensors = dict(_tensors(model.get_parameters()))
     for name in ("log_ent_coef", "ent_coef_tensor"):
@@ -149,7 +202,7 @@ def random_state_kept() -> Iterator[None]:
         th.set_rng_state(torch)
 
 
-def observations(model: SACFlow, n: int = 5) -> npt.NDArray[np.float32]:
+def observations(model: OffPolicyFlowAlgorithm, n: int = 5) -> npt.NDArray[np.float32]:
     """Some observations of a model with a vector observation space."""
     return np.random.default_rng(0).normal(size=(n, *(model.observation_space.shape or ()))).astype(np.float32)
 

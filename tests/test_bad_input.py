@@ -1,5 +1,6 @@
 """What cannot work is refused before training, and training stops at the first number that is not finite."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,35 @@ import sb3_contrib
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from helpers import CRITICS, POLICIES, RandomEnv, differences, make_model, observations, policy_kwargs, snapshot
+from helpers import (
+    EVERY_MODEL,
+    FQLS,
+    POLICIES,
+    SAC_FLOWS,
+    RandomEnv,
+    differences,
+    make_model,
+    make_variant,
+    observations,
+    policy_kwargs,
+    snapshot,
+)
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 
-from sb3_flow import FlowPolicy, SACFlow
+from sb3_flow import FQL, FlowPolicy, SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 INF = float("inf")
 NAN = float("nan")
 
 
-def assert_refused(name: str, value: Any, allowed: str, **kwargs: Any) -> None:
+def assert_refused(name: str, value: Any, allowed: str, variant: str | None = None, **kwargs: Any) -> None:
     """It must be a ValueError that names the argument, its value and what is allowed."""
+    make = make_model if variant is None else partial(make_variant, variant)
     with pytest.raises(ValueError, match=name) as error:
-        make_model(**kwargs)
+        make(**kwargs)
     message = str(error.value)
     assert f"{name}={value!r}" in message
     assert allowed in message
@@ -130,6 +145,36 @@ def test_algorithm_arguments_are_checked(policy: str, name: str, value: Any, all
     assert_refused(name, value, allowed, policy=policy, **{name: value})
 
 
+@pytest.mark.parametrize("variant", FQLS)
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("batch_size", 8.5, "an integer >= 2"),
+        ("batch_size", 1, "an integer >= 2"),
+        ("n_steps", 1.5, "an integer >= 1"),
+        ("horizon_length", 0, "an integer >= 1"),
+        ("gamma", 1.5, "[0, 1]"),
+        ("tau", NAN, "[0, 1]"),
+        ("compile", "fast", "True, 'max'"),
+        ("learning_rate", "1e-3", "a number or a schedule"),
+        ("normalize_q_loss", "yes", "False, True"),
+    ],
+)
+def test_algorithm_arguments_of_fql_are_checked(variant: str, name: str, value: Any, allowed: str) -> None:
+    assert_refused(name, value, allowed, variant=variant, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["fql", "qc_fql"])
+@pytest.mark.parametrize("value", [-1.0, NAN, INF])
+def test_the_weight_of_distillation_is_a_number_of_at_least_zero(value: float, name: str) -> None:
+    assert_refused("bc_coef", value, ">= 0", variant=name, bc_coef=value)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "bc_coef", "gamma", "tau"])
+def test_numpys_numbers_are_numbers_for_fql(name: str) -> None:
+    make_variant("fql", **{name: np.float32(0.125)}).learn(13)
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "qf_learning_rate", "bc_coef", "gamma", "tau", "ent_coef"])
 def test_numpys_numbers_are_numbers(name: str) -> None:
     make_model(**{name: np.float32(0.125)}).learn(13)
@@ -145,9 +190,10 @@ def test_numpys_numbers_are_numbers(name: str) -> None:
     ],
     ids=["always", "at the end", "at the start", "in between"],
 )
-def test_a_negative_bc_schedule_is_refused(schedule: Any) -> None:
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
+def test_a_negative_bc_schedule_is_refused(schedule: Any, name: str) -> None:
     with pytest.raises(ValueError, match=r"bc_coef=-.* >= 0"):
-        make_model(bc_coef=schedule)
+        make_variant(name, bc_coef=schedule)
 
 
 def test_a_batch_needs_two_transitions_to_be_normalized() -> None:
@@ -170,7 +216,7 @@ def test_a_policy_of_another_algorithm_is_refused() -> None:
         SACFlow(stable_baselines3.sac.MlpPolicy, RandomEnv())
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("variant", [*SAC_FLOWS, "fql"])
 @pytest.mark.parametrize(
     "action_space",
     [
@@ -186,12 +232,12 @@ def test_a_policy_of_another_algorithm_is_refused() -> None:
     ],
     ids=str,
 )
-def test_action_spaces_without_a_finite_range_are_refused(policy: str, action_space: spaces.Space[Any]) -> None:
+def test_action_spaces_without_a_finite_range_are_refused(variant: str, action_space: spaces.Space[Any]) -> None:
     allowed = "Box"
     if isinstance(action_space, spaces.Box):
         allowed = "low must be below high" if action_space.is_bounded() else "finite"
         allowed = "float32" if action_space.dtype == np.int32 else allowed
-    assert_refused("action_space", action_space, allowed, policy=policy, env=RandomEnv(action_space=action_space))
+    assert_refused("action_space", action_space, allowed, variant=variant, env=RandomEnv(action_space=action_space))
 
 
 def test_a_registered_discrete_environment_is_refused() -> None:
@@ -199,7 +245,7 @@ def test_a_registered_discrete_environment_is_refused() -> None:
         SACFlow("FlowTPolicy", "CartPole-v1")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("variant", [*SAC_FLOWS, "fql"])
 @pytest.mark.parametrize(
     "space",
     [
@@ -211,8 +257,8 @@ def test_a_registered_discrete_environment_is_refused() -> None:
     ],
     ids=["tuple", "nested dict", "tuple in a dict", "text", "empty dict"],
 )
-def test_observations_that_sb3_cannot_preprocess_are_refused(policy: str, space: spaces.Space[Any]) -> None:
-    assert_refused("observation_space", space, "FlattenObservation", policy=policy, env=RandomEnv(space))
+def test_observations_that_sb3_cannot_preprocess_are_refused(variant: str, space: spaces.Space[Any]) -> None:
+    assert_refused("observation_space", space, "FlattenObservation", variant=variant, env=RandomEnv(space))
 
 
 @pytest.mark.parametrize(
@@ -224,11 +270,11 @@ def test_observations_of_another_rank_are_refused(space: spaces.Space[Any]) -> N
         make_model("MultiInputPolicy", RandomEnv(spaces.Dict({"a": space})))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_images_too_small_for_the_cnn_are_refused(policy: str) -> None:
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql"])
+def test_images_too_small_for_the_cnn_are_refused(name: str) -> None:
     space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match=r"observation_space=Box.*NatureCNN.*features_extractor_class.*36 x 36"):
-        make_model(policy, RandomEnv(space), buffer_size=10)
+        make_variant(name, RandomEnv(space), buffer_size=10)
 
 
 def test_the_cnn_is_refused_for_vectors() -> None:
@@ -237,15 +283,20 @@ def test_the_cnn_is_refused_for_vectors() -> None:
         make_model(net=net)
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-def test_dict_observations_want_the_multi_input_alias(policy: str) -> None:
+def test_dict_observations_want_the_multi_input_alias(policy: str, name: str) -> None:
     with pytest.raises(ValueError, match="MultiInputPolicy"):
-        make_model(policy, RandomEnv(spaces.Dict({"a": VECTOR})))
+        make_variant(name, policy=policy, env=RandomEnv(spaces.Dict({"a": VECTOR})))
 
 
 @pytest.mark.parametrize("policy", ["MultiInputPolicy", "FlowGPolicy", "FlowMLPPolicy"])
 def test_n_step_returns_of_dict_observations_are_refused(policy: str) -> None:
     assert_refused("n_steps", 3, "n_steps=1", policy=policy, n_steps=3, env=RandomEnv(spaces.Dict({"a": VECTOR})))
+
+
+def test_n_step_returns_of_dict_observations_are_refused_by_fql() -> None:
+    assert_refused("n_steps", 3, "n_steps=1", variant="fql", n_steps=3, env=RandomEnv(spaces.Dict({"a": VECTOR})))
 
 
 def test_n_step_returns_of_hindsight_replay_are_refused() -> None:
@@ -265,11 +316,14 @@ def test_n_step_returns_of_hindsight_replay_are_refused() -> None:
     ],
 )
 @pytest.mark.parametrize("with_env", [True, False])
-def test_models_of_other_algorithms_are_refused(algorithm: Any, env: str, with_env: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ours", [SACFlow, FQL])
+def test_models_of_other_algorithms_are_refused(
+    ours: Any, algorithm: Any, env: str, with_env: bool, tmp_path: Path
+) -> None:
     size = {} if algorithm is stable_baselines3.PPO else {"buffer_size": 10}
     algorithm("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, **size).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"policy=.*Policy.*another algorithm"):
-        SACFlow.load(tmp_path / "model", env=gym.make("Pendulum-v1") if with_env and env == "Pendulum-v1" else None)
+        ours.load(tmp_path / "model", env=gym.make("Pendulum-v1") if with_env and env == "Pendulum-v1" else None)
 
 
 @pytest.mark.parametrize(
@@ -282,31 +336,48 @@ def test_arguments_are_checked_when_loading_too(name: str, value: Any, tmp_path:
         SACFlow.load(tmp_path / "model", device="cpu", **{name: value})
 
 
-def test_checks_leave_the_users_arguments_as_they_are() -> None:
-    kwargs = policy_kwargs("FlowTPolicy")
+@pytest.mark.parametrize(
+    ("name", "value"), [("bc_coef", -1.0), ("n_steps", 0), ("tau", 2.0), ("best_of_n", 0), ("horizon_length", 2)]
+)
+def test_arguments_of_fql_are_checked_when_loading_too(name: str, value: Any, tmp_path: Path) -> None:
+    make_variant("fql").save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        FQL.load(tmp_path / "model", device="cpu", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_checks_leave_the_users_arguments_as_they_are(name: str) -> None:
+    kwargs = policy_kwargs("FlowTPolicy") if name == "flow_t" else {"net_arch": [16]}
     before = dict(kwargs)
-    make_model(policy_kwargs=kwargs)
+    make_variant(name, policy_kwargs=kwargs)
     assert kwargs == before
 
 
-def poisoned(model: SACFlow, name: str, value: float) -> SACFlow:
+def poisoned(model: OffPolicyFlowAlgorithm, name: str, value: float) -> OffPolicyFlowAlgorithm:
     """Put a value into one number of every transition."""
     tensor = getattr(model.replay_buffer, name)
     tensor[..., 0] = value
     return model
 
 
-def assert_stops(model: SACFlow, named: str) -> None:
+def is_of(net: str, name: str) -> bool:
+    """Whether a tensor of a `snapshot` is a net's or its optimizer's."""
+    return name.startswith((f"/policy/{net}.", f"/{net}.optimizer"))
+
+
+def assert_stops(model: OffPolicyFlowAlgorithm, named: str) -> None:
     """Training must name the first bad tensor, and leave everything as it was before that update."""
     before = snapshot(model)
     with pytest.raises(FloatingPointError, match=f"`{named}`"):
         model.train(1, batch_size=8)
-    assert not differences(before, snapshot(model))
+    changed = differences(before, snapshot(model))
+    # FQL's actor is updated before the critic, and that was good
+    earlier = isinstance(model, FQL) and named == "critic_loss"
+    assert not [name for name in changed if not (earlier and is_of("actor", name))]
     assert all(parameter.requires_grad for parameter in model.critic.parameters())
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
 @pytest.mark.parametrize(
     ("buffer", "value", "named"),
     [
@@ -322,8 +393,11 @@ def assert_stops(model: SACFlow, named: str) -> None:
         ("rewards", 1e38, "critic_loss"),
     ],
 )
-def test_training_stops_at_bad_replay_data(policy: str, critic: str, buffer: str, value: float, named: str) -> None:
-    model = make_model(policy, critic=critic).learn(20)
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_training_stops_at_bad_replay_data(
+    name: str, critic: str | None, buffer: str, value: float, named: str
+) -> None:
+    model = make_variant(name, critic=critic).learn(20)
     kept = getattr(model.replay_buffer, buffer).copy()
     assert_stops(poisoned(model, buffer, value), named)
     # Nothing is left behind that keeps training from going on
@@ -339,22 +413,27 @@ def test_large_but_finite_observations_are_not_called_bad() -> None:
         model.train(1, batch_size=8)
 
 
-def test_the_key_of_a_bad_dict_observation_is_named() -> None:
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_the_key_of_a_bad_dict_observation_is_named(name: str) -> None:
     env = RandomEnv(spaces.Dict({"good": VECTOR, "bad": VECTOR}))
-    model = make_model(env=env).learn(20)
+    model = make_variant(name, env).learn(20)
     model.replay_buffer.observations["bad"][:] = NAN
     assert_stops(model, r"observations\['bad'\]")
 
 
-def test_an_exploding_critic_stops_training() -> None:
-    model = make_model().learn(20)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_an_exploding_critic_stops_training(name: str) -> None:
+    model = make_variant(name).learn(20)
     with th.no_grad():
         for parameter in model.critic.parameters():
             parameter.mul_(1e30)
     before = snapshot(model)
-    with pytest.raises(FloatingPointError, match=r"critic update.*`(next_q|target_q|critic_loss)`"):
+    # Where Q is maximised before the critic's update, it is seen there
+    named = "actor update.*`q`" if name in ("fql", "qc_fql") else r"critic update.*`(next_q|target_q|critic_loss)`"
+    with pytest.raises(FloatingPointError, match=named):
         model.train(1, batch_size=8)
-    assert not differences(before, snapshot(model))
+    changed = differences(before, snapshot(model))
+    assert not [each for each in changed if not (name == "qc" and is_of("actor", each))]
 
 
 @pytest.mark.parametrize(("net", "named"), [("actor", "next_log_prob"), ("critic", "next_q")])
@@ -366,19 +445,42 @@ def test_the_first_bad_tensor_of_an_update_is_named(net: str, named: str) -> Non
         model.train(1, batch_size=8)
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("name", "net", "named"),
+    [
+        ("fql", "actor.behavior", "actor update: `matching_loss`"),
+        ("fql", "actor.one_step", "actor update: `bc_loss`"),
+        ("fql", "critic_target", "critic update: `next_q`"),
+        ("fql", "critic", "actor update: `q`"),
+        ("qc", "actor.behavior", "actor update: `matching_loss`"),
+        ("qc", "critic_target", "critic update: `next_q`"),
+        ("qc", "critic", "critic update: `critic_loss`"),
+    ],
+)
+def test_the_first_bad_tensor_of_an_update_of_fql_is_named(name: str, net: str, named: str) -> None:
+    model = make_variant(name).learn(20)
+    with th.no_grad():
+        next(model.policy.get_submodule(net).parameters()).fill_(NAN)
+    optimizer = getattr(model, named.split()[0]).optimizer
+    before = [state["step"].item() for state in optimizer.state.values()]
+    with pytest.raises(FloatingPointError, match=named):
+        model.train(1, batch_size=8)
+    assert [state["step"].item() for state in optimizer.state.values()] == before
+
+
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("net", ["actor", "critic"])
-def test_training_stops_at_a_bad_gradient(net: str, value: float, policy: str, critic: str) -> None:
-    model = make_model(policy, critic=critic, policy_delay=1).learn(20)
+def test_training_stops_at_a_bad_gradient(net: str, value: float, name: str, critic: str | None) -> None:
+    model = make_variant(name, critic=critic, sac_flow={"policy_delay": 1}).learn(20)
     hook = next(iter(getattr(model, net).parameters())).register_hook(lambda gradient: gradient * value)
     before = snapshot(model)
     with pytest.raises(FloatingPointError, match=f"`{net}_gradient_norm`"):
         model.train(1, batch_size=8)
     changed = differences(before, snapshot(model))
-    # The critic's update came before the actor's, and was good
-    assert not [name for name in changed if net == "critic" or "critic" not in name]
+    # The update that came before it was good
+    first = "actor" if name in FQLS else "critic"
+    assert not [each for each in changed if net == first or first not in each]
     hook.remove()
     model.train(3, batch_size=8)
     assert all(th.isfinite(tensor).all() for tensor in snapshot(model).values())
@@ -394,8 +496,9 @@ def test_training_stops_at_a_bad_gradient_of_the_temperature() -> None:
     assert th.equal(model.log_ent_coef, before)
 
 
-def test_updates_before_the_bad_one_are_kept() -> None:
-    good, bad = make_model().learn(20), make_model().learn(20)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_updates_before_the_bad_one_are_kept(name: str) -> None:
+    good, bad = make_variant(name).learn(20), make_variant(name).learn(20)
     good.set_random_seed(0)
     good.train(2, batch_size=8)
     sample, calls = bad.replay_buffer.sample, []
@@ -425,9 +528,10 @@ def test_updates_before_the_bad_one_are_kept() -> None:
     ],
     ids=str,
 )
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_learn_stops_at_a_bad_environment(fault: dict[str, float], named: str) -> None:
-    model = make_model(env=RandomEnv(**fault), batch_size=16)
+def test_learn_stops_at_a_bad_environment(fault: dict[str, float], named: str, name: str) -> None:
+    model = make_variant(name, RandomEnv(**fault), batch_size=16)
     with pytest.raises(FloatingPointError, match=f"`{named}`.*VecCheckNan"):
         model.learn(60)
     assert 15 < model.num_timesteps < 60

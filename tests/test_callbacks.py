@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import LEARNING_STARTS, POLICIES, RandomEnv, make_model
+from helpers import LEARNING_STARTS, VARIANTS, RandomEnv, make_model, make_variant
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow import SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 STEPS = 30
 
@@ -42,7 +42,7 @@ class Recorder(BaseCallback):
         self.calls.append("rollout_start")
 
     def _on_step(self) -> bool:
-        assert isinstance(self.model, SACFlow)
+        assert isinstance(self.model, OffPolicyFlowAlgorithm)
         assert {"actions", "rewards", "dones", "infos", "new_obs", "replay_buffer"} <= self.locals.keys()
         self.calls.append("step")
         self.updates.append(self.model._n_updates)
@@ -55,18 +55,18 @@ class Recorder(BaseCallback):
         self.calls.append("training_end")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_hook_is_called_in_order(policy: str) -> None:
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_hook_is_called_in_order(name: str) -> None:
     recorder = Recorder()
-    make_model(policy).learn(STEPS, recorder)
+    make_variant(name).learn(STEPS, recorder)
     rollout = ["rollout_start", "step", "rollout_end"]
     assert recorder.calls == ["training_start", *(STEPS * rollout), "training_end"]
     assert recorder.updates == [0] * (LEARNING_STARTS + 1) + list(range(1, STEPS - LEARNING_STARTS))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_evaluation_saves_results_and_the_best_model(policy: str, deterministic: bool, tmp_path: Path) -> None:
+def test_evaluation_saves_results_and_the_best_model(name: str, deterministic: bool, tmp_path: Path) -> None:
     callback = EvalCallback(
         Monitor(RandomEnv()),
         n_eval_episodes=2,
@@ -76,22 +76,23 @@ def test_evaluation_saves_results_and_the_best_model(policy: str, deterministic:
         deterministic=deterministic,
         verbose=0,
     )
-    model = make_model(policy).learn(STEPS, callback)
+    model = make_variant(name).learn(STEPS, callback)
     evaluations = np.load(tmp_path / "evaluations.npz")
     assert evaluations["timesteps"].tolist() == [10, 20, 30]
     assert evaluations["results"].shape == (3, 2)
     assert np.isfinite(evaluations["results"]).all()
     assert callback.best_mean_reward == evaluations["results"].mean(axis=1).max()
-    best = SACFlow.load(tmp_path / "best_model", device="cpu")
+    best = type(model).load(tmp_path / "best_model", device="cpu")
     assert type(best.policy) is type(model.policy)
     assert best.num_timesteps in (10, 20, 30)
 
 
-def test_checkpoints_hold_model_buffer_and_normalization(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql"])
+def test_checkpoints_hold_model_buffer_and_normalization(name: str, tmp_path: Path) -> None:
     callback = CheckpointCallback(10, str(tmp_path), "m", save_replay_buffer=True, save_vecnormalize=True)
-    make_model(env=VecNormalize(DummyVecEnv([RandomEnv]))).learn(STEPS, callback)
+    model = make_variant(name, env=VecNormalize(DummyVecEnv([RandomEnv]))).learn(STEPS, callback)
     for steps in (10, 20, 30):
-        loaded = SACFlow.load(tmp_path / f"m_{steps}_steps", device="cpu")
+        loaded = type(model).load(tmp_path / f"m_{steps}_steps", device="cpu")
         assert loaded.num_timesteps == steps
         loaded.load_replay_buffer(tmp_path / f"m_replay_buffer_{steps}_steps")
         # The callback comes before the step is stored

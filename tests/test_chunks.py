@@ -1,5 +1,6 @@
 """Action chunks are executed open loop, exactly as decided, wherever SB3 calls `predict`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -7,7 +8,16 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import CRITICS, LEARNING_STARTS, POLICIES, RandomEnv, differences, make_model, snapshot
+from helpers import (
+    EVERY_MODEL,
+    LEARNING_STARTS,
+    VARIANTS,
+    RandomEnv,
+    differences,
+    make_model,
+    make_variant,
+    snapshot,
+)
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
@@ -16,9 +26,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flow import SACFlow
+from sb3_flow import FQL, SACFlow
+from sb3_flow.common.buffers import Batch
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 H = 5
+# "fql" with chunks is "qc_fql"
+CHUNKED = [name for name in VARIANTS if name != "fql"]
 
 
 class Recorder(gym.Env[Any, Any]):
@@ -56,7 +70,7 @@ def vec(recorders: list[Recorder]) -> DummyVecEnv:
     return DummyVecEnv([lambda env=env: env for env in recorders])  # type: ignore[misc]
 
 
-def decided(model: SACFlow, name: int, step: int) -> NDArray[Any]:
+def decided(model: OffPolicyFlowAlgorithm, name: int, step: int) -> NDArray[Any]:
     """The deterministic chunk for an observation of `Recorder`, (H, 2), in the environment's units."""
     obs, _ = model.policy.obs_to_tensor(np.array([[name, step]], dtype=np.float32))
     model.policy.set_training_mode(False)
@@ -65,20 +79,22 @@ def decided(model: SACFlow, name: int, step: int) -> NDArray[Any]:
     return np.asarray(model.policy.unscale_action(chunk))
 
 
-def check_episode(model: SACFlow, name: int, episode: list[NDArray[np.float32]]) -> None:
+def check_episode(model: OffPolicyFlowAlgorithm, name: int, episode: list[NDArray[np.float32]]) -> None:
     for start in range(0, len(episode), H):
         executed = np.stack(episode[start : start + H])
         np.testing.assert_allclose(executed, decided(model, name, start)[: len(executed)], rtol=1e-4, atol=1e-5)
 
 
-def recorder_model(policy: str = "FlowTPolicy", critic: str = "crossq", n: int = 1, **kwargs: Any) -> SACFlow:
-    return make_model(policy, vec(envs(n)), critic, horizon_length=H, **kwargs)
+def recorder_model(
+    name: str = "flow_t", critic: str | None = None, n: int = 1, **kwargs: Any
+) -> OffPolicyFlowAlgorithm:
+    return make_variant(name, vec(envs(n)), critic, horizon_length=H, **kwargs)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", CHUNKED)
 @pytest.mark.parametrize("n", [1, 8])
-def test_evaluate_policy_executes_every_chunk_as_decided(policy: str, n: int) -> None:
-    model = recorder_model(policy)
+def test_evaluate_policy_executes_every_chunk_as_decided(name: str, n: int) -> None:
+    model = recorder_model(name)
     recorders = envs(n)
     evaluate_policy(model, vec(recorders), n_eval_episodes=3 * n, deterministic=True, warn=False)
     for recorder in recorders:
@@ -88,9 +104,10 @@ def test_evaluate_policy_executes_every_chunk_as_decided(policy: str, n: int) ->
             check_episode(model, recorder.name, episode)
 
 
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
 @pytest.mark.parametrize("n", [1, 8])
-def test_eval_callback_executes_every_chunk_as_decided(n: int) -> None:
-    model = recorder_model(n=n, learning_starts=10_000)
+def test_eval_callback_executes_every_chunk_as_decided(n: int, name: str) -> None:
+    model = recorder_model(name, n=n, learning_starts=10_000)
     recorders = envs(n)
     callback = EvalCallback(vec(recorders), n_eval_episodes=2 * n, eval_freq=4, verbose=0, warn=False)
     model.learn(4 * n, callback=callback)
@@ -101,12 +118,13 @@ def test_eval_callback_executes_every_chunk_as_decided(n: int) -> None:
             check_episode(model, recorder.name, episode)
 
 
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
 @pytest.mark.parametrize("n", [1, 8])
 def test_learn_executes_every_chunk_as_decided_and_starts_episodes_with_a_new_one(
-    n: int, monkeypatch: pytest.MonkeyPatch
+    n: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorders = envs(n)
-    model = make_model("FlowTPolicy", vec(recorders), horizon_length=H, learning_starts=0)
+    model = make_variant(name, vec(recorders), horizon_length=H, learning_starts=0)
     monkeypatch.setattr(model, "train", lambda **kwargs: None)  # a fixed policy
     forward = model.policy.actor.forward
     monkeypatch.setattr(model.policy.actor, "forward", lambda obs, deterministic=False: forward(obs, True))
@@ -117,10 +135,13 @@ def test_learn_executes_every_chunk_as_decided_and_starts_episodes_with_a_new_on
             check_episode(model, recorder.name, episode)
 
 
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
 @pytest.mark.parametrize("n", [1, 8])
-def test_a_chunk_is_executed_to_its_end_while_the_policy_changes(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_is_executed_to_its_end_while_the_policy_changes(
+    n: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorders = envs(n)
-    model = make_model("FlowTPolicy", vec(recorders), horizon_length=H, learning_starts=H * n)
+    model = make_variant(name, vec(recorders), horizon_length=H, learning_starts=H * n)
     forward, drawn = model.policy.actor.forward, {}
 
     def record(obs: Any, deterministic: bool = False) -> th.Tensor:
@@ -173,20 +194,20 @@ def test_predict_leaves_the_state_it_was_given_alone() -> None:
         np.testing.assert_array_equal(part, copy)
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_chunks_train_save_and_load(policy: str, critic: str, tmp_path: Any) -> None:
-    model = recorder_model(policy, critic, n=2, bc_coef=1.0)
+@pytest.mark.parametrize(("name", "critic"), [model for model in EVERY_MODEL if model.id != "fql"])
+def test_chunks_train_save_and_load(name: str, critic: str | None, tmp_path: Any) -> None:
+    model = recorder_model(name, critic, n=2, sac_flow={"bc_coef": 1.0})
     model.learn(LEARNING_STARTS + 20)
     assert model._n_updates > 0
     model.save(tmp_path / "model")
-    loaded = SACFlow.load(tmp_path / "model", device="cpu")
+    loaded = type(model).load(tmp_path / "model", device="cpu")
     assert loaded.horizon_length == H
     assert not differences(snapshot(model), snapshot(loaded))
     obs = np.ones((4, 2), dtype=np.float32)
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
 
 
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
 @pytest.mark.parametrize(
     "space",
     [
@@ -195,14 +216,28 @@ def test_chunks_train_save_and_load(policy: str, critic: str, tmp_path: Any) -> 
     ],
     ids=["dict", "image"],
 )
-def test_chunks_of_dict_and_image_observations_train(space: spaces.Space[Any]) -> None:
-    model = make_model("FlowTPolicy", RandomEnv(space), horizon_length=3)
+def test_chunks_of_dict_and_image_observations_train(space: spaces.Space[Any], name: str) -> None:
+    model = make_variant(name, RandomEnv(space), horizon_length=3)
     model.learn(LEARNING_STARTS + 6)
     assert model._n_updates > 0
 
 
-def test_what_lies_beyond_an_episode_s_end_reaches_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = recorder_model("FlowTPolicy", "target", bc_coef=10.0, learning_starts=40)
+def losses_of(model: OffPolicyFlowAlgorithm) -> list[Callable[[Batch], th.Tensor]]:
+    """The losses that nothing beyond an episode's end may reach, with noise that is drawn once."""
+    noise, alpha = model.actor.sample_noise(64), th.tensor(0.1)
+    if isinstance(model, SACFlow):
+        return [
+            lambda batch: model._critic_loss(batch, noise, alpha).loss,
+            lambda batch: model._actor_loss(batch, noise, alpha, th.tensor(10.0)).loss,
+        ]
+    # Not the actor's: the point at which its flow is asked is made of all numbers of the chunk, as in the authors' code
+    assert isinstance(model, FQL)
+    return [lambda batch: model._critic_loss(batch, model._next_actions(batch, noise)).loss]
+
+
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
+def test_what_lies_beyond_an_episode_s_end_reaches_no_loss(name: str) -> None:
+    model = recorder_model(name, "target", learning_starts=40)
     model.learn(39)
     # As if a time limit had ended these episodes: of one that terminates every chunk has a target
     model.replay_buffer.timeouts[:] = model.replay_buffer.dones
@@ -210,18 +245,12 @@ def test_what_lies_beyond_an_episode_s_end_reaches_no_loss(monkeypatch: pytest.M
     assert batch.valid is not None
     assert batch.in_episode is not None
     assert 0 < batch.valid.sum() < 64
-    noise = model.actor.sample_noise(64)
-    ent_coef = th.tensor(0.1)
     changed = batch._replace(
         rewards=th.where(batch.valid == 1, batch.rewards, 1e3),
         actions=th.where(batch.in_episode == 1, batch.actions, 0.9),
     )
-    th.testing.assert_close(
-        model._actor_loss(changed, noise, ent_coef, 10.0).loss, model._actor_loss(batch, noise, ent_coef, 10.0).loss
-    )
-    th.testing.assert_close(
-        model._critic_loss(changed, noise, ent_coef).loss, model._critic_loss(batch, noise, ent_coef).loss
-    )
+    for loss in losses_of(model):
+        th.testing.assert_close(loss(changed), loss(batch))
 
 
 @pytest.mark.parametrize(
@@ -246,13 +275,15 @@ def test_arguments_that_chunks_do_not_go_with_are_refused(kwargs: dict[str, Any]
         make_model(**kwargs)
 
 
-def test_a_policy_of_another_horizon_is_refused(tmp_path: Any) -> None:
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
+def test_a_policy_of_another_horizon_is_refused(name: str, tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"horizon_length=1.*policy's is 3"):
-        make_model(net={"horizon_length": 3})
-    make_model(horizon_length=3).save(tmp_path / "model")
+        make_variant(name, net={"horizon_length": 3}, horizon_length=1)
+    model = make_variant(name, horizon_length=3)
+    model.save(tmp_path / "model")
     for horizon in (1, 5):
         with pytest.raises(ValueError, match=rf"horizon_length={horizon}.*policy's is 3"):
-            SACFlow.load(tmp_path / "model", horizon_length=horizon)
+            type(model).load(tmp_path / "model", horizon_length=horizon)
 
 
 def test_the_buffer_arguments_of_one_model_serve_the_next() -> None:
@@ -277,13 +308,16 @@ def test_going_on_without_a_reset_leaves_the_episode_whole() -> None:
     assert np.flatnonzero(model.replay_buffer.dones[:30, 0]).tolist() == [9, 19, 29]
 
 
-@pytest.mark.parametrize("kwargs", [{"horizon_length": 3}, {"n_steps": 3}])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("flow_t", {"horizon_length": 3}), ("flow_t", {"n_steps": 3}), ("qc", {}), ("fql", {"n_steps": 3})],
+)
 @pytest.mark.parametrize("stop", [15, 20])
 def test_after_a_callback_stopped_learning_no_chunk_spans_the_step_that_was_not_stored(
-    kwargs: dict[str, Any], stop: int
+    name: str, kwargs: dict[str, Any], stop: int
 ) -> None:
     env = RandomEnv(episode_length=10)
-    model = make_model(env=env, **kwargs)
+    model = make_variant(name, env, **kwargs)
     model.learn(100, callback=lambda local, _: bool(local["self"].num_timesteps < stop))
     model.learn(15, reset_num_timesteps=False)
     # The buffer lacks step `stop`; the environment has started anew after it
@@ -304,16 +338,19 @@ def test_after_a_callback_stopped_learning_a_small_buffer_leads_from_no_episode_
     assert np.flatnonzero(model.replay_buffer.dones[:, 0]).tolist() == [9, 13]
 
 
-def test_chunks_go_on_without_the_replay_buffer(tmp_path: Any) -> None:
-    make_model(horizon_length=3).learn(LEARNING_STARTS + 5).save(tmp_path / "model")
-    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv(), device="cpu")
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
+def test_chunks_go_on_without_the_replay_buffer(name: str, tmp_path: Any) -> None:
+    model = make_variant(name, horizon_length=3).learn(LEARNING_STARTS + 5)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=RandomEnv(), device="cpu")
     loaded.learn(10, reset_num_timesteps=False)
     assert loaded._n_updates == 5 + 8  # the first chunk is whole with the third step
 
 
-def test_time_limits_shorter_than_a_chunk_are_warned_of() -> None:
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
+def test_time_limits_shorter_than_a_chunk_are_warned_of(name: str) -> None:
     with pytest.warns(UserWarning, match=r"cuts short each of \d+ chunks.*horizon_length=4"):
-        make_model(env=RandomEnv(episode_length=3), horizon_length=4).learn(LEARNING_STARTS + 5)
+        make_variant(name, RandomEnv(episode_length=3), horizon_length=4).learn(LEARNING_STARTS + 5)
 
 
 def test_a_reset_between_two_calls_of_learn_ends_the_trajectory_of_hindsight_replay() -> None:

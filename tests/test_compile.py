@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch as th
 from helpers import (
-    CRITICS,
+    EVERY_MODEL,
+    FQLS,
     LEARNING_STARTS,
-    POLICIES,
     RandomEnv,
     differences,
     gradients,
     make_model,
+    make_variant,
     observations,
     random_state_kept,
     snapshot,
@@ -26,6 +27,7 @@ from helpers import (
 
 from sb3_flow import SACFlow
 from sb3_flow.common.compile import Compiled, CompileMode, ReLU, maybe_compile
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 CPU = th.device("cpu")
 
@@ -70,14 +72,15 @@ def test_relu_is_the_same_compiled(backend: Counter) -> None:
     assert backend.graphs == 1
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_compiled_model_learns_the_same(policy: str, critic: str, backend: Counter) -> None:
-    def trained(compile: bool) -> SACFlow:
-        return make_model(policy, critic=critic, compile=compile, policy_delay=1).learn(LEARNING_STARTS + 5)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
+def test_a_compiled_model_learns_the_same(name: str, critic: str | None, backend: Counter) -> None:
+    def trained(compile: bool) -> OffPolicyFlowAlgorithm:
+        model = make_variant(name, critic=critic, compile=compile, sac_flow={"policy_delay": 1})
+        return model.learn(LEARNING_STARTS + 5)
 
     eager, compiled = snapshot(trained(False)), snapshot(trained(True))
-    assert backend.graphs == 3  # the action, the critics' loss and the actor's, each a single graph
+    # The action, the critics' loss and the actor's, each a single graph; FQL's next action apart
+    assert backend.graphs == (4 if name in FQLS else 3)
     assert differences(eager, compiled) == []
 
 
@@ -90,14 +93,18 @@ def test_code_generation_works(mode: CompileMode) -> None:
         assert th.allclose(Compiled(Doubler().twice, mode, CPU)(x), th.tanh(x) * 2)
 
 
-def test_another_batch_size_or_weight_needs_no_new_graph_every_time(backend: Counter) -> None:
-    model = make_model(compile=True, policy_delay=1, bc_coef=lambda progress: 1 + progress)
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
+def test_another_batch_size_or_weight_needs_no_new_graph_every_time(name: str, backend: Counter) -> None:
+    th.compiler.reset()  # it remembers what varied in the losses of the model before
+    weight = {} if name == "qc" else {"bc_coef": lambda progress: 1 + progress}
+    model = make_variant(name, compile=True, sac_flow={"policy_delay": 1}, **weight)
     model.learn(LEARNING_STARTS + 5)
-    assert backend.graphs == 3
+    graphs = 4 if name in FQLS else 3
+    assert backend.graphs == graphs
     for batch_size in (16, 24, 32, 40):
         model.train(1, batch_size)
         model.predict(observations(model, batch_size))
-    assert backend.graphs == 6  # the second size makes a graph for any size
+    assert backend.graphs == 2 * graphs  # the second size makes a graph for any size
 
 
 def test_many_models_in_one_process_are_all_compiled(backend: Counter) -> None:
@@ -133,18 +140,19 @@ def test_a_mistake_in_the_computation_is_raised_as_it_is(monkeypatch: pytest.Mon
         Compiled(Doubler().twice, True, CPU)(th.ones(2), th.ones(3))  # type: ignore[arg-type]
 
 
-def test_a_compiled_model_saves_loads_and_goes_on_bit_identically(tmp_path: Path, backend: Counter) -> None:
-    model = make_model(compile=True, env=RandomEnv()).learn(LEARNING_STARTS + 5)
+@pytest.mark.parametrize("name", ["flow_t", "qc"])
+def test_a_compiled_model_saves_loads_and_goes_on_bit_identically(name: str, tmp_path: Path, backend: Counter) -> None:
+    model = make_variant(name, compile=True, env=RandomEnv()).learn(LEARNING_STARTS + 5)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
-    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv())
+    loaded = type(model).load(tmp_path / "model", env=RandomEnv())
     loaded.load_replay_buffer(tmp_path / "buffer")
     graphs = backend.graphs
     loaded.set_logger(model.logger)
     for each in (model, loaded):
         with random_state_kept():
             each.train(6, 8)
-    assert backend.graphs == graphs + 2
+    assert backend.graphs == graphs + (3 if name in FQLS else 2)
     assert differences(snapshot(model), snapshot(loaded)) == []
 
 
@@ -168,9 +176,10 @@ def test_a_compiled_method_can_be_pickled(backend: Counter) -> None:
     assert th.equal(pickle.loads(pickle.dumps(compiled))(x), compiled(x))
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql", "qc"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_a_compiled_policy_acts_the_same(deterministic: bool, backend: Counter) -> None:
-    eager, compiled = make_model(), make_model(compile=True)
+def test_a_compiled_policy_acts_the_same(deterministic: bool, name: str, backend: Counter) -> None:
+    eager, compiled = make_variant(name), make_variant(name, compile=True)
     obs = observations(eager)
     actions = []
     for model in (eager, compiled):
@@ -192,6 +201,23 @@ def test_acting_compiled_to_the_maximum_follows_the_weights() -> None:
                 model.set_parameters(parameters)
                 actions.append(model.predict(obs, deterministic=True)[0])
             np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
+    assert isinstance(compiled.actor.action_fn, Compiled)
+    assert not compiled.actor.action_fn.failed
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_the_best_sample_is_chosen_by_the_critics_of_now() -> None:
+    # They are no part of the actor, whose layers are not looked at again
+    net = {"flow_steps": 1, "net_arch": [4]}
+    eager, compiled = (make_variant("qc", net=net, compile=mode) for mode in (False, "max"))
+    obs = observations(eager, 3)
+    for seed in (0, 1):
+        parameters = make_variant("qc", net=net, seed=seed).get_parameters()
+        actions = []
+        for model in (eager, compiled):
+            model.set_parameters(parameters)
+            actions.append(model.predict(obs, deterministic=True)[0])
+        np.testing.assert_allclose(actions[0], actions[1], atol=1e-6)
     assert isinstance(compiled.actor.action_fn, Compiled)
     assert not compiled.actor.action_fn.failed
 
@@ -220,10 +246,12 @@ def test_without_compilation_the_method_is_called_directly() -> None:
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
 @pytest.mark.parametrize("mode", [True, "max"])
-def test_cuda_graphs_give_the_numbers_of_eager_code(mode: Any) -> None:
-    def trained(compile: Any) -> SACFlow:
-        return make_model(compile=compile, device="cuda", policy_delay=1).learn(LEARNING_STARTS + 5)
+def test_cuda_graphs_give_the_numbers_of_eager_code(mode: Any, name: str) -> None:
+    def trained(compile: Any) -> OffPolicyFlowAlgorithm:
+        model = make_variant(name, compile=compile, device="cuda", sac_flow={"policy_delay": 1})
+        return model.learn(LEARNING_STARTS + 5)
 
     eager, compiled = snapshot(trained(False)), snapshot(trained(mode))
     for name, value in eager.items():

@@ -8,17 +8,17 @@ import onnxruntime
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import POLICIES, VECTOR, RandomEnv, make_model, observations
+from helpers import FQLS, SAC_FLOWS, VECTOR, RandomEnv, make_variant, observations
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow import SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.export import DeterministicPolicy, export_onnx
 
 ACTION = spaces.Box(np.array([-3.0, 0.0], np.float32), np.array([1.0, 0.5], np.float32))
 DICT = spaces.Dict({"b": VECTOR, "a": spaces.Box(-1.0, 1.0, (2,), np.float32)})
 
 
-def chunks_of(model: SACFlow, obs: Any) -> Any:
+def chunks_of(model: OffPolicyFlowAlgorithm, obs: Any) -> Any:
     """What `predict` decides, as the export returns it: (B, d), or with chunks (B, h, d)."""
     actions, state = model.predict(obs, deterministic=True)
     return actions if state is None else state[0]
@@ -29,18 +29,18 @@ def run_onnx(path: Path, inputs: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(policy: str, horizon: int) -> None:
-    model = make_model(policy, env=RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
+def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str, horizon: int) -> None:
+    model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     obs = observations(model)
     with th.no_grad():
         actions = DeterministicPolicy(model.policy)(th.as_tensor(obs)).numpy()
     np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-6)
 
 
-@pytest.mark.parametrize(("policy", "horizon"), [("FlowTPolicy", 3), ("FlowGPolicy", 1)])
-def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(policy: str, horizon: int, tmp_path: Path) -> None:
-    model = make_model(policy, env=RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+@pytest.mark.parametrize(("name", "horizon"), [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3)])
+def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(name: str, horizon: int, tmp_path: Path) -> None:
+    model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     export_onnx(model, tmp_path / "policy.onnx")
     for rows in (1, 5):
         obs = observations(model, rows)
@@ -49,17 +49,19 @@ def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(policy: str, ho
     model.learn(20)  # the export leaves a model that trains on
 
 
-def test_dict_observations_are_inputs_by_their_keys(tmp_path: Path) -> None:
-    model = make_model("MultiInputPolicy", env=RandomEnv(DICT)).learn(20)
+@pytest.mark.parametrize("name", ["flow_t", "qc"])
+def test_dict_observations_are_inputs_by_their_keys(name: str, tmp_path: Path) -> None:
+    model = make_variant(name, RandomEnv(DICT), policy="MultiInputPolicy").learn(20)
     export_onnx(model, tmp_path / "policy.onnx")
     obs = {key: np.stack([space.sample() for _ in range(4)]) for key, space in DICT.items()}
     np.testing.assert_allclose(run_onnx(tmp_path / "policy.onnx", obs), chunks_of(model, obs), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql", "qc"])
 @pytest.mark.parametrize("space", [VECTOR, DICT], ids=["array", "dict"])
-def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any]) -> None:
+def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any], name: str) -> None:
     env = VecNormalize(DummyVecEnv([lambda: RandomEnv(space)]))
-    model = make_model("MultiInputPolicy", env=env).learn(30)
+    model = make_variant(name, env, policy="MultiInputPolicy").learn(30)
     raw: Any = env.unnormalize_obs(env.reset())
     normalized = env.normalize_obs(raw)
     tensors = {k: th.as_tensor(v) for k, v in raw.items()} if isinstance(raw, dict) else th.as_tensor(raw)
@@ -71,3 +73,12 @@ def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any]) 
     names = [name for name, _ in policy.to("meta").named_buffers() if name.endswith((".mean", ".std"))]
     assert len(names) == 2 * (len(space) if isinstance(space, spaces.Dict) else 1)
     assert all(policy.get_buffer(name).is_meta for name in names)
+
+
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_everything_that_acts_goes_where_the_module_goes(name: str) -> None:
+    model = make_variant(name)
+    DeterministicPolicy(model.policy).to("meta")
+    moved = {net: {tensor.is_meta for tensor in net.state_dict().values()} for net in (model.actor, model.critic)}
+    # Of n samples the critics choose the best
+    assert moved == {model.actor: {True}, model.critic: {True}}

@@ -21,6 +21,7 @@ from sb3_flow.common.flow import (
     bound_log_std,
     constant_entropy,
     drift,
+    integrate,
     log_det_tanh,
     rollout,
 )
@@ -395,3 +396,26 @@ def test_sigma_that_depends_on_x_moves_the_marginal_until_its_own_drift_is_added
     assert plain.mean() < -0.09
     assert abs(corrected.mean()) < 0.02
     assert abs(corrected.std() - target_std) < 0.02
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 5, 3)], ids=["rows", "candidates"])
+def test_euler_steps_of_a_linear_ode_are_its_closed_form(shape: tuple[int, ...], steps: int) -> None:
+    a, b = th.tensor([-1.5, 0.3, 2.0], dtype=th.float64), th.tensor([0.7, -0.2, 1.0], dtype=th.float64)
+    x = randn(*shape)
+    end = integrate(lambda x, t: Velocity(a * x + b, th.zeros(())), x, steps)
+    growth = (1 + a / steps) ** steps
+    th.testing.assert_close(end, growth * x + (growth - 1) * b / a)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_euler_steps_take_the_velocity_at_their_beginning(steps: int) -> None:
+    x, times = randn(5, 3), []
+
+    def field(x: th.Tensor, t: th.Tensor) -> Velocity:
+        times.append((tuple(t.shape), t.item()))
+        return Velocity(t.expand_as(x), th.zeros(()))
+
+    # The sum of i / K^2 for i below K
+    th.testing.assert_close(integrate(field, x, steps), x + (steps - 1) / (2 * steps))
+    assert times == [((1, 1), pytest.approx(i / steps)) for i in range(steps)]

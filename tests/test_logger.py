@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CRITICS, POLICIES, RandomEnv, make_model
+from helpers import CRITICS, FQLS, POLICIES, RandomEnv, make_model, make_variant
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -28,6 +28,11 @@ TRAIN_KEYS = {
         "learning_rate",
     )
 }
+FQL_KEYS = {
+    f"train/{name}"
+    for name in ("actor_loss", "critic_loss", "matching_loss", "q_mean", "fps", "n_updates", "learning_rate")
+}
+ONE_STEP_KEYS = {"train/bc_loss", "train/saturated"}
 TIME_KEYS = {"time/episodes", "time/fps", "time/time_elapsed", "time/total_timesteps"}
 ROLLOUT_KEYS = {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
 
@@ -54,6 +59,18 @@ def test_training_logs_every_key_as_a_finite_number(policy: str, critic: str) ->
     assert 0 <= values["train/saturated"] <= 1
     assert values["train/fps"] > 0
     assert -5 <= values["train/log_std"] <= np.log(2) / 2
+
+
+@pytest.mark.parametrize("name", FQLS)
+def test_training_of_fql_logs_every_key_as_a_finite_number(name: str) -> None:
+    model = make_variant(name).learn(10)
+    model.train(6, batch_size=8)
+    values = {key: value for key, value in model.logger.name_to_value.items() if key.startswith("train/")}
+    assert values.keys() == (FQL_KEYS if name == "qc" else FQL_KEYS | ONE_STEP_KEYS)
+    assert all(isinstance(value, float | int) and np.isfinite(value) for value in values.values())
+    assert values["train/n_updates"] == 6
+    assert 0 <= values.get("train/saturated", 0) <= 1
+    assert values["train/fps"] > 0
 
 
 def test_a_fixed_ent_coef_is_logged_without_a_loss() -> None:
@@ -94,6 +111,22 @@ def test_the_csv_log_has_every_key(tmp_path: Path) -> None:
 
 def test_nothing_is_written_without_log_interval(tmp_path: Path) -> None:
     assert learned_rows(tmp_path, 30, None) == []
+
+
+def test_the_csv_log_of_fql_has_every_key(tmp_path: Path) -> None:
+    model = make_variant("qc_fql")
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(40, log_interval=2)
+    with (tmp_path / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1].keys() >= FQL_KEYS | ONE_STEP_KEYS | TIME_KEYS | ROLLOUT_KEYS
+    assert [int(row["train/n_updates"]) for row in rows] == [9, 29]
+
+
+def test_tensorboard_gets_fql_under_its_name(tmp_path: Path) -> None:
+    make_variant("fql", tensorboard_log=str(tmp_path)).learn(20, log_interval=2)
+    events = EventAccumulator(str(tmp_path / "FQL_1")).Reload()
+    assert set(events.Tags()["scalars"]) >= (FQL_KEYS | ONE_STEP_KEYS) - {"train/n_updates"}
 
 
 @pytest.mark.parametrize("name", ["SACFlow", "other"])

@@ -10,12 +10,14 @@ import torch as th
 from dataset_files import compact_arrays, regular_arrays, trajectories
 from gymnasium import spaces
 from helpers import (
+    FQLS,
     LEARNING_STARTS,
-    POLICIES,
+    SAC_FLOWS,
     VECTOR,
     RandomEnv,
     differences,
     make_model,
+    make_variant,
     policy_kwargs,
     randn,
     random_state_kept,
@@ -36,6 +38,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_flow import SACFlow
 from sb3_flow.common.buffers import Batch, fold_chunks, join, sample_dataset, to_batch
 from sb3_flow.common.flow import Line, Velocity, matching_error
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.datasets import DataError, OfflineDataset, from_arrays
 
 GAMMA = 0.9
@@ -52,10 +55,18 @@ def endless() -> dict[str, NDArray[Any]]:
     return arrays | {"masks": np.ones_like(arrays["masks"])}
 
 
+def defaults() -> dict[str, Any]:
+    return {"offline_dataset": dataset(), "offline_steps": 12, "learning_starts": None}
+
+
 def offline_model(policy: str = "FlowTPolicy", **kwargs: Any) -> SACFlow:
     """A tiny model with data, whose offline phase takes 12 updates."""
-    defaults: dict[str, Any] = {"offline_dataset": dataset(), "offline_steps": 12, "learning_starts": None}
-    return make_model(policy, **(defaults | kwargs))
+    return make_model(policy, **(defaults() | kwargs))
+
+
+def offline_variant(name: str, **kwargs: Any) -> OffPolicyFlowAlgorithm:
+    """The same of any algorithm."""
+    return make_variant(name, **(defaults() | kwargs))
 
 
 class Recorder(BaseCallback):
@@ -68,7 +79,7 @@ class Recorder(BaseCallback):
         self.env_steps: list[int] = []
 
     def _on_step(self) -> bool:
-        assert isinstance(self.model, SACFlow)
+        assert isinstance(self.model, OffPolicyFlowAlgorithm)
         self.offline.append(self.model.num_timesteps <= self.model.offline_steps)
         self.env_steps.append(self.model.replay_buffer.size())
         return self.num_timesteps != self.stop_at
@@ -179,10 +190,10 @@ def test_actions_at_the_bounds_have_a_finite_target() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_offline_phase_leaves_the_environment_alone_and_the_online_phase_follows(policy: str, horizon: int) -> None:
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
+def test_the_offline_phase_leaves_the_environment_alone_and_the_online_phase_follows(name: str, horizon: int) -> None:
     env, recorder = RandomEnv(), Recorder()
-    model = offline_model(policy, env=env, horizon_length=horizon, critic="target")
+    model = offline_variant(name, env=env, horizon_length=horizon, critic="target")
     model.learn(20, callback=recorder)
     assert recorder.offline == [True] * 12 + [False] * 8
     assert recorder.env_steps == [0] * 12 + list(range(8))  # a callback comes before its step is stored
@@ -191,8 +202,9 @@ def test_the_offline_phase_leaves_the_environment_alone_and_the_online_phase_fol
     assert model._n_updates == 20
 
 
-def test_the_phases_can_be_called_one_by_one() -> None:
-    model = offline_model(offline_steps=0)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_the_phases_can_be_called_one_by_one(name: str) -> None:
+    model = offline_variant(name, offline_steps=0)
     model.learn_offline(7.0)  # as 1e5 is
     assert (model._n_updates, model.replay_buffer.size(), model.is_offline) == (7, 0, False)
     model.learn_offline(3, reset_num_timesteps=False)
@@ -201,15 +213,16 @@ def test_the_phases_can_be_called_one_by_one() -> None:
     assert (model.replay_buffer.size(), model.num_timesteps) == (5, 15)
 
 
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql"])
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_an_offline_phase_that_was_stopped_is_over(interrupted: bool) -> None:
+def test_an_offline_phase_that_was_stopped_is_over(interrupted: bool, name: str) -> None:
     class Interrupter(Recorder):
         def _on_step(self) -> bool:
             if not super()._on_step():
                 raise KeyboardInterrupt
             return True
 
-    model = offline_model(offline_steps=0)
+    model = offline_variant(name, offline_steps=0)
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
             model.learn_offline(30, callback=Interrupter(stop_at=5))
@@ -220,17 +233,18 @@ def test_an_offline_phase_that_was_stopped_is_over(interrupted: bool) -> None:
     assert model.replay_buffer.size() == 4
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
 @pytest.mark.parametrize(
     ("steps", "arguments", "message"),
     [
-        (5, {"offline_dataset": None, "offline_steps": 0}, r"offline_dataset=None .*pass it to SACFlow"),
+        (5, {"offline_dataset": None, "offline_steps": 0}, r"offline_dataset=None .*pass it to (SACFlow|FQL),"),
         (0.5, {}, r"steps=0.5 .*whole number >= 1"),
         (0, {}, r"steps=0 .*whole number >= 1"),
         ("5", {}, r"steps='5' .*whole number >= 1"),
     ],
 )
-def test_an_offline_phase_that_is_refused_changes_nothing(steps: Any, arguments: Any, message: str) -> None:
-    model = offline_model(**arguments)
+def test_an_offline_phase_that_is_refused_changes_nothing(steps: Any, arguments: Any, message: str, name: str) -> None:
+    model = offline_variant(name, **arguments)
     before = model.offline_steps
     with pytest.raises(ValueError, match=message):
         model.learn_offline(steps)
@@ -298,9 +312,11 @@ def test_callbacks_see_steps_without_reward_and_info_offline() -> None:
     assert all(reward < 0 for reward, _ in seen[12:])
 
 
-def test_checkpoints_are_saved_in_both_phases(tmp_path: Path) -> None:
-    offline_model().learn(20, callback=CheckpointCallback(8, str(tmp_path), "m", save_replay_buffer=True))
-    half, last = (SACFlow.load(tmp_path / f"m_{steps}_steps") for steps in (8, 16))
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_checkpoints_are_saved_in_both_phases(name: str, tmp_path: Path) -> None:
+    model = offline_variant(name)
+    model.learn(20, callback=CheckpointCallback(8, str(tmp_path), "m", save_replay_buffer=True))
+    half, last = (type(model).load(tmp_path / f"m_{steps}_steps") for steps in (8, 16))
     assert (half._n_offline, last._n_offline) == (8, 12)
     last.load_replay_buffer(tmp_path / "m_replay_buffer_16_steps")
     assert last.replay_buffer.size() == 3  # the callback comes before the step is stored
@@ -316,8 +332,23 @@ def test_the_matching_loss_is_logged_offline_only() -> None:
     assert "train/matching_loss" not in model.logger.name_to_value
 
 
-def test_each_phase_has_its_own_proximity_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = offline_model(bc_coef=[100.0, lambda progress: 7.0], policy_delay=1)
+@pytest.mark.parametrize("name", FQLS)
+def test_the_behaviour_flow_of_fql_is_matched_in_both_phases(name: str) -> None:
+    model = offline_variant(name)
+    model.learn_offline(3)
+    for _ in range(2):
+        values = model.logger.name_to_value
+        assert values["train/matching_loss"] > 0
+        assert ("train/bc_loss" in values) == (name != "qc")
+        values.clear()
+        before = {key: value.clone() for key, value in model.actor.state_dict().items()}
+        model.learn(3)
+        assert any(not th.equal(before[key], value) for key, value in model.actor.state_dict().items() if "beh" in key)
+
+
+@pytest.mark.parametrize("name", ["flow_t", "fql", "qc_fql"])
+def test_each_phase_has_its_own_proximity_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = offline_variant(name, bc_coef=[100.0, lambda progress: 7.0], sac_flow={"policy_delay": 1})
     seen = []
     original = model._actor_loss_fn
     monkeypatch.setattr(model, "_actor_loss_fn", lambda *args: (seen.append(args[3].item()), original(*args))[1])
@@ -335,9 +366,10 @@ def test_schedules_run_over_both_phases() -> None:
     assert min(rates) < 0.1
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
 @pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, 0, 0), (0.5, 16, 16), (1.0, 32, 32), (None, 20, 31)])
-def test_the_share_of_offline_data(ratio: float | None, low: int, high: int) -> None:
-    model = offline_model(offline_ratio=ratio, offline_steps=0, batch_size=32).learn(9)
+def test_the_share_of_offline_data(ratio: float | None, low: int, high: int, name: str) -> None:
+    model = offline_variant(name, offline_ratio=ratio, offline_steps=0, batch_size=32).learn(9)
     marked = dataset()
     model.replay_buffer.rewards[:] = 1e6
     counts = []
@@ -377,11 +409,13 @@ def test_nothing_is_written_into_the_data_or_from_the_data_into_the_buffer() -> 
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_a_phase_that_was_interrupted_goes_on_bit_identically(horizon: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["flow_t", "fql", "qc"])
+def test_a_phase_that_was_interrupted_goes_on_bit_identically(name: str, horizon: int, tmp_path: Path) -> None:
     data = dataset()
 
-    def model() -> SACFlow:
-        return offline_model(offline_dataset=data, horizon_length=horizon, bc_coef=[3.0, 1.0])
+    def model() -> OffPolicyFlowAlgorithm:
+        weights = {} if name == "qc" else {"bc_coef": [3.0, 1.0]}
+        return offline_variant(name, offline_dataset=data, horizon_length=horizon, **weights)
 
     with random_state_kept():
         whole = model()
@@ -391,20 +425,21 @@ def test_a_phase_that_was_interrupted_goes_on_bit_identically(horizon: int, tmp_
         half.learn(12, callback=Recorder(stop_at=6))
         half.save(tmp_path / "half")
         with random_state_kept():
-            resumed = SACFlow.load(tmp_path / "half", env=RandomEnv(), offline_dataset=data)
+            resumed = type(half).load(tmp_path / "half", env=RandomEnv(), offline_dataset=data)
         resumed.learn(6, reset_num_timesteps=False)
     assert differences(snapshot(whole), snapshot(resumed)) == []
     assert resumed._n_offline == 12
 
 
-def test_the_online_phase_goes_on_bit_identically_in_the_middle_of_a_chunk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
+def test_the_online_phase_goes_on_bit_identically_in_the_middle_of_a_chunk(name: str, tmp_path: Path) -> None:
     data = dataset()
-    model = offline_model(offline_dataset=data, horizon_length=4).learn(12 + 6)
+    model = offline_variant(name, offline_dataset=data, horizon_length=4).learn(12 + 6)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     env = deepcopy(model.get_env())
     with random_state_kept():
-        resumed = SACFlow.load(tmp_path / "model", env, "cpu", force_reset=False, offline_dataset=data)
+        resumed = type(model).load(tmp_path / "model", env, "cpu", force_reset=False, offline_dataset=data)
     resumed.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=False)
     with random_state_kept():
         model.learn(15, reset_num_timesteps=False)
@@ -437,7 +472,8 @@ def test_a_model_whose_data_were_not_named_asks_for_them(tmp_path: Path) -> None
         loaded.learn(2)
 
 
-def test_image_data_are_learned_from() -> None:
+@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
+def test_image_data_are_learned_from(name: str) -> None:
     rng = np.random.default_rng(0)
     space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
     images = rng.integers(0, 255, (13, 3, 36, 36), dtype=np.uint8)
@@ -449,7 +485,9 @@ def test_image_data_are_learned_from() -> None:
         "masks": np.ones(12),
         "terminals": np.arange(12) == 11,
     }
-    model = offline_model("CnnPolicy", env=RandomEnv(space), offline_dataset=arrays, offline_steps=2, horizon_length=2)
+    model = offline_variant(
+        name, policy="CnnPolicy", env=RandomEnv(space), offline_dataset=arrays, offline_steps=2, horizon_length=2
+    )
     model.learn(8)
     assert model._n_updates == 8
 
@@ -467,14 +505,15 @@ def test_data_are_normalised_as_the_environment_is() -> None:
     th.testing.assert_close(normalised.observations, raw.observations - 3, rtol=1e-4, atol=1e-4)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_offline_phase_is_normalised_by_statistics_of_the_data(training: bool) -> None:
+def test_the_offline_phase_is_normalised_by_statistics_of_the_data(training: bool, name: str) -> None:
     arrays = regular_arrays(trajectories([20, 30]))
     for key in ("observations", "next_observations"):
         arrays[key] = 100 + 20 * arrays[key]
     arrays["rewards"] = 50 * np.ones(50)
     env = VecNormalize(DummyVecEnv([RandomEnv]), gamma=GAMMA, training=training)
-    model = offline_model(env=env, offline_dataset=arrays)
+    model = offline_variant(name, env=env, offline_dataset=arrays)
     model.learn(12)
     env = model.get_vec_normalize_env()  # type: ignore[assignment]
     if not training:
@@ -516,8 +555,8 @@ def test_a_sharded_set_takes_turns(tmp_path: Path) -> None:
     assert seen == [[0]] * 3 + [[1]] * 3 + [[0]] * 3
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
+def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
     rng = np.random.default_rng(0)
     obs = rng.uniform(-1, 1, (500, 3)).astype(np.float32)
     wanted = np.stack([0.8 * obs[:, 0], -0.5 * np.ones(500)], axis=1)
@@ -529,25 +568,24 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
         "masks": np.zeros(500),
         "terminals": np.ones(500, bool),
     }
-    model = offline_model(
-        policy,
+    model = offline_variant(
+        name,
         offline_dataset=arrays,
         batch_size=64,
         learning_rate=3e-3,
-        ent_coef=0.0,
-        bc_coef=0.0,
-        policy_delay=1,
-        net={"noise_std": 0.1},
+        sac_flow={"ent_coef": 0.0, "bc_coef": 0.0, "policy_delay": 1},
+        net={"noise_std": 0.1} if name in SAC_FLOWS else {"net_arch": [32, 32], "flow_steps": 5},
     )
     # Q = 0, which is right for these data, so the matching loss is alone
     for parameter in model.critic.parameters():
         parameter.data.zero_()
-    model.learn_offline(400)
+    model.learn_offline(400 if name in SAC_FLOWS else 200)
     actions, _ = model.predict(obs, deterministic=True)
     assert np.abs(actions - wanted).mean() < 0.15
     assert np.abs(np.zeros_like(wanted) - wanted).mean() > 0.4  # what a policy that knows nothing misses by
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -561,7 +599,6 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
         ),
         ({"horizon_length": 31, "offline_dataset": endless()}, r"longest episode has 30 steps; horizon_length=31"),
         ({"offline_ratio": 1.5}, r"offline_ratio=1.5 .*\[0, 1\]"),
-        ({"matching_target": "tanh"}, r"matching_target='tanh' .*'atanh', 'raw'"),
         ({"bc_coef": [1.0, 2.0, 3.0]}, r"bc_coef=\[1.0, 2.0, 3.0\] .*two"),
         ({"bc_coef": [1.0, -2.0]}, r"bc_coef=-2.0 .*>= 0"),
         ({"bc_coef": ["1e3", 1.0]}, r"bc_coef=\['1e3', 1.0\] .*YAML"),
@@ -573,9 +610,14 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(policy: str) -> None:
         ({"env": RandomEnv(spaces.Dict({"a": VECTOR}))}, r"observations.*Dict"),
     ],
 )
-def test_bad_input_is_refused_before_training(arguments: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused_before_training(arguments: dict[str, Any], message: str, name: str) -> None:
     with pytest.raises(ValueError, match=message):
-        offline_model(**arguments)
+        offline_variant(name, **arguments)
+
+
+def test_an_unknown_target_of_the_matching_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"matching_target='tanh' .*'atanh', 'raw'"):
+        offline_model(matching_target="tanh")
 
 
 def test_a_missing_file_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -5,7 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from helpers import CRITICS, LEARNING_STARTS, POLICIES, ROLLOUTS, RandomEnv, differences, make_model, snapshot
+from helpers import (
+    CRITICS,
+    EVERY_MODEL,
+    FQLS,
+    LEARNING_STARTS,
+    POLICIES,
+    ROLLOUTS,
+    VARIANTS,
+    RandomEnv,
+    differences,
+    make_model,
+    make_variant,
+    snapshot,
+)
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -14,22 +27,31 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow import FlowGPolicy, SACFlow
+from sb3_flow import FQL, FlowGPolicy, SACFlow
 from sb3_flow.common.flow import auto_target_entropy
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 STEPS = 30
 UPDATES = STEPS - LEARNING_STARTS
 
 
-def assert_learns(model: SACFlow, total_timesteps: float, updates: int) -> None:
+def parts(model: OffPolicyFlowAlgorithm) -> list[str]:
+    """What learning must change."""
+    if isinstance(model, SACFlow):
+        return ["actor.velocity", "critic.q_networks"]
+    one_step = ["actor.one_step"] if getattr(model, "best_of_n", None) is None else []
+    return ["actor.behavior", "critic.q_networks", "critic_target.q_networks", *one_step]
+
+
+def assert_learns(model: OffPolicyFlowAlgorithm, total_timesteps: float, updates: int) -> None:
     """Train; it must make that many updates, change actor and critic, and stay finite."""
     before = snapshot(model)
     assert model.learn(total_timesteps) is model
     after = snapshot(model)
     changed = differences(before, after)
     assert model._n_updates == updates
-    assert any(name.startswith("/policy/actor.velocity") for name in changed)
-    assert any(name.startswith("/policy/critic.q_networks") for name in changed)
+    for part in parts(model):
+        assert any(name.startswith(f"/policy/{part}") for name in changed)
     assert all(th.isfinite(tensor).all() for tensor in after.values())
 
 
@@ -44,6 +66,11 @@ def two_envs() -> DummyVecEnv:
 def test_every_policy_learns(policy: str, critic: str, rollout: str, noise_std: float | None) -> None:
     model = make_model(policy, critic=critic, net={"rollout": rollout, "noise_std": noise_std})
     assert_learns(model, STEPS, UPDATES)
+
+
+@pytest.mark.parametrize("name", FQLS)
+def test_every_kind_of_fql_learns(name: str) -> None:
+    assert_learns(make_variant(name), STEPS, UPDATES)
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "FlowTPolicy", FlowGPolicy])
@@ -90,6 +117,42 @@ def test_every_option_learns(kwargs: dict[str, Any], critic: str) -> None:
     assert_learns(make_model(critic=critic, **options), STEPS, updates)
 
 
+@pytest.mark.parametrize("policy", ["MlpPolicy", "FQLPolicy"])
+def test_fql_learns_on_a_registered_environment(policy: str) -> None:
+    net = {"flow_steps": 2, "net_arch": [16]}
+    model = FQL(policy, "Pendulum-v1", learning_starts=10, batch_size=8, buffer_size=100, policy_kwargs=net)
+    assert_learns(model, 16, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("fql", {"bc_coef": 0.0}),
+        ("fql", {"bc_coef": lambda progress: 10 * progress}),
+        ("qc_fql", {"normalize_q_loss": True}),
+        ("fql", {"n_steps": 3}),
+        ("qc", {"horizon_length": 1}),
+        ("qc", {"best_of_n": 1}),
+        ("qc_fql", {"learning_rate": lambda progress: 1e-3 * progress}),
+        ("fql", {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}),
+        ("fql", {"action_noise": NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))}),
+        ("qc", {"buffer_size": 16}),
+        ("fql", {"learning_starts": 0, "updates": STEPS}),
+        ("qc", {"net": {"n_critics": 1}}),
+        ("qc_fql", {"net": {"n_critics": 3, "flow_steps": 1}}),
+        ("fql", {"net": {"net_arch": {"pi": [16], "qf": [16, 16, 16]}, "flow_steps": 7}}),
+        ("fql", {"net": {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}}),
+        ("fql", {"net": {"optimizer_class": th.optim.RMSprop}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_every_option_of_fql_learns(name: str, kwargs: dict[str, Any]) -> None:
+    options = dict(kwargs)
+    updates = options.pop("updates", UPDATES)
+    assert_learns(make_variant(name, **options), STEPS, updates)
+
+
+@pytest.mark.parametrize("name", ["flow_mlp", "fql", "qc"])
 @pytest.mark.parametrize(
     ("train_freq", "gradient_steps", "n_envs", "timesteps", "updates"),
     [
@@ -106,17 +169,17 @@ def test_every_option_learns(kwargs: dict[str, Any], critic: str) -> None:
     ],
 )
 def test_updates_follow_train_freq(
-    train_freq: Any, gradient_steps: int, n_envs: int, timesteps: int, updates: int
+    train_freq: Any, gradient_steps: int, n_envs: int, timesteps: int, updates: int, name: str
 ) -> None:
     env = DummyVecEnv([RandomEnv] * n_envs)
-    model = make_model("FlowMLPPolicy", env, train_freq=train_freq, gradient_steps=gradient_steps)
+    model = make_variant(name, env, train_freq=train_freq, gradient_steps=gradient_steps)
     model.learn(STEPS)
     assert (model.num_timesteps, model._n_updates) == (timesteps, updates)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_several_envs_learn(policy: str) -> None:
-    assert_learns(make_model(policy, two_envs()), STEPS, 10)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_several_envs_learn(name: str) -> None:
+    assert_learns(make_variant(name, two_envs()), STEPS, 10)
 
 
 def test_total_timesteps_may_be_a_float() -> None:
@@ -126,8 +189,9 @@ def test_total_timesteps_may_be_a_float() -> None:
     assert isinstance(model._total_timesteps, int)
 
 
-def test_learning_goes_on_after_learn() -> None:
-    model = make_model().learn(20)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_learning_goes_on_after_learn(name: str) -> None:
+    model = make_variant(name).learn(20)
     model.learn(10, reset_num_timesteps=False)
     assert (model.num_timesteps, model._n_updates) == (30, 20)
     model.learn(12)
@@ -143,11 +207,11 @@ def test_n_steps_uses_n_step_returns() -> None:
     assert set(discounts.flatten().tolist()) == {0.5, 0.25, 0.125}
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-def test_critics_discount_by_the_steps_of_each_return(critic: str) -> None:
+@pytest.mark.parametrize(("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), ("fql", None)])
+def test_critics_discount_by_the_steps_of_each_return(name: str, critic: str | None) -> None:
     critics = []
     for factor in (1.0, 0.5):
-        model = make_model(critic=critic, n_steps=3).learn(20)
+        model = make_variant(name, critic=critic, n_steps=3).learn(20)
         batch = model.replay_buffer.sample(8)
         assert batch.discounts is not None
         batch = batch._replace(dones=th.zeros_like(batch.dones), discounts=factor * batch.discounts)
@@ -201,11 +265,20 @@ def test_optimizers_follow_their_schedules(critic: str) -> None:
     assert model.ent_coef_optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * progress)
 
 
+@pytest.mark.parametrize("name", FQLS)
+def test_one_schedule_is_that_of_both_optimizers_of_fql(name: str) -> None:
+    model = make_variant(name, learning_rate=lambda progress: 1e-3 * progress)
+    model.learn(40, callback=lambda locals_, _: locals_["self"].num_timesteps < 20)
+    for net in (model.actor, model.critic):
+        assert net.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * (1 - 19 / 40))
+
+
+@pytest.mark.parametrize("model", ["flow_t", "fql"])
 @pytest.mark.parametrize(("name", "value", "other"), [("bc_coef", 2.0, 0.0), ("learning_rate", 1e-2, 1e-3)])
-def test_a_constant_schedule_is_a_float(name: str, value: float, other: float) -> None:
-    as_float = snapshot(make_model(**{name: value}).learn(STEPS))
-    as_schedule = snapshot(make_model(**{name: lambda progress: value}).learn(STEPS))
-    as_other = snapshot(make_model(**{name: other}).learn(STEPS))
+def test_a_constant_schedule_is_a_float(name: str, value: float, other: float, model: str) -> None:
+    as_float = snapshot(make_variant(model, **{name: value}).learn(STEPS))
+    as_schedule = snapshot(make_variant(model, **{name: lambda progress: value}).learn(STEPS))
+    as_other = snapshot(make_variant(model, **{name: other}).learn(STEPS))
     assert not differences(as_float, as_schedule)
     assert differences(as_float, as_other)
 
@@ -225,8 +298,9 @@ def test_the_actor_waits_for_policy_delay(critic: str, policy_delay: int | None,
         assert ("log_ent_coef" in changed) == (update % delay == 0)
 
 
-def test_target_critic_follows_by_tau() -> None:
-    model = make_model(critic="target", tau=0.25)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_target_critic_follows_by_tau(name: str) -> None:
+    model = make_variant(name, critic="target", tau=0.25)
     model.learn(LEARNING_STARTS)
     assert model.critic_target is not None
     before = [p.clone() for p in model.critic_target.parameters()]
@@ -254,10 +328,9 @@ def test_action_noise_changes_what_is_done() -> None:
     assert (noisy.replay_buffer.actions[10:20] >= 0).all()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("critic", CRITICS)
-def test_same_seed_same_run(policy: str, critic: str) -> None:
-    runs = [snapshot(make_model(policy, critic=critic, seed=seed).learn(20)) for seed in (1, 1, 2)]
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
+def test_same_seed_same_run(name: str, critic: str | None) -> None:
+    runs = [snapshot(make_variant(name, critic=critic, seed=seed).learn(20)) for seed in (1, 1, 2)]
     assert not differences(runs[0], runs[1])
     assert differences(runs[0], runs[2])
 
@@ -279,16 +352,17 @@ def test_deterministic_evaluation_repeats() -> None:
     assert returns[0] == returns[1]
 
 
-def test_deterministic_evaluation_leaves_training_as_it_is() -> None:
-    alone = make_model().learn(STEPS)
-    watched = make_model().learn(STEPS, EvalCallback(Monitor(RandomEnv()), eval_freq=7, verbose=0))
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_deterministic_evaluation_leaves_training_as_it_is(name: str) -> None:
+    alone = make_variant(name).learn(STEPS)
+    watched = make_variant(name).learn(STEPS, EvalCallback(Monitor(RandomEnv()), eval_freq=7, verbose=0))
     assert not differences(snapshot(alone), snapshot(watched))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_vec_normalize_learns(policy: str) -> None:
+@pytest.mark.parametrize("name", VARIANTS)
+def test_vec_normalize_learns(name: str) -> None:
     env = VecNormalize(two_envs())
-    assert_learns(make_model(policy, env), STEPS, 10)
+    assert_learns(make_variant(name, env), STEPS, 10)
     assert env.obs_rms.count > STEPS
 
 

@@ -11,13 +11,29 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import CRITICS, POLICIES, RandomEnv, differences, make_model, observations, random_state_kept, snapshot
+from helpers import (
+    CRITICS,
+    EVERY_MODEL,
+    FQLS,
+    POLICIES,
+    SAC_FLOWS,
+    VARIANTS,
+    RandomEnv,
+    differences,
+    make_model,
+    make_variant,
+    observations,
+    random_state_kept,
+    snapshot,
+)
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flow import FlowGPolicy, FlowMLPPolicy, FlowTPolicy, SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.fql.policies import OneStepActor
 from sb3_flow.sac_flow.policies import FlowActor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Path .* does not exist")
@@ -26,11 +42,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Path .* does not exist")
 FIRST, REST = 15, 14
 
 
-def delayed(policy: str, critic: str, **kwargs: Any) -> SACFlow:
-    return make_model(policy, critic=critic, **({"policy_delay": 2 if critic == "target" else None} | kwargs))
+def delayed(name: str, critic: str | None) -> OffPolicyFlowAlgorithm:
+    return make_variant(name, critic=critic, sac_flow={"policy_delay": 2 if critic == "target" else None})
 
 
-def assert_same_predictions(one: SACFlow, other: SACFlow) -> None:
+def assert_same_predictions(one: OffPolicyFlowAlgorithm, other: OffPolicyFlowAlgorithm) -> None:
     obs = observations(one)
     np.testing.assert_array_equal(one.predict(obs, deterministic=True)[0], other.predict(obs, deterministic=True)[0])
     samples = []
@@ -40,7 +56,7 @@ def assert_same_predictions(one: SACFlow, other: SACFlow) -> None:
     np.testing.assert_array_equal(*samples)
 
 
-def assert_same_state(one: SACFlow, other: SACFlow) -> None:
+def assert_same_state(one: OffPolicyFlowAlgorithm, other: OffPolicyFlowAlgorithm) -> None:
     assert not differences(snapshot(one), snapshot(other))
     assert one._n_updates == other._n_updates
     assert one.num_timesteps == other.num_timesteps
@@ -50,31 +66,29 @@ def assert_same_state(one: SACFlow, other: SACFlow) -> None:
         np.testing.assert_array_equal(getattr(one.replay_buffer, name), getattr(other.replay_buffer, name))
 
 
-def saved_and_loaded(model: SACFlow, path: Path, **kwargs: Any) -> SACFlow:
+def saved_and_loaded(model: OffPolicyFlowAlgorithm, path: Path, **kwargs: Any) -> OffPolicyFlowAlgorithm:
     """A copy of the model, its buffer and its environment, by way of the disk."""
     model.save(path / "model")
     model.save_replay_buffer(path / "buffer")
     env = deepcopy(model.get_env())
     # Loading seeds the global generators, as with all of SB3
     with random_state_kept():
-        loaded = SACFlow.load(path / "model", env=env, device="cpu", force_reset=False, **kwargs)
+        loaded = type(model).load(path / "model", env=env, device="cpu", force_reset=False, **kwargs)
     loaded.load_replay_buffer(path / "buffer", truncate_last_traj=False)
     return loaded
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_loaded_model_is_the_saved_one(policy: str, critic: str, tmp_path: Path) -> None:
-    model = delayed(policy, critic).learn(20)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
+def test_a_loaded_model_is_the_saved_one(name: str, critic: str | None, tmp_path: Path) -> None:
+    model = delayed(name, critic).learn(20)
     loaded = saved_and_loaded(model, tmp_path)
     assert_same_state(model, loaded)
     assert_same_predictions(model, loaded)
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_updates_after_loading_are_bit_identical(policy: str, critic: str, tmp_path: Path) -> None:
-    model = delayed(policy, critic).learn(FIRST)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
+def test_updates_after_loading_are_bit_identical(name: str, critic: str | None, tmp_path: Path) -> None:
+    model = delayed(name, critic).learn(FIRST)
     assert model._n_updates == 5
     loaded = saved_and_loaded(model, tmp_path)
     loaded.set_logger(configure(None, []))
@@ -86,13 +100,12 @@ def test_updates_after_loading_are_bit_identical(policy: str, critic: str, tmp_p
     assert_same_state(model, loaded)
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
 def test_learning_after_loading_is_bit_identical_to_never_having_stopped(
-    policy: str, critic: str, tmp_path: Path
+    name: str, critic: str | None, tmp_path: Path
 ) -> None:
-    unstopped = delayed(policy, critic).learn(FIRST + REST)
-    model = delayed(policy, critic).learn(FIRST)
+    unstopped = delayed(name, critic).learn(FIRST + REST)
+    model = delayed(name, critic).learn(FIRST)
     loaded = saved_and_loaded(model, tmp_path)
     with random_state_kept():
         model.learn(REST, reset_num_timesteps=False)
@@ -125,6 +138,41 @@ def test_learning_goes_on_bit_identically_with_every_option(kwargs: dict[str, An
         model.learn(REST, reset_num_timesteps=False)
     loaded.learn(REST, reset_num_timesteps=False)
     assert_same_state(model, loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("fql", {"n_steps": 3}),
+        ("fql", {"action_noise": OrnsteinUhlenbeckActionNoise(np.zeros(2), 0.2 * np.ones(2))}),
+        ("fql", {"normalize_q_loss": True, "learning_rate": lambda progress: 1e-3 * progress}),
+        ("fql", {"bc_coef": [3.0, lambda progress: 5 * progress]}),
+        ("qc_fql", {"env": DummyVecEnv([RandomEnv, RandomEnv])}),
+        ("qc", {"horizon_length": 1, "best_of_n": 2}),
+        ("qc", {"net": {"flow_steps": 3, "n_critics": 3, "optimizer_class": th.optim.AdamW}}),
+    ],
+    ids=lambda value: ",".join(value),
+)
+def test_fql_goes_on_bit_identically_with_every_option(name: str, kwargs: dict[str, Any], tmp_path: Path) -> None:
+    model = make_variant(name, **kwargs).learn(FIRST)
+    loaded = saved_and_loaded(model, tmp_path)
+    with random_state_kept():
+        model.learn(REST, reset_num_timesteps=False)
+    loaded.learn(REST, reset_num_timesteps=False)
+    assert_same_state(model, loaded)
+
+
+@pytest.mark.parametrize("name", FQLS)
+def test_everything_the_user_chose_of_fql_is_saved(name: str, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"batch_size": 7, "tau": 0.3, "gamma": 0.7, "gradient_steps": 2}
+    chosen |= {"best_of_n": 5} if name == "qc" else {"bc_coef": 1.5, "normalize_q_loss": True}
+    model = make_variant(name, **chosen)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", device="cpu")
+    assert {key: getattr(loaded, key) for key in chosen} == chosen
+    assert loaded.policy_kwargs == model.policy_kwargs
+    assert loaded.horizon_length == loaded.policy.horizon_length == model.horizon_length
+    assert type(loaded.actor) is type(model.actor)
 
 
 def test_everything_the_user_chose_is_saved(tmp_path: Path) -> None:
@@ -185,6 +233,18 @@ def test_a_zip_holds_no_net_twice(tmp_path: Path) -> None:
     assert not any(isinstance(value, th.nn.Module | th.Tensor | th.optim.Optimizer) for value in data.values())
     assert params.keys() == {"policy", "actor.optimizer", "critic.optimizer", "ent_coef_optimizer"}
     assert variables.keys() == {"log_ent_coef"}
+
+
+@pytest.mark.parametrize("name", FQLS)
+def test_a_zip_of_fql_holds_no_net_twice(name: str, tmp_path: Path) -> None:
+    make_variant(name).learn(20).save(tmp_path / "model")
+    data, params, variables = load_from_zip_file(tmp_path / "model")
+    assert data is not None
+    assert not {"policy", "actor", "critic", "critic_target", "env", "replay_buffer"} & data.keys()
+    assert not any(isinstance(value, th.nn.Module | th.Tensor | th.optim.Optimizer) for value in data.values())
+    assert not any(name.endswith("_fn") for name in data)
+    assert params.keys() == {"policy", "actor.optimizer", "critic.optimizer"}
+    assert not variables
 
 
 def test_a_loaded_model_without_env_predicts_and_then_learns(tmp_path: Path) -> None:
@@ -349,15 +409,17 @@ def test_save_excludes_and_includes(tmp_path: Path) -> None:
     assert loaded.replay_buffer.size() == 20
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_parameters_travel_between_models(policy: str, critic: str) -> None:
-    source = make_model(policy, critic=critic).learn(20)
-    target = make_model(policy, critic=critic, seed=1)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
+def test_parameters_travel_between_models(name: str, critic: str | None) -> None:
+    source = make_variant(name, critic=critic).learn(20)
+    target = make_variant(name, critic=critic, seed=1)
     parameters = deepcopy(source.get_parameters())
     target.set_parameters(parameters)
     changed = differences(snapshot(source), snapshot(target))
-    assert changed == ["log_ent_coef"]  # as in SB3's SAC, not among the parameters
+    if name in SAC_FLOWS:
+        assert changed == ["log_ent_coef"]  # as in SB3's SAC, not among the parameters
+    else:
+        assert changed == []
     assert_same_predictions(source, target)
 
 
@@ -427,32 +489,41 @@ def test_an_actor_is_saved_alone(policy: str, tmp_path: Path) -> None:
     assert th.equal(path.log_prob, same.log_prob)
 
 
+def test_a_one_step_actor_is_saved_alone(tmp_path: Path) -> None:
+    model = make_variant("fql").learn(20)
+    model.actor.save(tmp_path / "actor")
+    loaded = OneStepActor.load(tmp_path / "actor", device="cpu")
+    obs = observations(model)
+    predictions = [actor.predict(obs, deterministic=True)[0] for actor in (model.actor, loaded)]
+    np.testing.assert_array_equal(*predictions)
+
+
 @pytest.mark.parametrize("module", [pickle, cloudpickle], ids=lambda module: module.__name__)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_policy_is_pickled(policy: str, module: Any) -> None:
-    model = make_model(policy).learn(20)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_policy_is_pickled(name: str, module: Any) -> None:
+    model = make_variant(name).learn(20)
     copy = module.loads(module.dumps(model.policy))
     obs = observations(model)
     predictions = [policy.predict(obs, deterministic=True)[0] for policy in (model.policy, copy)]
     np.testing.assert_array_equal(*predictions)
 
 
-def test_the_replay_buffer_is_saved(tmp_path: Path) -> None:
-    model = make_model().learn(20)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_the_replay_buffer_is_saved(name: str, tmp_path: Path) -> None:
+    model = make_variant(name).learn(20)
     model.save_replay_buffer(tmp_path / "buffer")
-    other = make_model()
+    other = make_variant(name)
     other.load_replay_buffer(tmp_path / "buffer")
     assert other.replay_buffer.size() == 20
     np.testing.assert_array_equal(model.replay_buffer.observations, other.replay_buffer.observations)
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_model_saved_on_cuda_loads_on_cpu(policy: str, critic: str, tmp_path: Path) -> None:
-    model = make_model(policy, critic=critic, device="cuda").learn(20)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
+def test_a_model_saved_on_cuda_loads_on_cpu(name: str, critic: str | None, tmp_path: Path) -> None:
+    model = make_variant(name, critic=critic, device="cuda").learn(20)
     model.save(tmp_path / "model")
-    loaded = SACFlow.load(tmp_path / "model", env=RandomEnv(), device="cpu")
+    loaded = type(model).load(tmp_path / "model", env=RandomEnv(), device="cpu")
     assert {tensor.device.type for tensor in snapshot(loaded).values()} == {"cpu"}
     obs = observations(model)
     predictions = [each.predict(obs, deterministic=True)[0] for each in (model, loaded)]

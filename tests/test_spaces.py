@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
-from helpers import CRITICS, LEARNING_STARTS, POLICIES, RandomEnv, make_model
+from helpers import FQLS, LEARNING_STARTS, POLICIES, VARIANTS, RandomEnv, make_model, make_variant
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
-
-from sb3_flow import SACFlow
 
 IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -69,6 +67,24 @@ def test_every_observation_space_learns_and_predicts(name: str, policy: int) -> 
     np.testing.assert_allclose(actions, np.stack(singles), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", FQLS)
+@pytest.mark.parametrize("name", OBSERVATION_SPACES)
+def test_fql_learns_and_predicts_in_every_observation_space(name: str, variant: str) -> None:
+    env = RandomEnv(OBSERVATION_SPACES[name])
+    policies = ["FQLPolicy", "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"]
+    policy = policies[variant == "fql"]
+    model = make_variant(variant, env, policy=policy, buffer_size=30, learning_starts=8).learn(12)
+    assert model._n_updates == 4
+    batch = [env.observation_space.sample() for _ in range(4)]
+    action, state = model.predict(batch[0])
+    assert action.shape == (2,)
+    assert (state is None) == (variant == "fql")
+    actions, _ = model.predict(stack(batch), deterministic=True)
+    assert actions.shape == (4, 2)
+    singles = [model.predict(obs, deterministic=True)[0] for obs in batch]
+    np.testing.assert_allclose(actions, np.stack(singles), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["discrete", "image", "dict_with_image"])
 def test_target_critics_take_every_kind_of_observation(name: str) -> None:
     space = OBSERVATION_SPACES[name]
@@ -89,9 +105,26 @@ def test_the_features_extractor_follows_the_observations(policy: str, name: str,
     assert model.actor.features_extractor is not model.critic.features_extractor
 
 
-def test_the_user_chooses_the_features_extractor() -> None:
+@pytest.mark.parametrize("name", ["image", "dict"])
+def test_every_net_of_fql_has_a_features_extractor_of_its_own(name: str) -> None:
+    model = make_variant("fql", RandomEnv(OBSERVATION_SPACES[name]), buffer_size=10)
+    extractors = [
+        model.actor.features_extractor,  # of the behaviour flow
+        model.actor.one_step_extractor,  # type: ignore[attr-defined]
+        model.critic.features_extractor,
+        model.critic_target.features_extractor,  # type: ignore[union-attr]
+    ]
+    assert {type(extractor) for extractor in extractors} == {NatureCNN if name == "image" else CombinedExtractor}
+    ids = [id(parameter) for extractor in extractors for parameter in extractor.parameters()]
+    assert len(set(ids)) == len(ids)
+    trained = {id(p) for net in (model.actor, model.critic) for g in net.optimizer.param_groups for p in g["params"]}
+    assert trained >= {id(p) for extractor in extractors[:3] for p in extractor.parameters()}
+
+
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_the_user_chooses_the_features_extractor(name: str) -> None:
     net = {"features_extractor_class": NatureCNN, "features_extractor_kwargs": {"features_dim": 8}}
-    model = make_model("CnnPolicy", RandomEnv(IMAGE), net=net, buffer_size=30)
+    model = make_variant(name, RandomEnv(IMAGE), policy="CnnPolicy", net=net, buffer_size=30)
     model.learn(12)
     assert isinstance(model.actor.features_extractor, NatureCNN)
     assert model.actor.features_extractor.features_dim == 8
@@ -108,24 +141,27 @@ def test_normalized_images_need_not_be_divided() -> None:
     assert model._n_updates == 2
 
 
-def test_cnn_policy_takes_images_that_vec_normalize_made_floats() -> None:
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_cnn_policy_takes_images_that_vec_normalize_made_floats(name: str) -> None:
     env = VecNormalize(DummyVecEnv([lambda: RandomEnv(spaces.Box(0, 255, (3, 36, 36), np.uint8))]))
     net = {"normalize_images": False, "features_extractor_kwargs": {"features_dim": 8, "normalized_image": True}}
-    model = make_model("CnnPolicy", env, net=net, buffer_size=30).learn(12)
+    model = make_variant(name, env, policy="CnnPolicy", net=net, buffer_size=30).learn(12)
     assert type(model.actor.features_extractor) is NatureCNN
     assert model.actor.features_extractor.features_dim == 8
     assert model._n_updates == 2
 
 
-def test_cnn_policy_wants_images() -> None:
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
+def test_cnn_policy_wants_images(name: str) -> None:
     with pytest.raises(ValueError, match=r"observation_space=Box.*cannot be encoded by NatureCNN"):
-        make_model("CnnPolicy")
+        make_variant(name, policy="CnnPolicy")
 
 
-def test_a_dict_of_one_vector_is_that_vector() -> None:
-    flat = make_model("MlpPolicy", RandomEnv(VECTOR)).learn(20)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_a_dict_of_one_vector_is_that_vector(name: str) -> None:
+    flat = make_variant(name, RandomEnv(VECTOR), policy="MlpPolicy").learn(20)
     as_dict = TransformObservation(RandomEnv(VECTOR), lambda obs: {"vec": obs}, spaces.Dict({"vec": VECTOR}))
-    keyed = make_model("MultiInputPolicy", as_dict).learn(20)
+    keyed = make_variant(name, as_dict, policy="MultiInputPolicy").learn(20)
     obs = VECTOR.sample()
     np.testing.assert_array_equal(
         flat.predict(obs, deterministic=True)[0], keyed.predict({"vec": obs}, deterministic=True)[0]
@@ -149,11 +185,11 @@ def test_images_are_stacked() -> None:
     assert model.observation_space.shape == (6, 36, 36)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
-def test_every_action_space_learns_and_predicts(action_space: spaces.Box, policy: str) -> None:
+def test_every_action_space_learns_and_predicts(action_space: spaces.Box, name: str) -> None:
     env = RandomEnv(action_space=action_space)
-    model = make_model(policy, env).learn(20)
+    model = make_variant(name, env).learn(20)
     assert model._n_updates == 10
     assert all(action_space.contains(action.astype(action_space.dtype)) for action in env.actions)
     obs = env.observation_space.sample()
@@ -165,10 +201,11 @@ def test_every_action_space_learns_and_predicts(action_space: spaces.Box, policy
         assert actions.shape == (3, *action_space.shape)
 
 
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
-def test_the_buffer_holds_scaled_actions_of_what_was_done(action_space: spaces.Box) -> None:
+def test_the_buffer_holds_scaled_actions_of_what_was_done(action_space: spaces.Box, name: str) -> None:
     env = RandomEnv(action_space=action_space)
-    model = make_model(env=env).learn(20)
+    model = make_variant(name, env).learn(20)
     stored = model.replay_buffer.actions[:20].reshape(20, *action_space.shape)
     assert np.abs(stored).max() <= 1
     done = action_space.low + 0.5 * (stored + 1) * (action_space.high - action_space.low)
@@ -185,6 +222,13 @@ def test_hindsight_replay_learns(policy: str, strategy: str) -> None:
         replay_buffer_kwargs={"n_sampled_goal": 2, "goal_selection_strategy": strategy},
     )
     model.learn(24)
+    assert model._n_updates == 24 - LEARNING_STARTS
+
+
+@pytest.mark.parametrize(("name", "policy"), [("fql", "MultiInputPolicy"), ("fql", "FQLPolicy"), ("qc", "FQLPolicy")])
+def test_fql_learns_from_hindsight_replay(name: str, policy: str) -> None:
+    env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)
+    model = make_variant(name, env, policy=policy, replay_buffer_class=HerReplayBuffer, horizon_length=1).learn(24)
     assert model._n_updates == 24 - LEARNING_STARTS
 
 
@@ -226,12 +270,13 @@ def test_hindsight_replay_ends_the_last_trajectory_when_loaded(truncate_last_tra
     assert model._n_updates == 29 - LEARNING_STARTS
 
 
-def test_hindsight_replay_goes_on_after_loading(tmp_path: Any) -> None:
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
+def test_hindsight_replay_goes_on_after_loading(name: str, tmp_path: Any) -> None:
     env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)
-    model = make_model("MultiInputPolicy", env, "target", replay_buffer_class=HerReplayBuffer).learn(24)
+    model = make_variant(name, env, "target", policy="MultiInputPolicy", replay_buffer_class=HerReplayBuffer).learn(24)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
-    loaded = SACFlow.load(tmp_path / "model", env=env, device="cpu")
+    loaded = type(model).load(tmp_path / "model", env=env, device="cpu")
     loaded.load_replay_buffer(tmp_path / "buffer")
     assert loaded.replay_buffer.size() == 24
     loaded.learn(6, reset_num_timesteps=False)
@@ -240,10 +285,12 @@ def test_hindsight_replay_goes_on_after_loading(tmp_path: Any) -> None:
     assert loaded.predict(obs, deterministic=True)[0].shape == (3,)
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-def test_dict_observations_are_normalized(critic: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), *((name, None) for name in FQLS)]
+)
+def test_dict_observations_are_normalized(name: str, critic: str | None) -> None:
     space = spaces.Dict({"a": VECTOR, "b": VECTOR})
     env = VecNormalize(DummyVecEnv([lambda: RandomEnv(space)] * 2), norm_obs_keys=["a"])
-    model = make_model("MultiInputPolicy", env, critic).learn(20)
+    model = make_variant(name, env, critic, policy="MultiInputPolicy").learn(20)
     assert isinstance(model.replay_buffer, DictReplayBuffer)
     assert model._n_updates == 5

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import LEARNING_STARTS, make_model, observations
+from helpers import FQLS, LEARNING_STARTS, make_model, make_variant, observations
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -23,9 +23,12 @@ class NormalisedFeatures(BaseFeaturesExtractor):
         return out
 
 
-def test_a_frozen_features_extractor_stays_frozen_and_unchanged() -> None:
-    model = make_model(net={"features_extractor_class": NormalisedFeatures}, policy_delay=1)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_a_frozen_features_extractor_stays_frozen_and_unchanged(name: str) -> None:
+    model = make_variant(name, net={"features_extractor_class": NormalisedFeatures}, sac_flow={"policy_delay": 1})
     extractors = [net.features_extractor.frozen for net in (model.actor, model.critic)]
+    if hasattr(model.actor, "one_step_extractor"):
+        extractors.append(model.actor.one_step_extractor.frozen)
     before = [extractor.weight.clone() for extractor in extractors]
     model.learn(LEARNING_STARTS + 4)
     for extractor, weight in zip(extractors, before, strict=True):
@@ -44,8 +47,20 @@ def test_updates_leave_the_nets_in_evaluation_mode(policy_delay: int) -> None:
     assert all(th.equal(before[name], buffer) for name, buffer in model.policy.named_buffers())
 
 
-def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model(policy_delay=1)
+@pytest.mark.parametrize("name", FQLS)
+def test_updates_of_fql_leave_the_nets_in_evaluation_mode(name: str) -> None:
+    model = make_variant(name, net={"features_extractor_class": NormalisedFeatures}).learn(LEARNING_STARTS + 4)
+    assert not any(module.training for module in model.policy.modules())
+    before = {key: buffer.clone() for key, buffer in model.policy.named_buffers()}
+    assert th.isfinite(model.policy(th.as_tensor(observations(model, 1)), deterministic=True)).all()
+    assert all(th.equal(before[key], buffer) for key, buffer in model.policy.named_buffers())
+
+
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_variant(name, sac_flow={"policy_delay": 1})
     model.learn(LEARNING_STARTS + 2)
 
     def interrupt(*args: Any) -> None:
@@ -59,8 +74,9 @@ def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(monkeypa
     assert all(parameter.requires_grad for parameter in model.critic.parameters())
 
 
-def test_the_target_critic_has_the_running_statistics_of_the_critic() -> None:
-    model = make_model(critic="target", net={"features_extractor_class": NormalisedFeatures})
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_the_target_critic_has_the_running_statistics_of_the_critic(name: str) -> None:
+    model = make_variant(name, critic="target", net={"features_extractor_class": NormalisedFeatures})
     model.learn(LEARNING_STARTS + 5)
     assert model.critic_target is not None
     online, target = (net.features_extractor.norm for net in (model.critic, model.critic_target))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from helpers import CRITICS, POLICIES, RandomEnv, make_model, snapshot
+from helpers import EVERY_MODEL, FQLS, RandomEnv, make_model, make_variant, snapshot
 from stable_baselines3.common.buffers import ReplayBufferSamples
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import (
@@ -19,18 +19,17 @@ from stable_baselines3.common.vec_env import (
     sync_envs_normalization,
 )
 
-from sb3_flow import SACFlow
-
 
 def two(vec_env_class: type[VecEnv] = DummyVecEnv, **kwargs: Any) -> VecEnv:
     return vec_env_class([RandomEnv, RandomEnv], **kwargs)
 
 
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
 @pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
-def test_two_envs_fill_the_buffer_and_learn(vec_env: type[VecEnv]) -> None:
+def test_two_envs_fill_the_buffer_and_learn(vec_env: type[VecEnv], name: str) -> None:
     # Started by fork: a fresh interpreter would spend seconds importing torch
     env = two(vec_env, **({"start_method": "fork"} if vec_env is SubprocVecEnv else {}))
-    model = make_model(env=env, gradient_steps=-1)
+    model = make_variant(name, env, gradient_steps=-1)
     model.learn(20)
     env.close()
     assert (model.num_timesteps, model._n_updates) == (20, 10)
@@ -39,10 +38,9 @@ def test_two_envs_fill_the_buffer_and_learn(vec_env: type[VecEnv]) -> None:
     assert not np.array_equal(model.replay_buffer.actions[:10, 0], model.replay_buffer.actions[:10, 1])
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("critic", CRITICS)
-def test_the_number_of_envs_is_free(policy: str, critic: str) -> None:
-    model = make_model(policy, DummyVecEnv([RandomEnv] * 5), critic).learn(20)
+@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
+def test_the_number_of_envs_is_free(name: str, critic: str | None) -> None:
+    model = make_variant(name, DummyVecEnv([RandomEnv] * 5), critic).learn(20)
     assert model._n_updates == 2
     assert model.predict(model.get_env().reset())[0].shape == (5, 2)
 
@@ -80,14 +78,15 @@ def test_the_buffer_is_raw_and_batches_are_normalized() -> None:
     assert all(batch.observations.abs().max() <= 10 for batch in batches)
 
 
-def test_normalization_is_saved_beside_the_model(tmp_path: Path) -> None:
-    model = make_model(env=VecNormalize(two())).learn(20)
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_normalization_is_saved_beside_the_model(name: str, tmp_path: Path) -> None:
+    model = make_variant(name, VecNormalize(two())).learn(20)
     env = model.get_vec_normalize_env()
     assert env is not None
     model.save(tmp_path / "model")
     env.save(str(tmp_path / "normalize.pkl"))
     loaded_env = VecNormalize.load(str(tmp_path / "normalize.pkl"), two())
-    loaded = SACFlow.load(tmp_path / "model", env=loaded_env, device="cpu")
+    loaded = type(model).load(tmp_path / "model", env=loaded_env, device="cpu")
     assert loaded.get_vec_normalize_env() is loaded_env
     np.testing.assert_array_equal(loaded_env.obs_rms.mean, env.obs_rms.mean)
     raw = np.ones((2, 3), np.float32)
@@ -144,8 +143,9 @@ def test_terminal_observations_are_stored() -> None:
     np.testing.assert_array_equal(model.replay_buffer.observations[:12, 0, 0], [*range(10), 0, 1])
 
 
-def test_two_envs_see_different_noise() -> None:
-    model = make_model(env=two())
+@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+def test_two_envs_see_different_noise(name: str) -> None:
+    model = make_variant(name, two())
     actions, _ = model.predict(np.zeros((2, 3), np.float32))
     assert not np.allclose(actions[0], actions[1])
 
