@@ -21,6 +21,9 @@ LABELS = {
     "flow_g": "SAC Flow-G",
     "flow_mlp": "SAC Flow, plain MLP",
     "cloning": "Flow-T, cloning alone",
+    "fql": "FQL",
+    "qc_fql": "QC-FQL",
+    "qc": "QC",
     "crossq": "CrossQ",
     "sac": "SAC",
 }
@@ -29,6 +32,9 @@ COLORS = {
     "flow_g": "#2a9d5c",
     "flow_mlp": "#9467bd",
     "cloning": "#c98a1b",
+    "fql": "#e377c2",
+    "qc_fql": "#d1495b",
+    "qc": "#7f3b08",
     "crossq": "#d1495b",
     "sac": "#8d8d8d",
 }

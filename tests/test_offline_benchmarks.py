@@ -4,7 +4,9 @@ import argparse
 import csv
 from copy import deepcopy
 
+import contenders
 import datasets  # benchmarks/datasets.py
+import figures
 import learning
 import numpy as np
 import offline_step
@@ -51,6 +53,12 @@ def test_every_contender_makes_an_offline_update_with_its_papers_settings(name, 
     assert model._n_updates == 1
     assert model.horizon_length == (1 if name == "fql" else 5)
     assert next(model.critic.parameters()).shape[-1] == 8
+
+
+def test_every_contender_has_a_name_and_a_colour_in_the_figures():
+    for name in (*contenders.OURS, *learning.BASELINES):
+        assert figures.label(name)
+        assert figures.colors([name])[name].startswith("#")
 
 
 @pytest.mark.parametrize("study", offline_to_online.STUDIES)

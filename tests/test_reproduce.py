@@ -46,7 +46,12 @@ def _few_resamples(monkeypatch):
 
 FILES = {
     "from_scratch": ["summary.csv", "from_scratch.png", "from_scratch_profiles.png", "from_scratch_improvement.png"],
-    "offline_to_online": ["summary.csv", "offline_to_online.png", "cube-single.npz"],
+    "offline_to_online": [
+        "summary.csv",
+        "offline_to_online.png",
+        "offline_to_online_profiles.png",
+        "cube-single.npz",
+    ],
     "gradient_norms": ["gradient_norms.csv", "gradient_norms_Hopper-v4.png"],
     "k_ablation": ["summary.csv", "k_ablation.png", "k_ablation_profiles.png", "k_ablation_final.png"],
     "velocity_ablation": ["summary.csv", "velocity_ablation.png", "velocity_ablation_profiles.png"],
