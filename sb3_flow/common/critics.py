@@ -20,7 +20,7 @@ class CriticKind(NamedTuple):
     build: Callable[[int, int, list[int]], nn.Module]  # (N, features + D, hidden widths) -> (N, B, in) to (N, B, 1)
     net_arch: list[int]  # default hidden widths
     has_target: bool  # a Polyak-averaged copy; without one, s and s' go through the net together
-    verdict: Literal["min", "mean"]  # of N critics
+    verdict: Literal["min", "mean"]  # of N critics, unless there is a pessimism
 
 
 CRITIC_KINDS = {
@@ -42,6 +42,7 @@ class FlowCritic(BaseModel):
     :param kind: one of `CRITIC_KINDS`, or an algorithm's own
     :param net_arch: hidden widths
     :param n_critics: N
+    :param pessimism: rho >= 0, the verdict is mean - rho std; None for the kind's verdict
     :param normalize_images: divide images by 255
     """
 
@@ -55,6 +56,7 @@ class FlowCritic(BaseModel):
         kind: CriticKind,
         net_arch: list[int],
         n_critics: int,
+        pessimism: float | None = None,
         normalize_images: bool = True,
     ):
         super().__init__(
@@ -66,6 +68,7 @@ class FlowCritic(BaseModel):
         self.features_extractor: BaseFeaturesExtractor = features_extractor
         self.kind = kind
         self.n_critics = n_critics
+        self.pessimism = pessimism
         self.q_networks = kind.build(n_critics, features_dim + chunk_dim, net_arch)
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
@@ -88,7 +91,20 @@ class FlowCritic(BaseModel):
 
     def reduce(self, q: th.Tensor) -> th.Tensor:
         """One verdict of N critics. (N, B) -> (B,)."""
+        if self.pessimism is not None:
+            return pessimistic(q, self.pessimism)
         return q.mean(dim=0) if self.kind.verdict == "mean" else q.amin(dim=0)
+
+
+def pessimistic(q: th.Tensor, rho: float) -> th.Tensor:
+    """`mean - rho std` over critics, (N, B) -> (B,). With rho = 1 the lower one of two.
+
+    :param q: (N, B)
+    :param rho: weight of the population's standard deviation
+    """
+    # Where all agree the slope of the square root is infinite
+    std = q.var(dim=0, correction=0).clamp_min(th.finfo(q.dtype).tiny).sqrt()
+    return q.mean(dim=0) - rho * std
 
 
 def q_and_next_q(

@@ -3,6 +3,7 @@
 Shapes: B batch, h horizon length, d action dimension, D = h d.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, is_image_spac
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
-from sb3_flow.common.checks import is_integer, require, require_integer
+from sb3_flow.common.checks import is_integer, require, require_integer, require_number
 from sb3_flow.common.critics import CriticKind, FlowCritic
 from sb3_flow.common.flow import Line
 
@@ -101,6 +102,7 @@ class ChunkPolicy(BasePolicy):
     :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the default
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop; the algorithm sets it
     :param n_critics: number of critics
+    :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the verdict of the kind of critic
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
     :param normalize_images: divide images by 255
@@ -125,6 +127,7 @@ class ChunkPolicy(BasePolicy):
         net_arch: list[int] | dict[str, list[int]] | None,
         horizon_length: int,
         n_critics: int,
+        critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None,
         features_extractor_kwargs: dict[str, Any] | None,
         normalize_images: bool,
@@ -134,6 +137,9 @@ class ChunkPolicy(BasePolicy):
     ):
         require_integer("horizon_length", horizon_length)
         require_integer("n_critics", n_critics)
+        if critic_pessimism is not None:
+            allowed = "a number >= 0, or None for the lowest or the mean, as the kind of critic has it"
+            require_number("critic_pessimism", critic_pessimism, 0, math.inf, allowed)
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
             # One kernel for all parameters instead of a dozen for each
             given = optimizer_kwargs or {}
@@ -153,6 +159,7 @@ class ChunkPolicy(BasePolicy):
         self.chunk_dim = horizon_length * get_action_dim(action_space)
         self.critic_kind = critic_kind
         self.n_critics = n_critics
+        self.critic_pessimism = critic_pessimism
         self._build(lr_schedule)
 
     @abstractmethod
@@ -210,6 +217,7 @@ class ChunkPolicy(BasePolicy):
             self.critic_kind,
             self.arch("qf", self.critic_kind.net_arch),
             self.n_critics,
+            self.critic_pessimism,
             self.normalize_images,
         ).to(self.device)
 
@@ -220,6 +228,7 @@ class ChunkPolicy(BasePolicy):
             net_arch=self.net_arch,
             horizon_length=self.horizon_length,
             n_critics=self.n_critics,
+            critic_pessimism=self.critic_pessimism,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
             optimizer_class=self.optimizer_class,

@@ -226,5 +226,5 @@ class FQL(OffPolicyFlowAlgorithm):
         with th.no_grad():
             flow_actions = self.actor.flow_actions(velocity, noise)
         actions = self.actor.mu(batch.observations, noise)
-        q = self.critic(batch.observations, actions.clamp(-1, 1)).mean(dim=0)
+        q = self.critic.reduce(self.critic(batch.observations, actions.clamp(-1, 1)))
         return losses.actor_loss(matching, actions, flow_actions, q, bc_coef, self.normalize_q_loss)

@@ -93,7 +93,7 @@ def actor_loss(
     :param matching: result of `matching_loss`
     :param actions: (B, D) of the one-step policy mu, not clipped
     :param flow_actions: (B, D) of the behaviour flow F from the same noise, clipped, without gradient
-    :param q: (B,) the critics' mean for the clipped actions of mu
+    :param q: (B,) the critics' verdict on the clipped actions of mu
     :param bc_coef: alpha; the mean runs over batch and all D
     :param normalize_q_loss: divide the last term by the batch's mean |Q|
     """

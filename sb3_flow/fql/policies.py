@@ -154,6 +154,7 @@ class FQLPolicy(ChunkPolicy):
     :param best_of_n: n >= 1 samples of the behaviour flow to choose from; None for a one-step policy; FQL sets it
     :param flow_steps: K >= 1, Euler steps of the behaviour flow
     :param n_critics: number of critics
+    :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space; every net has
         its own
     :param features_extractor_kwargs: its arguments
@@ -176,6 +177,7 @@ class FQLPolicy(ChunkPolicy):
         best_of_n: int | None = None,
         flow_steps: int = 10,
         n_critics: int = 2,
+        critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
@@ -196,6 +198,7 @@ class FQLPolicy(ChunkPolicy):
             net_arch=net_arch,
             horizon_length=horizon_length,
             n_critics=n_critics,
+            critic_pessimism=critic_pessimism,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
             normalize_images=normalize_images,

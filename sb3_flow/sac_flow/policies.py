@@ -150,6 +150,8 @@ class FlowPolicy(ChunkPolicy):
         "noise"
     :param critic: "crossq" (from scratch) or "target" (offline-to-online)
     :param n_critics: number of critics
+    :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the lowest with "crossq", the mean with
+        "target"
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
     :param normalize_images: divide images by 255
@@ -175,6 +177,7 @@ class FlowPolicy(ChunkPolicy):
         log_std_range: tuple[float, float] | None = None,
         critic: str = "crossq",
         n_critics: int = 2,
+        critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
@@ -204,6 +207,7 @@ class FlowPolicy(ChunkPolicy):
             net_arch=net_arch,
             horizon_length=horizon_length,
             n_critics=n_critics,
+            critic_pessimism=critic_pessimism,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
             normalize_images=normalize_images,
