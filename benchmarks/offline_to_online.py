@@ -67,6 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t+beta10": {"bc_coef": 10.0},
     "flow_t+beta30": {"bc_coef": 30.0},
     "flow_t+raw": {"matching_target": "raw"},
+    "flow_t+behavior": {"proximity": "behavior"},
     "flow_t+mixed": {"offline_ratio": 0.5},
     # Behaviour cloning by flow matching alone, throughout. (A heavy beta would be a regression to the mean action.)
     "cloning": {"bc_coef": 0.0, "offline_steps": 10**9},

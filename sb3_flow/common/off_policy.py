@@ -8,7 +8,7 @@ from types import MethodType
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
@@ -146,18 +146,25 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _update_learning_rates(self) -> None:
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
 
-    def _update(self, net: ChunkActor | FlowCritic, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
-        """One step of the actor, or of the critic, on a loss.
+    @property
+    def _nets(self) -> dict[str, BaseModel]:
+        """The nets that losses train, by the names that errors have; each has an `optimizer`."""
+        return {"actor": self.actor, "critic": self.critic}
 
-        :param net: in training mode; the other one is in evaluation mode and gets no gradient
+    def _update(self, net: BaseModel, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
+        """One step of a net on a loss.
+
+        :param net: one of `_nets`, in training mode; the others are in evaluation mode and get no gradient
         :param log: gets what the loss says of itself
         :param loss_fn: the loss
         :param args: its arguments
         :raises NonFiniteError: if loss or gradient are not finite; the net has not changed then
         """
-        name, other = ("critic", self.actor) if net is self.critic else ("actor", self.critic)
+        others = dict(self._nets)
+        (name,) = (name for name, known in self._nets.items() if known is net)
+        del others[name]
         with statistics_restored(net):
-            with only_training(net, [other]), self._autocast():
+            with only_training(net, list(others.values())), self._autocast():
                 result = loss_fn(*args)
             check_loss(f"{name} update", f"{name}_loss", result.loss, **result.made_of)
             compute_gradient(net.optimizer, result.loss, name)

@@ -12,7 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -200,11 +200,14 @@ class ChunkPolicy(BasePolicy):
             self.critic_target.requires_grad_(False)
             self.critic_target.set_training_mode(False)
         for net in (self.actor, self.critic):
-            net.optimizer = self.optimizer_class(
-                net.parameters(),
-                lr=lr_schedule(1),  # type: ignore[call-arg]
-                **self.optimizer_kwargs,
-            )
+            net.optimizer = self._make_optimizer(net, lr_schedule)
+
+    def _make_optimizer(self, net: BaseModel, lr_schedule: Schedule) -> th.optim.Optimizer:
+        return self.optimizer_class(
+            net.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
 
     def _make_critic(self) -> FlowCritic:
         extractor = self.make_features_extractor()

@@ -65,6 +65,20 @@ class ActorLoss(NamedTuple):
         return logged if self.matching_loss is None else {**logged, "matching_loss": self.matching_loss}
 
 
+class BehaviorLoss(NamedTuple):
+    """Result of `behavior_loss`."""
+
+    loss: th.Tensor  # ()
+
+    @property
+    def made_of(self) -> dict[str, th.Tensor]:
+        return {}
+
+    @property
+    def logged(self) -> dict[str, th.Tensor]:
+        return {"matching_loss": self.loss}
+
+
 def td_target(
     rewards: th.Tensor,
     dones: th.Tensor,
@@ -101,21 +115,21 @@ def actor_loss(
     q: th.Tensor,
     ent_coef: th.Tensor,
     actions: th.Tensor,
-    replay_actions: th.Tensor,
+    near: th.Tensor,
     bc_coef: th.Tensor | float,
     in_episode: th.Tensor | None = None,
 ) -> ActorLoss:
-    """`alpha log pi - Q + beta mean((a - a_replay)^2)` (Eq. 11; Eq. 12 with beta > 0).
+    """`alpha log pi - Q + beta mean((a - a_near)^2)` (Eq. 11; Eq. 12 with beta > 0 and the replayed actions).
 
     :param path: the sampled paths
     :param q: (B,) Q of their actions, already reduced over critics
     :param ent_coef: () alpha
     :param actions: (B, D) their actions, in [-1, 1]
-    :param replay_actions: (B, D) the actions that were taken in the same states
+    :param near: (B, D) what they are held to in the same states: the replayed actions, or those of the behaviour flow
     :param bc_coef: beta; the mean runs over batch and all D
     :param in_episode: (B, D) 0 for replayed actions that were never taken; None: 1 everywhere
     """
-    bc_loss = _mean((actions - replay_actions).square(), in_episode)
+    bc_loss = _mean((actions - near).square(), in_episode)
     loss = (ent_coef * path.log_prob - q).mean() + bc_coef * bc_loss
     return ActorLoss(
         loss,
@@ -136,6 +150,15 @@ def add_matching(actor: ActorLoss, error: th.Tensor, in_episode: th.Tensor | Non
     """
     matching_loss = _mean(error.square(), in_episode)
     return actor._replace(loss=actor.loss + matching_loss, matching_loss=matching_loss.detach())
+
+
+def behavior_loss(error: th.Tensor, in_episode: th.Tensor | None = None) -> BehaviorLoss:
+    """Flow matching alone (Eq. 3), the loss of the behaviour flow.
+
+    :param error: (B, D) of `sb3_flow.common.flow.matching_error`
+    :param in_episode: (B, D) 0 for actions that were never taken; None: 1 everywhere
+    """
+    return BehaviorLoss(_mean(error.square(), in_episode))
 
 
 def _mean(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:

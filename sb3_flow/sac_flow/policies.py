@@ -21,6 +21,7 @@ from sb3_flow.common.flow import (
     RolloutKind,
     Velocity,
     VelocityFn,
+    integrate,
     rollout,
 )
 from sb3_flow.common.layers import BatchRenorm
@@ -128,6 +129,14 @@ class FlowActor(ChunkActor):
     def fixed_noise(self, batch_size: int) -> th.Tensor:
         return th.zeros(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
 
+    def without_noise(self, obs: PyTorchObs, x_0: th.Tensor) -> th.Tensor:
+        """Actions (B, D) in [-1, 1] at the ends of the ODE's paths.
+
+        :param obs: B observations
+        :param x_0: (B, D) where the paths begin
+        """
+        return th.tanh(integrate(self.field(obs), x_0, self.flow_steps))
+
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """Actions (B, D) in [-1, 1] at the ends of paths. The parameters are those of `path`."""
         return th.tanh(self.path(obs, noise).x)
@@ -148,6 +157,7 @@ class FlowPolicy(ChunkPolicy):
     :param noise_std: fixed sigma > 0 of the rollout's noise; None for a learned log-std head
     :param log_std_range: lowest and highest learned log-std; None for (-5, log(2) / 2) with "sde", (-5, 2) with
         "noise"
+    :param has_behavior: whether there is a second flow, which clones the replayed actions; SACFlow sets it
     :param critic: "crossq" (from scratch) or "target" (offline-to-online)
     :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the lowest with "crossq", the mean with
@@ -161,6 +171,7 @@ class FlowPolicy(ChunkPolicy):
     """
 
     actor: FlowActor
+    behavior: FlowActor | None
 
     def __init__(
         self,
@@ -175,6 +186,7 @@ class FlowPolicy(ChunkPolicy):
         likelihood: Likelihood = "action",
         noise_std: float | None = None,
         log_std_range: tuple[float, float] | None = None,
+        has_behavior: bool = False,
         critic: str = "crossq",
         n_critics: int = 2,
         critic_pessimism: float | None = None,
@@ -198,6 +210,7 @@ class FlowPolicy(ChunkPolicy):
         self.likelihood: Likelihood = likelihood
         self.noise_std = noise_std
         self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
+        self.has_behavior = has_behavior
         self.critic_name = critic
         super().__init__(
             observation_space,
@@ -223,6 +236,13 @@ class FlowPolicy(ChunkPolicy):
         :param features_dim: width of the state features
         """
 
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.behavior = None
+        if self.has_behavior:
+            self.behavior = self._make_actor()
+            self.behavior.optimizer = self._make_optimizer(self.behavior, lr_schedule)
+
     def _make_actor(self) -> FlowActor:
         extractor = self.make_features_extractor()
         velocity = self.make_velocity(extractor.features_dim)
@@ -247,6 +267,7 @@ class FlowPolicy(ChunkPolicy):
             likelihood=self.likelihood,
             noise_std=self.noise_std,
             log_std_range=self.log_std_range,
+            has_behavior=self.has_behavior,
             critic=self.critic_name,
         )
         return data

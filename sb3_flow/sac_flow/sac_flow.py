@@ -3,12 +3,12 @@
 import math
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
@@ -32,6 +32,8 @@ from sb3_flow.sac_flow.policies import (
     FlowTPolicy,
 )
 
+Proximity = Literal["data", "behavior"]
+PROXIMITIES: tuple[str, ...] = get_args(Proximity)
 SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
 
 
@@ -69,6 +71,9 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
         data and replay buffer
     :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
+    :param proximity: what `bc_coef` holds the policy to: "data", the replayed actions (Eq. 12), whose mean every path is
+        drawn to, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions, and
+        their modes are kept
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
     :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
@@ -122,6 +127,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
         offline_steps: int = 0,
         offline_ratio: float | None = None,
         matching_target: MatchingTarget = "atanh",
+        proximity: Proximity = "data",
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int | None = None,
         compile: CompileMode = False,
@@ -141,6 +147,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
         self.matching_target: MatchingTarget = matching_target
+        self.proximity: Proximity = proximity
+        self._has_behavior: bool | None = None  # None until there is a policy
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         super().__init__(
@@ -180,6 +188,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
         if self.policy_delay is not None:
             require_integer("policy_delay", self.policy_delay)
         require_choice("matching_target", self.matching_target, MATCHING_TARGETS)
+        self._check_proximity()
         self._check_learning_rate("qf_learning_rate", allow_none=True)
         if isinstance(self.ent_coef, str):
             initial_ent_coef(self.ent_coef)
@@ -190,8 +199,23 @@ class SACFlow(OffPolicyFlowAlgorithm):
         else:
             require_number("target_entropy", self.target_entropy, -math.inf, math.inf, "'auto' or a finite number")
 
+    def _check_proximity(self) -> None:
+        require_choice("proximity", self.proximity, PROXIMITIES)
+        behavior = self.proximity == "behavior"
+        same = self._has_behavior is None or self._has_behavior == behavior
+        require(same, "proximity", self.proximity, "a saved model keeps its own: it has, or has not, a behaviour flow")
+        weights = [schedule(progress) for schedule in self._phase_schedules() for progress in (1.0, 0.5, 0.0)]
+        advice = "with bc_coef=0 nothing is held to the behaviour flow; give it a weight, or leave proximity at 'data'"
+        require(not behavior or any(weights), "proximity", self.proximity, advice)
+
+    def _complete_arguments(self) -> None:
+        super()._complete_arguments()
+        if self.proximity == "behavior":
+            self.policy_kwargs = {**self.policy_kwargs, "has_behavior": True}
+
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._has_behavior = self.policy.has_behavior
         defaults = DEFAULTS[self.policy.critic_name]
         if self.policy_delay is None:
             self.policy_delay = defaults.policy_delay
@@ -209,6 +233,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
         self._setup_temperature()
         self._critic_loss_fn = self._compiled(self._critic_loss)
         self._actor_loss_fn = self._compiled(self._actor_loss)
+        self._behavior_loss_fn = self._compiled(self._behavior_loss)
 
     def _setup_temperature(self) -> None:
         beta1 = DEFAULTS[self.policy.critic_name].adam_beta1
@@ -223,7 +248,10 @@ class SACFlow(OffPolicyFlowAlgorithm):
             self._update(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n), ent_coef)
             if self._n_updates % self.policy_delay == 0:
                 noise = self.actor.sample_noise(n)
-                line = self.actor.sample_line(n) if self.is_offline else None
+                line = self.actor.sample_line(n) if self.is_offline or self.behavior is not None else None
+                if self.behavior is not None:
+                    self._update(self.behavior, log, self._behavior_loss_fn, batch, line)
+                    line = None
                 actor = self._update(self.actor, log, self._actor_loss_fn, batch, noise, ent_coef, bc_coef, line)
                 self.temperature.update(actor.log_prob, self.target_entropy, log)
             self._update_target()
@@ -253,14 +281,42 @@ class SACFlow(OffPolicyFlowAlgorithm):
         path = self.actor.path_in(velocity, noise)
         actions = th.tanh(path.x)
         q = self.critic.reduce(self.critic(batch.observations, actions))
-        actor = losses.actor_loss(path, q, ent_coef, actions, batch.actions, bc_coef, batch.in_episode)
+        near, in_episode = batch.actions, batch.in_episode
+        if self.behavior is not None:
+            near, in_episode = self._behavior_actions(batch, noise), None
+        actor = losses.actor_loss(path, q, ent_coef, actions, near, bc_coef, in_episode)
         if line is None:
             return actor
         error = matching_error(velocity, batch.actions, line, self.matching_target)
         return losses.add_matching(actor, error, batch.in_episode)
 
+    def _behavior_actions(self, batch: Batch, noise: th.Tensor) -> th.Tensor:
+        """What the behaviour flow does for the same noise, without a gradient: of each step's where sigma is fixed."""
+        assert self.behavior is not None
+        with th.no_grad():
+            if self.policy.noise_std is None:
+                return self.behavior.without_noise(batch.observations, noise[0])
+            return self.behavior.action(batch.observations, noise)
+
+    def _behavior_loss(self, batch: Batch, line: Line) -> losses.BehaviorLoss:
+        """Flow matching to the replayed actions (Eq. 3)."""
+        assert self.behavior is not None
+        error = matching_error(self.behavior.field(batch.observations), batch.actions, line, self.matching_target)
+        return losses.behavior_loss(error, batch.in_episode)
+
+    @property
+    def behavior(self) -> FlowActor | None:
+        """The flow that clones the replayed actions, with `proximity="behavior"`."""
+        return self.policy.behavior
+
+    @property
+    def _nets(self) -> dict[str, BaseModel]:
+        behavior = {} if self.behavior is None else {"behavior": self.behavior}
+        return {**super()._nets, **behavior}
+
     def _update_learning_rates(self) -> None:
-        self._update_learning_rate(self.actor.optimizer)
+        flows = [self.actor, *([] if self.behavior is None else [self.behavior])]
+        self._update_learning_rate([flow.optimizer for flow in flows])
         qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
         self.logger.record("train/qf_learning_rate", qf_learning_rate)
         update_learning_rate(self.critic.optimizer, qf_learning_rate)
@@ -308,6 +364,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
+        if self.behavior is not None:
+            state_dicts = [*state_dicts, "behavior.optimizer"]
         if self.ent_coef_optimizer is None:
             return state_dicts, [*tensors, "ent_coef_tensor"]
         return [*state_dicts, "ent_coef_optimizer"], [*tensors, "log_ent_coef"]
