@@ -71,9 +71,9 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
         data and replay buffer
     :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
-    :param proximity: what `bc_coef` holds the policy to: "data", the replayed actions (Eq. 12), whose mean every path is
-        drawn to, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions, and
-        their modes are kept
+    :param proximity: what `bc_coef` holds the policy to: "data", the replayed actions (Eq. 12), which draws every path
+        to their mean, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions,
+        and their modes are kept
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
     :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
