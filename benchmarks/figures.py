@@ -17,6 +17,7 @@ LABELS = {
     "flow_t+beta10": "SAC Flow-T, β = 10",
     "flow_t+beta30": "SAC Flow-T, β = 30",
     "flow_t+raw": "SAC Flow-T, raw target",
+    "flow_t+masked": "SAC Flow-T, terminations masked",
     "flow_t+behavior": "SAC Flow-T, behaviour flow",
     "flow_t+mixed": "SAC Flow-T, half data",
     "flow_g": "SAC Flow-G",
