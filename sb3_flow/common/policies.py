@@ -289,6 +289,15 @@ class ChunkPolicy(BasePolicy):
         self.training = mode
 
 
+class ImagePolicy(ChunkPolicy):
+    """Mixed in before a policy: NatureCNN by default, also for images that are not uint8."""
+
+    def __init__(
+        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] | None = NatureCNN, **kwargs: Any
+    ):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
 def default_features_extractor(observation_space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
     """SB3's extractor for an observation space: Combined for Dict, NatureCNN for images, Flatten for the rest."""
     if isinstance(observation_space, spaces.Dict):

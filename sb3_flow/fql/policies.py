@@ -7,13 +7,13 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.common.checks import require_integer
 from sb3_flow.common.critics import CriticKind, FlowCritic
 from sb3_flow.common.flow import VelocityFn, integrate
-from sb3_flow.common.policies import ChunkActor, ChunkPolicy
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy
 from sb3_flow.fql.networks import BehaviorFlow, actor_mlp, critic_mlp
 
 CRITIC = CriticKind(critic_mlp, [512, 512, 512, 512], has_target=True, verdict="mean")
@@ -233,18 +233,5 @@ class FQLPolicy(ChunkPolicy):
         return data
 
 
-class FQLCnnPolicy(FQLPolicy):
+class FQLCnnPolicy(ImagePolicy, FQLPolicy):
     """FQL on images, also on those that are not uint8. The parameters are those of `FQLPolicy`."""
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = NatureCNN,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )

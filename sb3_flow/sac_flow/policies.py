@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.common.checks import require, require_choice, require_integer, require_number
@@ -25,7 +25,7 @@ from sb3_flow.common.flow import (
     rollout,
 )
 from sb3_flow.common.layers import BatchRenorm
-from sb3_flow.common.policies import ChunkActor, ChunkPolicy, n_observations
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy, n_observations
 from sb3_flow.common.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
 
 
@@ -333,21 +333,8 @@ class FlowTPolicy(FlowPolicy):
         return data
 
 
-class FlowTCnnPolicy(FlowTPolicy):
+class FlowTCnnPolicy(ImagePolicy, FlowTPolicy):
     """Flow-T on images, also on those that are not uint8. The parameters are those of `FlowTPolicy`."""
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = NatureCNN,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
-        )
 
 
 class FlowGPolicy(FlowPolicy):
