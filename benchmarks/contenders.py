@@ -67,6 +67,11 @@ class Size:
     horizon: int = 1  # but for Q-chunking, which has 5
 
 
+def ours_of(name: str) -> Ours:
+    """What a name stands for, without the label that may stand behind a "+"."""
+    return OURS[name.partition("+")[0]]
+
+
 def add_arguments(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
     """What all speed benchmarks are told.
 

@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from arguments import add_run_arguments, check_tasks, json_object, positive
-from contenders import OURS, merged
+from contenders import OURS, merged, ours_of
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
 from numpy.typing import NDArray
 from records import append_record, read_records, refuse_other_settings
@@ -126,13 +126,13 @@ def make_model(run: Run) -> OffPolicyAlgorithm:
     width = [run.width, run.width]
     if run.algo in BASELINES:
         return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": width}}, **common)
-    ours = OURS[run.algo.partition("+")[0]]
+    ours = ours_of(run.algo)
     arguments = merged(common, {"policy_kwargs": {"net_arch": {"qf": width}}}, ours.arguments, run.overrides)
     return ours.algorithm(ours.policy, **arguments)
 
 
 def load_model(run: Run) -> OffPolicyAlgorithm:
-    algorithm = BASELINES[run.algo] if run.algo in BASELINES else OURS[run.algo.partition("+")[0]].algorithm
+    algorithm = BASELINES[run.algo] if run.algo in BASELINES else ours_of(run.algo).algorithm
     model = algorithm.load(run.checkpoint / "model.zip", env=gym.make(run.task), device="cpu")
     model.load_replay_buffer(run.checkpoint / "buffer.pkl")
     return model

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import add_run_arguments
-from contenders import OURS
+from contenders import ours_of
 from learning import Run, run_all
 
 from sb3_flow import SACFlow
@@ -86,7 +86,7 @@ def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) ->
         "learning_starts": None,
         "compile": args.compile,
     }
-    own = sac_flow(study, name, args) if OURS[name].algorithm is SACFlow else fql(study, name, args)
+    own = sac_flow(study, name, args) if ours_of(variant).algorithm is SACFlow else fql(study, name, args)
     return Run(
         study.task,
         variant,

@@ -160,11 +160,11 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         :param args: its arguments
         :raises NonFiniteError: if loss or gradient are not finite; the net has not changed then
         """
-        others = dict(self._nets)
-        (name,) = (name for name, known in self._nets.items() if known is net)
-        del others[name]
+        nets = self._nets
+        (name,) = (name for name, known in nets.items() if known is net)
+        others = [known for known in nets.values() if known is not net]
         with statistics_restored(net):
-            with only_training(net, list(others.values())), self._autocast():
+            with only_training(net, others), self._autocast():
                 result = loss_fn(*args)
             check_loss(f"{name} update", f"{name}_loss", result.loss, **result.made_of)
             compute_gradient(net.optimizer, result.loss, name)

@@ -247,11 +247,11 @@ class SACFlow(OffPolicyFlowAlgorithm):
             ent_coef, n = self.temperature.value, len(batch.actions)
             self._update(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n), ent_coef)
             if self._n_updates % self.policy_delay == 0:
-                noise = self.actor.sample_noise(n)
-                line = self.actor.sample_line(n) if self.is_offline or self.behavior is not None else None
+                noise, line = self.actor.sample_noise(n), None
                 if self.behavior is not None:
-                    self._update(self.behavior, log, self._behavior_loss_fn, batch, line)
-                    line = None
+                    self._update(self.behavior, log, self._behavior_loss_fn, batch, self.actor.sample_line(n))
+                elif self.is_offline:
+                    line = self.actor.sample_line(n)
                 actor = self._update(self.actor, log, self._actor_loss_fn, batch, noise, ent_coef, bc_coef, line)
                 self.temperature.update(actor.log_prob, self.target_entropy, log)
             self._update_target()
