@@ -4,10 +4,10 @@
     python benchmarks/generate_ogbench.py --env cube-quadruple-play-100m-v0 --steps 1e8 --out cube-quadruple --jobs 16
 
 `play` data follow plans with noise in them, `noisy` data (cube-single-noisy-v0) the Markov oracles with noise on their
-actions; both with the published data's settings. An output that ends with .npz is one file, any other a directory of
-files of --shard-steps each. The same seed makes the same data whatever --jobs is. A stopped command that is given again
-goes on with the parts that are finished. One file's parts stay in `<out>.parts`, so that making it longer later costs
-only the difference; they may be deleted.
+actions, some of which are random; both with the published data's settings. An output that ends with .npz is one file,
+any other a directory of files of --shard-steps each. The same seed makes the same data whatever --jobs is. A stopped
+command that is given again goes on with the parts that are finished. One file's parts stay in `<out>.parts`, so that
+making it longer later costs only the difference; they may be deleted.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import numpy as np
 from arguments import positive
 from numpy.typing import NDArray
 from ogbench.manipspace.envs.cube_env import CubeEnv
+from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
 from ogbench.manipspace.envs.scene_env import SceneEnv
 from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
 from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
@@ -38,7 +39,7 @@ from parts import make_parts, write_whole
 
 Arrays = dict[str, NDArray[Any]]
 
-NAME = re.compile(r"(cube-(?:single|double|triple|quadruple)|scene)-(play|noisy)(?:-\d+m)?-v0")
+NAME = re.compile(r"(cube-(?:single|double|triple|quadruple)|scene|puzzle-(?:3x3|4x4))-(play|noisy)(?:-\d+m)?-v0")
 PLAN = {"cube": CubePlanOracle, "button": ButtonPlanOracle, "drawer": DrawerPlanOracle, "window": WindowPlanOracle}
 MARKOV = {
     "cube": CubeMarkovOracle,
@@ -51,8 +52,10 @@ PLAN_NOISE = {"noise": 0.1, "noise_smoothing": 0.5}
 MIN_NORM = 0.4
 ACTION_NOISE = 0.1  # the most of an episode
 ACTION_NOISE_RATIO = np.array([1, 1, 1, 3, 10])
+RANDOM_ACTIONS = {"cube": 0.1, "scene": 0.1, "puzzle": 0.2}  # their share in noisy data
+SCENE_CUBE_STEPS = 100  # after which the Markov oracle gives up a cube
 STACKING = {"cube-single": (0, 0), "cube-double": (0, 0.25), "cube-triple": (0.05, 0.35), "cube-quadruple": (0.1, 0.5)}
-SCENE_STACKING = (0.5, 0.5)
+OTHER_STACKING = (0.5, 0.5)
 DTYPES = {"terminals": np.bool_, "button_states": np.int64}
 
 PART_EPISODES = 10
@@ -62,7 +65,7 @@ PART_EPISODES = 10
 class Settings:
     """All that the data depend on.
 
-    :param scene: "cube-single", ..., or "scene"
+    :param scene: "cube-single", ..., "scene", or "puzzle-3x3", ...
     :param kind: "play" or "noisy"
     :param seed: of all random numbers
     :param episode_steps: an episode has one row more
@@ -74,6 +77,16 @@ class Settings:
     seed: int
     episode_steps: int
     part_episodes: int
+
+    @property
+    def random_actions(self) -> float:
+        """Their share."""
+        return RANDOM_ACTIONS[self.scene.partition("-")[0]] if self.kind == "noisy" else 0.0
+
+    def all(self) -> dict[str, Any]:
+        """What tells whether parts were made alike."""
+        own = {"random_actions": self.random_actions} if self.random_actions else {}
+        return {**asdict(self), **own, "ogbench": version("ogbench"), "mujoco": version("mujoco")}
 
 
 def make_part(path: Path, settings: Settings) -> None:
@@ -87,9 +100,9 @@ def make_part(path: Path, settings: Settings) -> None:
 
 def make_env(scene: str) -> Any:
     """ogbench's environment in the mode in which it draws targets itself."""
-    if scene == "scene":
-        return SceneEnv("scene", mode="data_collection", terminate_at_goal=False)
-    return CubeEnv(scene.removeprefix("cube-"), mode="data_collection", terminate_at_goal=False)
+    family, _, env_type = scene.partition("-")
+    env_class = {"cube": CubeEnv, "scene": SceneEnv, "puzzle": PuzzleEnv}[family]
+    return env_class(env_type or family, mode="data_collection", terminate_at_goal=False)
 
 
 def make_episode(env: Any, settings: Settings, number: int) -> Arrays:
@@ -105,16 +118,19 @@ def make_episode(env: Any, settings: Settings, number: int) -> Arrays:
 
 def run_oracles(env: Any, settings: Settings, seed: int) -> Arrays:
     """One oracle after the other does what the environment asks for."""
-    oracles = make_oracles(env, settings.kind)
-    p_stack = np.random.uniform(*STACKING.get(settings.scene, SCENE_STACKING))
+    oracles = make_oracles(env, settings)
+    p_stack = np.random.uniform(*STACKING.get(settings.scene, OTHER_STACKING))
     noise = ACTION_NOISE_RATIO * (np.random.uniform(0, ACTION_NOISE) if settings.kind == "noisy" else 0)
     rows = defaultdict(list)
     observation, info = env.reset(seed=seed)
     oracle = oracles[info["privileged/target_task"]]
     oracle.reset(observation, info)
     for step in range(settings.episode_steps + 1):
-        action = oracle.select_action(observation, info)
-        action = np.clip(action + np.random.normal(0, noise), -1, 1)
+        if settings.random_actions > 0 and np.random.rand() < settings.random_actions:
+            action = np.random.uniform(-1, 1, len(noise))
+        else:
+            action = oracle.select_action(observation, info)
+            action = np.clip(action + np.random.normal(0, noise), -1, 1)
         after, _, _, _, info = env.step(action)
         rows["observations"].append(observation)
         rows["actions"].append(action)
@@ -131,10 +147,15 @@ def run_oracles(env: Any, settings: Settings, seed: int) -> Arrays:
     return {key: np.array(values, dtype=DTYPES.get(key, np.float32)) for key, values in rows.items()}
 
 
-def make_oracles(env: Any, kind: str) -> dict[str, Any]:
-    if kind == "play":
-        return {target: oracle(env=env, **PLAN_NOISE) for target, oracle in PLAN.items()}
-    return {target: oracle(env=env, min_norm=MIN_NORM) for target, oracle in MARKOV.items()}
+def make_oracles(env: Any, settings: Settings) -> dict[str, Any]:
+    plays = settings.kind == "play"
+    common: dict[str, Any] = {"env": env, **(PLAN_NOISE if plays else {"min_norm": MIN_NORM})}
+    own: dict[str, dict[str, Any]] = defaultdict(dict)
+    if settings.scene.startswith("puzzle"):
+        own["button"] = {"gripper_always_closed": True}
+    if settings.scene == "scene" and not plays:
+        own["cube"] = {"max_step": SCENE_CUBE_STEPS}
+    return {target: oracle(**common, **own[target]) for target, oracle in (PLAN if plays else MARKOV).items()}
 
 
 def cube_in_sight(qpos: NDArray[Any]) -> bool:
@@ -185,9 +206,8 @@ def main() -> None:
     episodes = math.ceil(args.steps / args.episode_steps)
     folder = args.out.with_name(f"{args.out.name}.parts") if one_file else args.out
     paths = [folder / f"{i:04d}.npz" for i in range(math.ceil(episodes / part_episodes))]
-    all_settings = {**asdict(settings), "ogbench": version("ogbench"), "mujoco": version("mujoco")}
     make_parts(
-        paths, part_episodes * args.episode_steps, all_settings, partial(make_part, settings=settings), args.jobs
+        paths, part_episodes * args.episode_steps, settings.all(), partial(make_part, settings=settings), args.jobs
     )
     if one_file:
         join(paths, episodes * (args.episode_steps + 1), args.out)

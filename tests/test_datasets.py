@@ -43,9 +43,10 @@ from sb3_flow.datasets import (
     load_robomimic,
     read_env_args,
 )
-from sb3_flow.datasets.ogbench import env_id, measure
+from sb3_flow.datasets.ogbench import env_id, find_ogbench, measure
 
 TASK = "cube-single-play-singletask-task1-v0"
+SPARSE = "cube-double-sparse-play-singletask-task1-v0"
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=6)
 
 
@@ -200,11 +201,32 @@ def test_labels_do_not_depend_on_the_part_they_are_made_in(tmp_path: Path, monke
     assert_same(load_ogbench(path, TASK), whole)
 
 
+def test_a_sparse_reward_costs_a_step_whatever_is_missing(tmp_path: Path) -> None:
+    task = "cube-double-play-singletask-task1-v0"
+    arrays = task_file(tmp_path / "data.npz", task=task)
+    arrays["qpos"][1::3, [14, 21]] += 1  # both cubes are away from their goals
+    np.savez(tmp_path / "data.npz", **arrays)
+    dense, sparse = load_ogbench(tmp_path / "data.npz", task), load_ogbench(tmp_path / "data.npz", SPARSE)
+    assert set(steps_of(dense)["rewards"]) == {-2.0, -1.0, 0.0}  # type: ignore[arg-type]
+    assert set(steps_of(sparse)["rewards"]) == {-1.0, 0.0}  # type: ignore[arg-type]
+    np.testing.assert_array_equal(steps_of(sparse)["masks"], steps_of(dense)["masks"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["play-v0", "play-100m-v0"])
+def test_sparse_rewards_need_no_data_of_their_own(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"puzzle-4x4-{suffix}.npz"
+    file.touch()
+    task = f"puzzle-4x4-sparse-{suffix.removesuffix('-v0')}-singletask-task3-v0"
+    assert find_ogbench(task, tmp_path) == file
+
+
 @pytest.mark.parametrize(
     ("task", "name"),
     [
         (TASK, "cube-single-singletask-task1-v0"),
         ("scene-play-singletask-v0", "scene-singletask-v0"),
+        ("scene-sparse-play-singletask-task1-v0", "scene-singletask-task1-v0"),
+        ("puzzle-4x4-sparse-play-100m-singletask-v0", "puzzle-4x4-singletask-v0"),
         ("cube-quadruple-play-100m-singletask-task2-v0", "cube-quadruple-singletask-task2-v0"),
     ],
 )

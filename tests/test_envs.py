@@ -17,7 +17,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import sb3_flow.envs
 from sb3_flow.datasets.ogbench import env_id
-from sb3_flow.envs.registration import HORIZONS, OGBENCH, TASKS
+from sb3_flow.envs.registration import HORIZONS
 
 pytest.importorskip("ogbench")
 pytest.importorskip("robosuite")
@@ -28,7 +28,8 @@ from sb3_flow.envs.robomimic import ENV_KWARGS
 
 CUBE, SCENE = "cube-single-play-singletask-task1-v0", "scene-play-singletask-task2-v0"
 LIFT = "lift-mh-low_dim-v0"
-OGBENCH_IDS = [f"{name}-singletask{task}-v0" for name in OGBENCH for task in TASKS]
+SPARSE = "puzzle-3x3-sparse-play-singletask-task5-v0"
+OGBENCH_IDS = [name for name in gym.registry if "-singletask" in name and "-play" in name]
 ROBOMIMIC_IDS = [f"{task}-{kind}-low_dim-v0" for task in HORIZONS for kind in ("mh", "ph")]
 OBJECT = {"lift": 10, "can": 14, "square": 14}
 
@@ -36,13 +37,13 @@ OBJECT = {"lift": 10, "can": 14, "square": 14}
 @pytest.fixture(scope="module")
 def envs() -> Iterator[dict[str, gym.Env[Any, Any]]]:
     """One of each kind: making them takes long."""
-    made = {name: gym.make(name, render_mode="rgb_array", width=64, height=48) for name in (CUBE, SCENE, LIFT)}
+    made = {name: gym.make(name, render_mode="rgb_array", width=64, height=48) for name in (CUBE, SCENE, SPARSE, LIFT)}
     yield made
     for env in made.values():
         env.close()
 
 
-@pytest.fixture(params=[CUBE, SCENE, LIFT])
+@pytest.fixture(params=[CUBE, SCENE, SPARSE, LIFT])
 def env(request: pytest.FixtureRequest, envs: dict[str, Any]) -> Any:
     return envs[request.param]
 
@@ -56,8 +57,12 @@ def episode(env: Any, seed: int, steps: int = 20) -> NDArray[np.float32]:
 
 
 def test_ids() -> None:
-    assert len(OGBENCH_IDS) == 36
-    assert {"cube-double-play-singletask-task2-v0", "cube-quadruple-play-100m-singletask-v0"} < set(OGBENCH_IDS)
+    scenes = ["cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"]
+    data = [f"{scene}-play" for scene in scenes]
+    data += ["scene-sparse-play", "puzzle-3x3-sparse-play", "puzzle-4x4-sparse-play"]
+    data += ["cube-quadruple-play-100m", "puzzle-4x4-play-100m", "puzzle-4x4-sparse-play-100m"]
+    tasks = ["", *(f"-task{number}" for number in range(1, 6))]
+    assert set(OGBENCH_IDS) == {f"{name}-singletask{task}-v0" for name in data for task in tasks}
     assert len(ROBOMIMIC_IDS) == 6
     for name in OGBENCH_IDS + ROBOMIMIC_IDS:
         assert name in gym.registry
@@ -72,6 +77,7 @@ def test_ogbench_is_asked_for_the_task_of_the_data_of_that_name(name: str) -> No
     assert ours.max_episode_steps == theirs.max_episode_steps
     for key in ("env_type", "reward_task_id"):
         assert ours.kwargs[key] == theirs.kwargs[key]
+    assert ours.kwargs["sparse"] == ("-sparse-" in name)
 
 
 def test_registering_again_changes_nothing() -> None:
@@ -103,7 +109,7 @@ for package, name in (("ogbench", {CUBE!r}), ("robosuite", {LIFT!r})):
 
 
 def test_spaces_and_types(env: Any) -> None:
-    sizes = {CUBE: (28, 5), SCENE: (40, 5), LIFT: (19, 7)}
+    sizes = {CUBE: (28, 5), SCENE: (40, 5), SPARSE: (55, 5), LIFT: (19, 7)}
     observation_size, action_size = sizes[env.spec.id]
     assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (observation_size,), np.float32)
     assert env.action_space == gym.spaces.Box(-1.0, 1.0, (action_size,), np.float32)
@@ -138,8 +144,8 @@ def test_a_seed_determines_the_episode(env: Any) -> None:
 
 def test_other_seeds_place_robot_and_objects_elsewhere(env: Any) -> None:
     starts = np.array([env.reset(seed=seed)[0] for seed in range(3)])
-    objects = slice(19, 22) if env.spec.id != LIFT else slice(9, 12)
-    for part in (slice(0, 3), objects):
+    objects = {CUBE: slice(19, 22), SCENE: slice(19, 22), LIFT: slice(9, 12)}  # a puzzle's buttons stay where they are
+    for part in (slice(0, 3), objects.get(env.spec.id, slice(0, 3))):
         assert len(np.unique(starts[:, part], axis=0)) == 3
     # Without a seed the next episode is another one, but the same one every time
     again = [[env.reset(seed=0)[0], env.reset()[0]] for _ in range(2)]
@@ -173,6 +179,19 @@ def test_an_ogbench_step_is_rewarded_for_what_it_led_to(envs: dict[str, Any]) ->
     data.joint("object_joint_0").qpos[:3] = data.mocap_pos[0]
     _, reward, terminated, truncated, info = env.step(nothing)
     assert (reward, terminated, truncated, info["is_success"]) == (0.0, True, False, True)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_costs_the_buttons_that_are_wrong_or_one_if_any_is(sparse: bool, envs: dict[str, Any]) -> None:
+    env = envs[SPARSE].unwrapped
+    env.reset(seed=0)
+    env.sparse = sparse
+    missing = int((env.simulation._cur_button_states != env.simulation._target_button_states).sum())
+    assert missing > 1
+    assert env.step(np.zeros(5))[1] == (-1.0 if sparse else -missing)
+    env.simulation._cur_button_states[:] = env.simulation._target_button_states
+    assert env.step(np.zeros(5))[1:3] == (0.0, True)
+    env.sparse = True
 
 
 def test_lift_costs_a_step_and_ends_with_success(envs: dict[str, Any]) -> None:

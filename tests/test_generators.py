@@ -12,6 +12,7 @@ import pytest
 from dataset_files import steps_of
 from numpy.typing import NDArray
 from parts import make_parts
+from scipy import stats
 
 from sb3_flow.datasets import OfflineDataset, ShardedDataset, load_dataset, read_env_args
 
@@ -101,6 +102,23 @@ def test_the_scene_has_buttons_and_targets_of_every_kind(tmp_path: Path, kind: s
     arrays = ogbench_data(tmp_path / "scene.npz", f"scene-{kind}-v0", episodes=1)
     assert (arrays["button_states"].dtype, arrays["button_states"].shape) == (np.int64, (21, 2))
     load_dataset(f"ogbench:scene-play-singletask-task1-v0@{tmp_path / 'scene.npz'}")
+
+
+@pytest.mark.parametrize("kind", ["play", "noisy"])
+def test_puzzles_are_played_by_pressing_buttons(tmp_path: Path, kind: str) -> None:
+    arrays = ogbench_data(tmp_path / "puzzle.npz", f"puzzle-3x3-{kind}-v0", episodes=1)
+    assert (arrays["button_states"].dtype, arrays["button_states"].shape) == (np.int64, (21, 9))
+    load_dataset(f"ogbench:puzzle-3x3-sparse-play-singletask-task1-v0@{tmp_path / 'puzzle.npz'}")
+
+
+def test_some_of_the_noisy_actions_are_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def actions(kind: str, share: float) -> NDArray[Any]:
+        monkeypatch.setitem(generate_ogbench.RANDOM_ACTIONS, "cube", share)
+        return ogbench_data(tmp_path / f"{kind}{share}.npz", f"cube-single-{kind}-v0", episodes=4)["actions"]
+
+    assert stats.kstest(actions("noisy", 1.0).ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert stats.kstest(actions("noisy", 0.1).ravel(), stats.uniform(-1, 2).cdf).pvalue < 1e-6
+    np.testing.assert_array_equal(actions("play", 1.0), actions("play", 0.1))
 
 
 def test_a_directory_gets_shards_that_load_in_turns(tmp_path: Path) -> None:

@@ -394,9 +394,36 @@ def test_every_start_in_data_and_buffer_is_sampled_equally_often() -> None:
 
 def test_data_are_sampled_alone_until_a_whole_chunk_is_stored() -> None:
     model = offline_model(horizon_length=5, offline_ratio=0.0, offline_steps=0).learn(4)
-    assert model.experience.offline_share(8) == 8
+    assert model.experience.offline_share(8, update=0) == 8
     model.learn(4, reset_num_timesteps=False)
-    assert model.experience.offline_share(8) == 0
+    assert model.experience.offline_share(8, update=0) == 0
+
+
+def test_of_data_in_shards_the_resident_one_is_weighed(tmp_path: Path) -> None:
+    for shard in range(4):
+        np.savez(tmp_path / f"{shard}.npz", **regular_arrays(trajectories([10 + 10 * shard], seed=shard)))
+    model = offline_model(offline_dataset=tmp_path, offline_steps=0).learn(20)
+    assert len(model._dataset) == 100  # type: ignore[arg-type]
+    for shard, rows in enumerate([10, 20, 30, 40]):
+        shares = [model.experience.offline_share(1000, update=1000 * shard) for _ in range(50)]
+        assert np.mean(shares) == pytest.approx(1000 * rows / (rows + 20), abs=12)
+
+
+@pytest.mark.parametrize("name", ["flow_t", "fql"])
+def test_the_first_steps_online_are_stored_without_updates(name: str, tmp_path: Path) -> None:
+    whole = offline_variant(name, start_training=6).learn(12)
+    before = snapshot(whole)
+    whole.learn(5, reset_num_timesteps=False)
+    assert differences(snapshot(whole), before) == []
+    assert (whole._n_updates, whole.replay_buffer.size()) == (12, 5)
+    whole.save(tmp_path / "model")
+    whole.save_replay_buffer(tmp_path / "buffer")
+    # Where it goes on matters not
+    loaded = type(whole).load(tmp_path / "model", env=RandomEnv(), offline_dataset=dataset())
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    for model in (whole, loaded):
+        model.learn(4, reset_num_timesteps=False)
+        assert (model._n_updates, model.replay_buffer.size()) == (16, 9)
 
 
 def test_nothing_is_written_into_the_data_or_from_the_data_into_the_buffer() -> None:
@@ -599,6 +626,11 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
         ),
         ({"horizon_length": 31, "offline_dataset": endless()}, r"longest episode has 30 steps; horizon_length=31"),
         ({"offline_ratio": 1.5}, r"offline_ratio=1.5 .*\[0, 1\]"),
+        ({"start_training": -1}, r"start_training=-1 .*>= 0"),
+        (
+            {"offline_dataset": None, "offline_steps": 0, "start_training": 5},
+            r"start_training=5 .*no offline_dataset.*learning_starts",
+        ),
         ({"bc_coef": [1.0, 2.0, 3.0]}, r"bc_coef=\[1.0, 2.0, 3.0\] .*two"),
         ({"bc_coef": [1.0, -2.0]}, r"bc_coef=-2.0 .*>= 0"),
         ({"bc_coef": ["1e3", 1.0]}, r"bc_coef=\['1e3', 1.0\] .*YAML"),

@@ -160,6 +160,7 @@ class Dummy(OffPolicyFlowAlgorithm):
             "offline_dataset": None,
             "offline_steps": 0,
             "offline_ratio": None,
+            "start_training": 0,
             "bc_coef": 0.0,
             "compile": False,
             "amp": None,

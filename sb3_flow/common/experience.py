@@ -30,8 +30,13 @@ class Experience(NamedTuple):
         """Whether the first chunk is not complete: a loaded model goes on without its replay buffer."""
         return self.dataset is None and 0 < self.buffer.size() < self.horizon_length
 
-    def offline_share(self, batch_size: int) -> int:
-        """How many of a batch come from the offline data."""
+    def offline_share(self, batch_size: int, update: int) -> int:
+        """How many of a batch come from the offline data.
+
+        :param batch_size: B
+        :param update: how many updates were made before. Of data in shards, the one whose turn it is counts: beside the
+            100 million steps of all of them a step of the environment would hardly ever be drawn
+        """
         if self.dataset is None:
             return 0
         stored = (self.buffer.size() - self.horizon_length + 1) * self.buffer.n_envs
@@ -39,7 +44,8 @@ class Experience(NamedTuple):
             return batch_size
         if self.offline_ratio is not None:
             return round(self.offline_ratio * batch_size)
-        return int(np.random.binomial(batch_size, len(self.dataset) / (len(self.dataset) + stored)))
+        resident = len(self.dataset.at(update))
+        return int(np.random.binomial(batch_size, resident / (resident + stored)))
 
     def sample(self, batch_size: int, update: int) -> Batch:
         """One batch.
@@ -48,7 +54,7 @@ class Experience(NamedTuple):
         :param update: how many updates were made before; data in shards take turns
         :raises NonFiniteError: if a number is not finite
         """
-        n_offline = self.offline_share(batch_size)
+        n_offline = self.offline_share(batch_size, update)
         batches = []
         if n_offline < batch_size:
             samples = self.buffer.sample(batch_size - n_offline, env=self.normalize)

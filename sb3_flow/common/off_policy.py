@@ -128,7 +128,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         :param gradient_steps: how many
         :param batch_size: B
         """
-        if self.experience.is_empty:
+        if self._only_stores or self.experience.is_empty:
             return
         self._update_learning_rates()
         log = Log()

@@ -36,6 +36,7 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
     :param offline_dataset: data to learn from, see `sb3_flow.datasets.load_dataset`
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None for the union
+    :param start_training: steps of the environment to store, after the offline phase, before the first update
     :raises ValueError: before training, for arguments outside of what is stated here
 
     The other parameters are those of SB3's OffPolicyAlgorithm.
@@ -51,6 +52,7 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         offline_dataset: DatasetSpec | None,
         offline_steps: int,
         offline_ratio: float | None,
+        start_training: int,
         **kwargs: Any,
     ):
         if learning_starts is None:
@@ -61,9 +63,11 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         self.offline_dataset = offline_dataset
         self.offline_steps = offline_steps
         self.offline_ratio = offline_ratio
+        self.start_training = start_training
         self._dataset: Dataset | None = None
         self._dataset_name = ""
         self._n_offline = 0  # updates of the offline phase that are done
+        self._n_online = 0  # steps of the environment that were stored
         self._env_knows_data = False  # see `learn_statistics`
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
 
@@ -77,6 +81,7 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         self._check_chunks()
         require_whole("offline_steps", self.offline_steps, lowest=0)
         self.offline_steps = int(self.offline_steps)
+        require_whole("start_training", self.start_training, lowest=0)
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
 
@@ -105,6 +110,8 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
             require(left <= 0, "offline_steps", self.offline_steps, advice)
             advice = "it is the share of offline data, and there is no offline_dataset"
             require(self.offline_ratio is None or self._dataset_name != "", "offline_ratio", self.offline_ratio, advice)
+            advice = "it follows an offline phase, and there is no offline_dataset; from scratch use learning_starts"
+            require(self.start_training == 0 or self._dataset_name != "", "start_training", self.start_training, advice)
             if self._dataset_name:
                 warnings.warn(
                     f"Learning goes on without the offline data that this model had ({self._dataset_name}). To keep "
@@ -150,6 +157,11 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         return self._n_offline < self.offline_steps
 
     @property
+    def _only_stores(self) -> bool:
+        """Whether there are too few steps of the environment for updates online."""
+        return not self.is_offline and self._n_online < self.start_training
+
+    @property
     def experience(self) -> Experience:
         """What there is to learn from now."""
         return Experience(
@@ -186,6 +198,7 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._n_online += len(dones)
         self._last_episode_starts = dones  # empties the queues of the environments that were reset
 
     def collect_rollouts(

@@ -19,7 +19,9 @@ DATA_DIR = Path("~/.ogbench/data")
 ACTION_LIMIT = 1 - 1e-5  # the papers' clipping
 URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 KINDS = "play|noisy|navigate|stitch|explore"
-TASK = re.compile(rf"(?P<env>[a-z0-9-]+)-(?P<kind>{KINDS})(?P<size>-\d+[mb])?-singletask(?P<task>-task\d)?-v0")
+TASK = re.compile(
+    rf"(?P<env>[a-z0-9-]+?)(?P<sparse>-sparse)?-(?P<kind>{KINDS})(?P<size>-\d+[mb])?-singletask(?P<task>-task\d)?-v0"
+)
 # Relabelling reads these, and no more
 STATE_KEYS = ("qpos", "button_states")
 PUBLISHED = "qpos"  # tells the published form, T + 1 rows an episode, from a regular one without next observations
@@ -30,7 +32,8 @@ def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 
     """Read OGBench data: a file as published, one in ogbench's regular or compact form, or a directory of them.
 
     :param path: an npz file, or a directory, whose files but *-val.npz take turns
-    :param task: e.g. "cube-double-play-singletask-task2-v0", for rewards and masks; None takes those in the file
+    :param task: e.g. "cube-double-play-singletask-task2-v0", for rewards and masks; None takes those in the file. With
+        "-sparse" before the kind of data ("scene-sparse-play-...") a step costs 1, however many subgoals are reached
     :param rotate_every: updates until the next file of a directory
     :raises ValueError: for another task's data, and bad data of every kind, naming file, key and row
     :raises FileNotFoundError: if there is no such file, or none in the directory
@@ -133,6 +136,7 @@ class _Task:
 
     def __init__(self, name: str):
         self.env_id = env_id(name)
+        self.sparse = _parse(name)["sparse"] is not None
         try:
             import ogbench  # noqa: F401 (registers the environments)
             from ogbench.relabel_utils import relabel_dataset
@@ -165,6 +169,8 @@ class _Task:
             with reading(path, " and ".join(states)):
                 self._relabel(self.env_id, self._at_goal, block)
             rewards[part], masks[part] = block["rewards"], block["masks"]
+        if self.sparse:
+            rewards = -(rewards != 0).astype(np.float32)
         return rewards, masks
 
 

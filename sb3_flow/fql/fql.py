@@ -59,6 +59,8 @@ class FQL(OffPolicyFlowAlgorithm):
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
         data and replay buffer
+    :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
+        Q-chunking's code)
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
         for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
@@ -106,6 +108,7 @@ class FQL(OffPolicyFlowAlgorithm):
         offline_dataset: DatasetSpec | None = None,
         offline_steps: int = 0,
         offline_ratio: float | None = None,
+        start_training: int = 0,
         compile: CompileMode = False,
         amp: str | None = None,
         stats_window_size: int = 100,
@@ -140,6 +143,7 @@ class FQL(OffPolicyFlowAlgorithm):
             offline_dataset=offline_dataset,
             offline_steps=offline_steps,
             offline_ratio=offline_ratio,
+            start_training=start_training,
             compile=compile,
             amp=amp,
             stats_window_size=stats_window_size,

@@ -70,6 +70,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
         data and replay buffer
+    :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
+        Q-chunking's code)
     :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
     :param proximity: what `bc_coef` holds the policy to: "data", the replayed actions (Eq. 12), which draws every path
         to their mean, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions,
@@ -126,6 +128,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
         offline_dataset: DatasetSpec | None = None,
         offline_steps: int = 0,
         offline_ratio: float | None = None,
+        start_training: int = 0,
         matching_target: MatchingTarget = "atanh",
         proximity: Proximity = "data",
         qf_learning_rate: float | Schedule | None = None,
@@ -172,6 +175,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
             offline_dataset=offline_dataset,
             offline_steps=offline_steps,
             offline_ratio=offline_ratio,
+            start_training=start_training,
             compile=compile,
             amp=amp,
             stats_window_size=stats_window_size,
