@@ -51,7 +51,9 @@ FIELDS = [
     "seconds",
     "success_rate",  # of the deterministic policy, where the environment tells
     "stochastic_success_rate",  # what the papers of this field report
+    "action_spread",
 ]
+SPREAD_STATES, SPREAD_SAMPLES = 2_000, 16
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,30 @@ def train(run: Run, progress: ProgressQueue) -> None:
             "seconds": round(time.perf_counter() - started, 1),
             "success_rate": success_rate(successes),
             "stochastic_success_rate": success_rate(stochastic_successes),
+            "action_spread": round(action_spread(model), 4),
         }
         append_row(run.csv, row)
         save_model(run, model)
+
+
+def action_spread(model: OffPolicyAlgorithm) -> float:
+    """Standard deviation of a number of the stochastic policy's action over its noise, a mean over states.
+
+    :param model: the states are from its offline data, or without these from its replay buffer
+    """
+    rng = np.random.default_rng(0)
+    dataset = getattr(model, "_dataset", None)
+    if dataset is not None:
+        data = dataset.at(0)
+        states = data.observations[data.rows(rng.integers(len(data), size=SPREAD_STATES))]
+    else:
+        assert model.replay_buffer is not None
+        stored = model.replay_buffer.observations[: model.replay_buffer.size()]
+        states = stored[rng.integers(len(stored), size=SPREAD_STATES), rng.integers(stored.shape[1])]
+    with th.random.fork_rng():  # the training's own noise stays what it was
+        th.manual_seed(0)
+        actions = np.stack([model.predict(states)[0] for _ in range(SPREAD_SAMPLES)])
+    return float(actions.std(axis=0, ddof=1).mean())
 
 
 def success_rate(successes: list[bool]) -> float | str:

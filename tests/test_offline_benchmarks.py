@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import types
 from copy import deepcopy
 
 import contenders
@@ -15,6 +16,8 @@ import pytest
 import torch as th
 from dataset_files import regular_arrays, trajectories
 from helpers import RandomEnv, policy_kwargs
+
+from sb3_flow.datasets import from_arrays
 
 
 def test_both_contenders_make_offline_updates_of_nets_of_the_same_size():
@@ -77,6 +80,21 @@ def test_the_variants_with_data_are_models(study, variant, tmp_path):
     else:
         assert (model.horizon_length, model.best_of_n) == wanted
         assert model.policy.net_arch == {"pi": [8] * 3, "qf": [8] * 3}
+
+
+@pytest.mark.parametrize("has_data", [False, True])
+def test_the_spread_of_actions_is_over_the_noise_not_the_states(has_data):
+    arrays = regular_arrays(trajectories([300, 200]))
+    buffer = types.SimpleNamespace(observations=arrays["observations"][:, None], size=lambda: 400)
+    data = from_arrays(arrays) if has_data else None
+    model = types.SimpleNamespace(
+        _dataset=data, replay_buffer=buffer, predict=lambda x: (x[:, :2] + 0.3 * th.randn(len(x), 2).numpy(), None)
+    )
+    th.manual_seed(3)
+    wanted = th.randn(1)
+    th.manual_seed(3)
+    assert learning.action_spread(model) == pytest.approx(0.3, rel=0.03)
+    assert th.equal(th.randn(1), wanted)
 
 
 def test_a_file_of_results_keeps_the_columns_it_was_begun_with(tmp_path):

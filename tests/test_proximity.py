@@ -6,16 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+import two_modes
 from dataset_files import regular_arrays, trajectories
-from gymnasium import spaces
 from helpers import POLICIES, RandomEnv, differences, make_model, observations, random_state_kept, snapshot
-from numpy.typing import NDArray
 from torch.testing import assert_close
 
 from sb3_flow import SACFlow
 from sb3_flow.export import DeterministicPolicy
-
-MODE = 0.7
 
 
 def behavior_model(policy: str = "FlowTPolicy", critic: str = "target", **kwargs: Any) -> SACFlow:
@@ -30,47 +27,24 @@ def behavior_model(policy: str = "FlowTPolicy", critic: str = "target", **kwargs
     return make_model(policy, critic=critic, **(defaults | kwargs))
 
 
-def two_modes(n: int = 1000) -> dict[str, NDArray[Any]]:
-    """One state, in which two actions are equally good."""
-    signs = np.where(np.random.default_rng(0).random((n, 1)) < 0.5, 1, -1)
-    nothing = np.zeros((n, 1), np.float32)
-    return {
-        "observations": nothing,
-        "next_observations": nothing,
-        "actions": MODE * signs,
-        "rewards": np.ones(n),
-        "masks": np.zeros(n),
-        "terminals": np.ones(n, bool),
-    }
+def shares(contender: two_modes.Contender, bc_coef: float, updates: int = 900) -> two_modes.Shares:
+    """Where the actions of a policy are that learned from data with two equally good ones."""
+    settings: dict[str, Any] = {"policy": "FlowMLPPolicy", "seed": 0, "learning_rate": lambda left: 4e-3 * left}
+    return two_modes.shares_of(two_modes.train(contender, bc_coef, updates, **settings))
 
 
-def test_both_modes_of_the_data_are_kept_where_eq_12_ends_between_them() -> None:
-    space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def shares(proximity: str) -> tuple[float, float, float]:
-        """Of the actions near the one mode, near the other, and between them."""
-        model = behavior_model(
-            "FlowMLPPolicy",
-            env=RandomEnv(space, space),
-            offline_dataset=two_modes(),
-            proximity=proximity,
-            bc_coef=10.0,
-            batch_size=128,
-            ent_coef=0.0,
-            learning_rate=2e-3,
-            net={"noise_std": 0.1, "flow_steps": 4, "net_arch": {"pi": [64, 64], "qf": [16]}},
-        )
-        model.learn_offline(700)
-        actions, _ = model.predict(np.zeros((2000, 1), np.float32))
-        low, between, high = (float(np.mean(np.abs(actions - at) < 0.25)) for at in (-MODE, 0.0, MODE))
-        return low, high, between
-
-    low, high, between = shares("behavior")
-    assert min(low, high) > 0.25
+@pytest.mark.parametrize("bc_coef", [10.0, 300.0])
+@pytest.mark.parametrize("contender", ["behavior", "fql"])
+def test_both_modes_of_the_data_are_kept(contender: two_modes.Contender, bc_coef: float) -> None:
+    low, high, between = shares(contender, bc_coef)
+    assert min(low, high) > 0.35
     assert between < 0.2
-    low, high, between = shares("data")
-    assert max(low, high) < 0.1
-    assert between > 0.8
+
+
+def test_eq_12_ends_between_the_modes() -> None:
+    low, high, between = shares("data", 10.0, updates=300)
+    assert max(low, high) < 0.05
+    assert between > 0.9
 
 
 @pytest.mark.parametrize("policy", POLICIES)
