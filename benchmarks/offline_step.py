@@ -15,7 +15,7 @@ from typing import Any
 
 import torch as th
 from arguments import positive
-from contenders import OURS, merged
+from contenders import OURS, merged, ours_of
 from datasets import WIDTHS, random_steps
 from records import machine
 from shapes import Shapes
@@ -26,17 +26,21 @@ from sb3_flow import SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 ROWS = 20_000
-DEFAULT = ("flow_t", "flow_g", "flow_mlp", "fql", "qc_fql", "qc")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flow_t+behavior": {"proximity": "behavior"},
+    "flow_t+ten": {"policy_kwargs": {"n_critics": 10, "critic_pessimism": 0.5}},
+}
+CONTENDERS = ("flow_t", *VARIANTS, "flow_g", "flow_mlp", "fql", "qc_fql", "qc")
 
 
 def make_model(name: str, args: argparse.Namespace) -> OffPolicyFlowAlgorithm:
     """A contender that learns from random steps, with the settings of its paper."""
-    ours, widths = OURS[name], [args.width] * args.layers
+    ours, widths = ours_of(name), [args.width] * args.layers
     nets: dict[str, Any] = {"net_arch": {"pi": widths, "qf": widths}}
     own: dict[str, Any] = {}
     if ours.algorithm is SACFlow:
         critics = {"critic": "target", "noise_std": 0.1, "net_arch": {"qf": widths}}
-        nets = critics | ({"d_model": args.d_model} if name == "flow_t" else {})
+        nets = critics | ({"d_model": args.d_model} if ours is OURS["flow_t"] else {})
         own = {"horizon_length": 5, "bc_coef": 300.0, "ent_coef": 0.0}
     model = ours.algorithm(
         ours.policy,
@@ -48,7 +52,7 @@ def make_model(name: str, args: argparse.Namespace) -> OffPolicyFlowAlgorithm:
         compile=args.compile,
         device=args.device,
         seed=0,
-        **merged(ours.arguments, own, {"policy_kwargs": nets}),
+        **merged(ours.arguments, own, {"policy_kwargs": nets}, VARIANTS.get(name, {})),
     )
     model.set_logger(configure(None, []))
     return model
@@ -56,7 +60,7 @@ def make_model(name: str, args: argparse.Namespace) -> OffPolicyFlowAlgorithm:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contenders", nargs="+", choices=DEFAULT, default=DEFAULT)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--width", type=positive, default=512)
     parser.add_argument("--layers", type=positive, default=4)

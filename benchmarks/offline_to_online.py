@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import add_run_arguments
-from contenders import ours_of
+from contenders import merged, ours_of
 from learning import Run, run_all
 
 from sb3_flow import SACFlow
@@ -58,6 +58,7 @@ STUDIES = {
         steps=50_000,
     ),
 }
+TEN_CRITICS = {"n_critics": 10, "critic_pessimism": 0.5}  # as in QAM's repository
 # What differs from the paper's settings; the name before the "+" is that of `contenders.OURS`
 VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t": {},
@@ -69,10 +70,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t+raw": {"matching_target": "raw"},
     "flow_t+behavior": {"proximity": "behavior"},
     "flow_t+mixed": {"offline_ratio": 0.5},
+    "flow_t+ten": {"policy_kwargs": TEN_CRITICS},
+    "flow_t+behavior+ten": {"proximity": "behavior", "policy_kwargs": TEN_CRITICS},
+    "flow_t+alpha": {"ent_coef": "auto_0.2", "target_entropy": 0.0, "policy_kwargs": {"likelihood": "path"}},
     # Behaviour cloning by flow matching alone, throughout. (A heavy beta would be a regression to the mean action.)
     "cloning": {"bc_coef": 0.0, "offline_steps": 10**9},
     "fql": {},
     "qc_fql": {},
+    "qc_fql+ten": {"policy_kwargs": TEN_CRITICS},
     "qc": {},
 }
 
@@ -98,7 +103,7 @@ def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) ->
         width=args.width,
         batch_size=256,
         out=args.out,
-        overrides=data | own | VARIANTS[variant],
+        overrides=merged(data, own, VARIANTS[variant]),
     )
 
 

@@ -46,7 +46,7 @@ def test_cloning_learns_from_the_data_without_a_critic(tmp_path):
     assert (model.critic(th.ones(4, 3), th.ones(4, 2)) == 0).all()
 
 
-@pytest.mark.parametrize("name", offline_step.DEFAULT)
+@pytest.mark.parametrize("name", offline_step.CONTENDERS)
 def test_every_contender_makes_an_offline_update_with_its_papers_settings(name, monkeypatch):
     monkeypatch.setattr(offline_step, "ROWS", 2 * datasets.EPISODE)
     sizes = argparse.Namespace(width=8, layers=2, d_model=8, batch=4, compile=False, device="cpu")
