@@ -61,7 +61,7 @@ def test_target_and_actor_go_by_the_verdict(name: str, critic: Any, monkeypatch:
     model._n_updates = delay - 1
     model.train(1, 8)
     # Of the next actions in the target, and with a gradient of the actor's; QC's actor has no Q, its choice no gradient
-    assert judged.count(True) == (0 if name == "qc" else 1) + (critic == "crossq")
+    assert judged.count(True) == (0 if name == "qc" else 1) + (critic in ("crossq", "categorical"))
     assert len(judged) == 2
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import require, require_choice, require_integer, require_number
 from sb3_flow.common.compile import CompileMode
-from sb3_flow.common.critics import q_and_next_q
+from sb3_flow.common.critics import outputs_and_next
 from sb3_flow.common.flow import MATCHING_TARGETS, Line, MatchingTarget, auto_target_entropy, matching_error
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.common.schedules import BCCoef
@@ -50,7 +50,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
         updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
     :param batch_size: transitions per update
-    :param tau: Polyak coefficient of the target critics; unused by "crossq" critics, which have none
+    :param tau: Polyak coefficient of the target critics; unused by "crossq" and "categorical" critics, which have none
     :param gamma: discount factor
     :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
     :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
@@ -60,7 +60,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param optimize_memory_usage: the memory-efficient variant of the buffer
     :param n_steps: n-step returns; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
-    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0
+    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; with "categorical" and
+        "xqc" critics it is that of the scaled rewards. None for "auto_0.01" with these, else "auto_0.2"
     :param target_entropy: target of the entropy in nats; "auto" for `sb3_flow.common.flow.auto_target_entropy`
     :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions: a float, a schedule, or two of
         these, for the offline and the online phase
@@ -74,8 +75,9 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param proximity: what `bc_coef` holds the policy to: "data", the replayed actions (Eq. 12), which draws every path
         to their mean, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions,
         and their modes are kept
-    :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
-    :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
+    :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" and "categorical" critics, 3e-4
+        with "target", and 3e-4 falling to 3e-5 with "xqc"
+    :param policy_delay: critic updates per actor update; None for 1 with "target" critics, else 3
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
         for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; targets, densities, statistics and optimizers
@@ -120,7 +122,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         horizon_length: int = 1,
-        ent_coef: str | float = "auto_0.2",
+        ent_coef: str | float | None = None,
         target_entropy: str | float = "auto",
         bc_coef: BCCoef = 0.0,
         offline_dataset: DatasetSpec | None = None,
@@ -192,7 +194,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
         self._check_learning_rate("qf_learning_rate", allow_none=True)
         if isinstance(self.ent_coef, str):
             initial_ent_coef(self.ent_coef)
-        else:
+        elif self.ent_coef is not None:
             require_number("ent_coef", self.ent_coef, 0, math.inf, "a number >= 0, 'auto' or 'auto_<initial value>'")
         if isinstance(self.target_entropy, str):
             require(self.target_entropy == "auto", "target_entropy", self.target_entropy, "'auto' or a number")
@@ -219,6 +221,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
         defaults = DEFAULTS[self.policy.critic_name]
         if self.policy_delay is None:
             self.policy_delay = defaults.policy_delay
+        if self.ent_coef is None:
+            self.ent_coef = defaults.ent_coef
         qf_learning_rate = defaults.qf_learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
         self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
         if self.target_entropy == "auto":
@@ -237,6 +241,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
 
     def _setup_temperature(self) -> None:
         beta1 = DEFAULTS[self.policy.critic_name].adam_beta1
+        assert self.ent_coef is not None
         self.temperature = Temperature(self.ent_coef, self.qf_lr_schedule(1), beta1, self.device)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -261,17 +266,21 @@ class SACFlow(OffPolicyFlowAlgorithm):
         """The TD error (Eq. 10)."""
         with th.no_grad():
             path = self.actor.path(batch.next_observations, noise)
-        q, next_q = q_and_next_q(
-            self.critic,
+        critic = self.critic
+        outputs, next_outputs = outputs_and_next(
+            critic,
             self.critic_target,
             batch.observations,
             batch.actions,
             batch.next_observations,
             th.tanh(path.x),
         )
-        next_q = self.critic.reduce(next_q)
+        q, next_q = critic.q(outputs), critic.reduce(critic.q(next_outputs))
         target = losses.td_target(batch.rewards, batch.dones, batch.discounts, next_q, path.log_prob, ent_coef)
-        return losses.critic_loss(q, target, batch.valid)
+        if critic.support is None:
+            return losses.critic_loss(q, target, batch.valid)
+        probs = critic.target_distribution(next_outputs, target.q, batch.discounts * (1 - batch.dones))
+        return losses.categorical_critic_loss(outputs, q, probs, target, batch.valid)
 
     def _actor_loss(
         self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor, line: Line | None = None
