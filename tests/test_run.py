@@ -10,6 +10,7 @@ from helpers import (
     EVERY_MODEL,
     FQLS,
     LEARNING_STARTS,
+    ONE_OF_EACH,
     POLICIES,
     ROLLOUTS,
     VARIANTS,
@@ -189,7 +190,7 @@ def test_total_timesteps_may_be_a_float() -> None:
     assert isinstance(model._total_timesteps, int)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_learning_goes_on_after_learn(name: str) -> None:
     model = make_variant(name).learn(20)
     model.learn(10, reset_num_timesteps=False)
@@ -298,7 +299,7 @@ def test_the_actor_waits_for_policy_delay(critic: str, policy_delay: int | None,
         assert ("log_ent_coef" in changed) == (update % delay == 0)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_target_critic_follows_by_tau(name: str) -> None:
     model = make_variant(name, critic="target", tau=0.25)
     model.learn(LEARNING_STARTS)
@@ -352,7 +353,7 @@ def test_deterministic_evaluation_repeats() -> None:
     assert returns[0] == returns[1]
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_deterministic_evaluation_leaves_training_as_it_is(name: str) -> None:
     alone = make_variant(name).learn(STEPS)
     watched = make_variant(name).learn(STEPS, EvalCallback(Monitor(RandomEnv()), eval_freq=7, verbose=0))

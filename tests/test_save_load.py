@@ -15,6 +15,7 @@ from helpers import (
     CRITICS,
     EVERY_MODEL,
     FQLS,
+    ONE_OF_EACH,
     POLICIES,
     SAC_FLOWS,
     VARIANTS,
@@ -510,7 +511,7 @@ def test_a_policy_is_pickled(name: str, module: Any) -> None:
     np.testing.assert_array_equal(*predictions)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_replay_buffer_is_saved(name: str, tmp_path: Path) -> None:
     model = make_variant(name).learn(20)
     model.save_replay_buffer(tmp_path / "buffer")

@@ -1,6 +1,7 @@
 """The base class of the off-policy algorithms: what is the same in each of them, but the losses."""
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator
 from numbers import Real
@@ -156,13 +157,16 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         """The nets that losses train, by the names that errors have; each has an `optimizer`."""
         return {"actor": self.actor, "critic": self.critic}
 
-    def _update(self, net: BaseModel, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
+    def _update(
+        self, net: BaseModel, log: Log, loss_fn: Callable[..., L], *args: Any, max_gradient: float = math.inf
+    ) -> L:
         """One step of a net on a loss.
 
         :param net: one of `_nets`, in training mode; the others are in evaluation mode and get no gradient
         :param log: gets what the loss says of itself
         :param loss_fn: the loss
         :param args: its arguments
+        :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         :raises NonFiniteError: if loss or gradient are not finite; the net has not changed then
         """
         nets = self._nets
@@ -173,7 +177,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
             with only_training(net, others), self._autocast():
                 result = loss_fn(*args)
             check_loss(f"{name} update", f"{name}_loss", result.loss, **result.made_of)
-            compute_gradient(net.optimizer, result.loss, name)
+            compute_gradient(net.optimizer, result.loss, name, max_gradient)
         net.optimizer.step()
         if isinstance(net, FlowCritic):
             net.project_weights()

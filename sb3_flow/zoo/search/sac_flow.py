@@ -19,7 +19,7 @@ SCALED_ALPHA = FloatDistribution(1e-3, 1e-1, log=True)  # of rewards that a cate
 class SACFlowSearch(SearchSpace):
     """Beta with offline data, what decides the noise, and the size of Flow-T."""
 
-    in_policy_kwargs: ClassVar[tuple[str, ...]] = (*SearchSpace.in_policy_kwargs, "noise_std", "d_model", "n_layers")
+    in_policy_kwargs: ClassVar[tuple[str, ...]] = ("noise_std", "d_model", "n_layers")
     decides: ClassVar[Mapping[str, str]] = {
         **SearchSpace.decides,
         "initial_ent_coef": "ent_coef",
