@@ -48,10 +48,13 @@ VARIANTS = {
     "fql": Variant(FQL, "FQLPolicy", {}),
     "qc_fql": Variant(FQL, "FQLPolicy", {"horizon_length": 3}),
     "qc": Variant(FQL, "FQLPolicy", {"horizon_length": 3, "best_of_n": 4}),
-    "dime": Variant(DIME, "DIMEPolicy", {}, "diffusion_steps"),
+    # As often as the others, where updates are counted
+    "dime": Variant(DIME, "DIMEPolicy", {"gradient_steps": 1, "policy_delay": 1}, "diffusion_steps"),
 }
 SAC_FLOWS = [name for name, variant in VARIANTS.items() if variant.algorithm is SACFlow]
 FQLS = [name for name, variant in VARIANTS.items() if variant.algorithm is FQL]
+# Whose critics say a distribution of returns: targets beyond its support are no error
+CATEGORICAL = ("categorical", "xqc")
 OTHERS = [name for name in VARIANTS if name not in SAC_FLOWS]
 ONE_OF_EACH = ["flow_t", *OTHERS]
 # The parameters "name" and "critic" of `make_variant`: SAC Flow has a choice of critics, which no velocity net knows of

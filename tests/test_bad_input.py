@@ -397,9 +397,9 @@ def assert_stops(model: OffPolicyFlowAlgorithm, named: str) -> None:
 def test_training_stops_at_bad_replay_data(
     name: str, critic: str | None, buffer: str, value: float, named: str
 ) -> None:
-    if value == 1e38 and critic in ("categorical", "xqc"):
-        pytest.skip("Their targets end at the support")
     model = make_variant(name, critic=critic).learn(20)
+    if value == 1e38 and model.critic.support is not None:
+        pytest.skip("Its targets end at the support")
     kept = getattr(model.replay_buffer, buffer).copy()
     assert_stops(poisoned(model, buffer, value), named)
     # Nothing is left behind that keeps training from going on
@@ -534,6 +534,8 @@ def test_updates_before_the_bad_one_are_kept(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_learn_stops_at_a_bad_environment(fault: dict[str, float], named: str, name: str) -> None:
     model = make_variant(name, RandomEnv(**fault), batch_size=16)
+    if fault == {"bad_reward": 1e38} and model.critic.support is not None:
+        pytest.skip("Its targets end at the support")
     with pytest.raises(FloatingPointError, match=f"`{named}`.*VecCheckNan"):
         model.learn(60)
     assert 15 < model.num_timesteps < 60

@@ -54,6 +54,13 @@ def test_projection_keeps_what_is_on_atoms_and_ends_what_is_beyond_the_support()
         assert_close(project(probs, th.full_like(probs, value), SMALL), th.eye(7, dtype=th.float64)[end].expand(5, 7))
 
 
+def test_a_target_that_is_no_number_is_passed_on() -> None:
+    values = SMALL.atoms(distributions(2, 7)).repeat(2, 1)
+    values[1, 3] = np.nan
+    projected = project(distributions(2, 7), values, SMALL)
+    assert projected.isnan().any(dim=1).tolist() == [False, True]
+
+
 def test_within_the_support_the_target_has_the_scalar_target_for_its_mean() -> None:
     probs = th.zeros(100, 7, dtype=th.float64)
     probs[:, 2:5] = distributions(100, 3)  # on [-1, 1]

@@ -556,7 +556,7 @@ def test_a_sharded_set_takes_turns(tmp_path: Path) -> None:
     assert seen == [[0]] * 3 + [[1]] * 3 + [[0]] * 3
 
 
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
 def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
     rng = np.random.default_rng(0)
     obs = rng.uniform(-1, 1, (500, 3)).astype(np.float32)

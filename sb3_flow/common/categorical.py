@@ -56,7 +56,7 @@ def target_distribution(probs: th.Tensor, target_q: th.Tensor, bootstrap: th.Ten
 def project(probs: th.Tensor, values: th.Tensor, support: Support) -> th.Tensor:
     """Share every probability between the two atoms next to its value, which keeps the mean (C51, Eq. 7).
 
-    What lies beyond the support goes to its end.
+    What lies beyond the support goes to its end, and what is no number makes the result none.
 
     :param probs: (B, J)
     :param values: (B, J) where they are
@@ -66,7 +66,7 @@ def project(probs: th.Tensor, values: th.Tensor, support: Support) -> th.Tensor:
     place = ((values.clamp(-support.bound, support.bound) + support.bound) / spacing).clamp(0, support.n_atoms - 1)
     below = place.floor().clamp(max=support.n_atoms - 2)
     upper = place - below  # the share of the atom above
-    index = below.long()
+    index = below.nan_to_num(0).long()
     out = th.zeros_like(probs).scatter_add(1, index, probs * (1 - upper))
     return out.scatter_add(1, index + 1, probs * upper)
 
