@@ -166,6 +166,9 @@ def train(run: Run, progress: ProgressQueue) -> None:
     class Report(BaseCallback):
         last_return = float("nan")
 
+        def _on_rollout_start(self) -> None:
+            model._total_timesteps = run.steps  # schedules are those of the whole run, not of the next evaluation
+
         def _on_step(self) -> bool:
             if self.num_timesteps % 500 == 0:
                 progress.put((run.name, self.num_timesteps, self.last_return))

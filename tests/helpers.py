@@ -15,11 +15,11 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
-from sb3_flow import FQL, SACFlow
+from sb3_flow import DIME, FQL, SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
-CRITICS = ("crossq", "target")
+CRITICS = ("crossq", "categorical", "xqc", "target")
 ROLLOUTS = ("sde", "noise")
 LEARNING_STARTS = 10
 # Of every algorithm
@@ -38,6 +38,7 @@ class Variant(NamedTuple):
     algorithm: Any  # a class
     policy: str
     kwargs: dict[str, Any]  # of the algorithm
+    steps: str = "flow_steps"  # the policy's argument for K
 
 
 VARIANTS = {
@@ -47,12 +48,22 @@ VARIANTS = {
     "fql": Variant(FQL, "FQLPolicy", {}),
     "qc_fql": Variant(FQL, "FQLPolicy", {"horizon_length": 3}),
     "qc": Variant(FQL, "FQLPolicy", {"horizon_length": 3, "best_of_n": 4}),
+    # As often as the others, where updates are counted
+    "dime": Variant(DIME, "DIMEPolicy", {"gradient_steps": 1, "policy_delay": 1}, "diffusion_steps"),
 }
 SAC_FLOWS = [name for name, variant in VARIANTS.items() if variant.algorithm is SACFlow]
 FQLS = [name for name, variant in VARIANTS.items() if variant.algorithm is FQL]
-# The parameters "name" and "critic" of `make_variant`: SAC Flow has a choice of critics
-EVERY_MODEL = [pytest.param(name, critic, id=f"{name}-{critic}") for name in SAC_FLOWS for critic in CRITICS]
-EVERY_MODEL += [pytest.param(name, None, id=name) for name in FQLS]
+# Whose critics say a distribution of returns: targets beyond its support are no error
+CATEGORICAL = ("categorical", "xqc")
+OTHERS = [name for name in VARIANTS if name not in SAC_FLOWS]
+ONE_OF_EACH = ["flow_t", *OTHERS]
+# The parameters "name" and "critic" of `make_variant`: SAC Flow has a choice of critics, which no velocity net knows of
+EVERY_MODEL = [
+    pytest.param(name, critic, id=f"{name}-{critic}")
+    for name in SAC_FLOWS
+    for critic in (CRITICS if name == "flow_t" else ("crossq", "target"))
+]
+EVERY_MODEL += [pytest.param(name, None, id=name) for name in OTHERS]
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -160,7 +171,7 @@ def make_variant(
     kwargs = variant.kwargs | kwargs
     if name in SAC_FLOWS:
         return make_model(policy, env, critic or "crossq", net, **((sac_flow or {}) | kwargs))
-    tiny = {"flow_steps": 2, "net_arch": [16, 16]} | (net or {})
+    tiny = {variant.steps: 2, "net_arch": [16, 16]} | (net or {})
     return variant.algorithm(policy, RandomEnv() if env is None else env, **(TINY | {"policy_kwargs": tiny} | kwargs))
 
 

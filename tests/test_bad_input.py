@@ -14,6 +14,7 @@ from gymnasium import spaces
 from helpers import (
     EVERY_MODEL,
     FQLS,
+    ONE_OF_EACH,
     POLICIES,
     SAC_FLOWS,
     RandomEnv,
@@ -53,7 +54,7 @@ def assert_refused(name: str, value: Any, allowed: str, variant: str | None = No
         ("flow_steps", -1, "an integer >= 1"),
         ("flow_steps", 2.5, "an integer >= 1"),
         ("rollout", "ode", "'sde', 'noise'"),
-        ("critic", "sac", "'crossq', 'target'"),
+        ("critic", "sac", "'crossq', 'categorical', 'xqc', 'target'"),
         ("noise_std", 0.0, "> 0"),
         ("noise_std", -0.1, "> 0"),
         ("noise_std", INF, "> 0"),
@@ -135,7 +136,6 @@ def test_actors_need_a_hidden_layer(policy: str, net_arch: Any) -> None:
         ("n_steps", 1.5, "an integer >= 1"),
         ("gamma", 1.5, "[0, 1]"),
         ("tau", 2.0, "[0, 1]"),
-        ("ent_coef", None, ">= 0"),
         ("target_entropy", None, "'auto'"),
         ("n_steps", 0, "an integer >= 1"),
         ("use_sde", True, "noise_std"),
@@ -216,7 +216,7 @@ def test_a_policy_of_another_algorithm_is_refused() -> None:
         SACFlow(stable_baselines3.sac.MlpPolicy, RandomEnv())
 
 
-@pytest.mark.parametrize("variant", [*SAC_FLOWS, "fql"])
+@pytest.mark.parametrize("variant", [*SAC_FLOWS, "fql", "dime"])
 @pytest.mark.parametrize(
     "action_space",
     [
@@ -245,7 +245,7 @@ def test_a_registered_discrete_environment_is_refused() -> None:
         SACFlow("FlowTPolicy", "CartPole-v1")
 
 
-@pytest.mark.parametrize("variant", [*SAC_FLOWS, "fql"])
+@pytest.mark.parametrize("variant", [*SAC_FLOWS, "fql", "dime"])
 @pytest.mark.parametrize(
     "space",
     [
@@ -270,7 +270,7 @@ def test_observations_of_another_rank_are_refused(space: spaces.Space[Any]) -> N
         make_model("MultiInputPolicy", RandomEnv(spaces.Dict({"a": space})))
 
 
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "dime"])
 def test_images_too_small_for_the_cnn_are_refused(name: str) -> None:
     space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match=r"observation_space=Box.*NatureCNN.*features_extractor_class.*36 x 36"):
@@ -345,7 +345,7 @@ def test_arguments_of_fql_are_checked_when_loading_too(name: str, value: Any, tm
         FQL.load(tmp_path / "model", device="cpu", **{name: value})
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_checks_leave_the_users_arguments_as_they_are(name: str) -> None:
     kwargs = policy_kwargs("FlowTPolicy") if name == "flow_t" else {"net_arch": [16]}
     before = dict(kwargs)
@@ -398,6 +398,8 @@ def test_training_stops_at_bad_replay_data(
     name: str, critic: str | None, buffer: str, value: float, named: str
 ) -> None:
     model = make_variant(name, critic=critic).learn(20)
+    if value == 1e38 and model.critic.support is not None:
+        pytest.skip("Its targets end at the support")
     kept = getattr(model.replay_buffer, buffer).copy()
     assert_stops(poisoned(model, buffer, value), named)
     # Nothing is left behind that keeps training from going on
@@ -413,7 +415,7 @@ def test_large_but_finite_observations_are_not_called_bad() -> None:
         model.train(1, batch_size=8)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_key_of_a_bad_dict_observation_is_named(name: str) -> None:
     env = RandomEnv(spaces.Dict({"good": VECTOR, "bad": VECTOR}))
     model = make_variant(name, env).learn(20)
@@ -421,7 +423,7 @@ def test_the_key_of_a_bad_dict_observation_is_named(name: str) -> None:
     assert_stops(model, r"observations\['bad'\]")
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_an_exploding_critic_stops_training(name: str) -> None:
     model = make_variant(name).learn(20)
     with th.no_grad():
@@ -496,7 +498,7 @@ def test_training_stops_at_a_bad_gradient_of_the_temperature() -> None:
     assert th.equal(model.log_ent_coef, before)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_updates_before_the_bad_one_are_kept(name: str) -> None:
     good, bad = make_variant(name).learn(20), make_variant(name).learn(20)
     good.set_random_seed(0)
@@ -528,10 +530,12 @@ def test_updates_before_the_bad_one_are_kept(name: str) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_learn_stops_at_a_bad_environment(fault: dict[str, float], named: str, name: str) -> None:
     model = make_variant(name, RandomEnv(**fault), batch_size=16)
+    if fault == {"bad_reward": 1e38} and model.critic.support is not None:
+        pytest.skip("Its targets end at the support")
     with pytest.raises(FloatingPointError, match=f"`{named}`.*VecCheckNan"):
         model.learn(60)
     assert 15 < model.num_timesteps < 60

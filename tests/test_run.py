@@ -10,6 +10,7 @@ from helpers import (
     EVERY_MODEL,
     FQLS,
     LEARNING_STARTS,
+    ONE_OF_EACH,
     POLICIES,
     ROLLOUTS,
     VARIANTS,
@@ -27,7 +28,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow import FQL, FlowGPolicy, SACFlow
+from sb3_flow import DIME, FQL, FlowGPolicy, SACFlow
 from sb3_flow.common.flow import auto_target_entropy
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
@@ -39,6 +40,8 @@ def parts(model: OffPolicyFlowAlgorithm) -> list[str]:
     """What learning must change."""
     if isinstance(model, SACFlow):
         return ["actor.velocity", "critic.q_networks"]
+    if isinstance(model, DIME):
+        return ["actor.control", "actor.dt", "actor.friction", "critic.q_networks"]
     one_step = ["actor.one_step"] if getattr(model, "best_of_n", None) is None else []
     return ["actor.behavior", "critic.q_networks", "critic_target.q_networks", *one_step]
 
@@ -189,7 +192,7 @@ def test_total_timesteps_may_be_a_float() -> None:
     assert isinstance(model._total_timesteps, int)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_learning_goes_on_after_learn(name: str) -> None:
     model = make_variant(name).learn(20)
     model.learn(10, reset_num_timesteps=False)
@@ -352,7 +355,7 @@ def test_deterministic_evaluation_repeats() -> None:
     assert returns[0] == returns[1]
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_deterministic_evaluation_leaves_training_as_it_is(name: str) -> None:
     alone = make_variant(name).learn(STEPS)
     watched = make_variant(name).learn(STEPS, EvalCallback(Monitor(RandomEnv()), eval_freq=7, verbose=0))

@@ -15,8 +15,8 @@ from helpers import (
     CRITICS,
     EVERY_MODEL,
     FQLS,
+    ONE_OF_EACH,
     POLICIES,
-    SAC_FLOWS,
     VARIANTS,
     RandomEnv,
     differences,
@@ -43,7 +43,9 @@ FIRST, REST = 15, 14
 
 
 def delayed(name: str, critic: str | None) -> OffPolicyFlowAlgorithm:
-    return make_variant(name, critic=critic, sac_flow={"policy_delay": 2 if critic == "target" else None})
+    delay = {"policy_delay": 2 if critic == "target" else None}
+    # The rate of "xqc" falls over the steps of one `learn`
+    return make_variant(name, critic=critic, sac_flow={"qf_learning_rate": 1e-3, **delay})
 
 
 def assert_same_predictions(one: OffPolicyFlowAlgorithm, other: OffPolicyFlowAlgorithm) -> None:
@@ -416,7 +418,7 @@ def test_parameters_travel_between_models(name: str, critic: str | None) -> None
     parameters = deepcopy(source.get_parameters())
     target.set_parameters(parameters)
     changed = differences(snapshot(source), snapshot(target))
-    if name in SAC_FLOWS:
+    if name not in FQLS:
         assert changed == ["log_ent_coef"]  # as in SB3's SAC, not among the parameters
     else:
         assert changed == []
@@ -508,7 +510,7 @@ def test_a_policy_is_pickled(name: str, module: Any) -> None:
     np.testing.assert_array_equal(*predictions)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_replay_buffer_is_saved(name: str, tmp_path: Path) -> None:
     model = make_variant(name).learn(20)
     model.save_replay_buffer(tmp_path / "buffer")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
-from helpers import FQLS, LEARNING_STARTS, POLICIES, VARIANTS, RandomEnv, make_model, make_variant
+from helpers import FQLS, LEARNING_STARTS, ONE_OF_EACH, POLICIES, VARIANTS, RandomEnv, make_model, make_variant
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -121,7 +121,7 @@ def test_every_net_of_fql_has_a_features_extractor_of_its_own(name: str) -> None
     assert trained >= {id(p) for extractor in extractors[:3] for p in extractor.parameters()}
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_user_chooses_the_features_extractor(name: str) -> None:
     net = {"features_extractor_class": NatureCNN, "features_extractor_kwargs": {"features_dim": 8}}
     model = make_variant(name, RandomEnv(IMAGE), policy="CnnPolicy", net=net, buffer_size=30)
@@ -141,7 +141,7 @@ def test_normalized_images_need_not_be_divided() -> None:
     assert model._n_updates == 2
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_cnn_policy_takes_images_that_vec_normalize_made_floats(name: str) -> None:
     env = VecNormalize(DummyVecEnv([lambda: RandomEnv(spaces.Box(0, 255, (3, 36, 36), np.uint8))]))
     net = {"normalize_images": False, "features_extractor_kwargs": {"features_dim": 8, "normalized_image": True}}
@@ -157,7 +157,7 @@ def test_cnn_policy_wants_images(name: str) -> None:
         make_variant(name, policy="CnnPolicy")
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_dict_of_one_vector_is_that_vector(name: str) -> None:
     flat = make_variant(name, RandomEnv(VECTOR), policy="MlpPolicy").learn(20)
     as_dict = TransformObservation(RandomEnv(VECTOR), lambda obs: {"vec": obs}, spaces.Dict({"vec": VECTOR}))
@@ -201,7 +201,7 @@ def test_every_action_space_learns_and_predicts(action_space: spaces.Box, name: 
         assert actions.shape == (3, *action_space.shape)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
 def test_the_buffer_holds_scaled_actions_of_what_was_done(action_space: spaces.Box, name: str) -> None:
     env = RandomEnv(action_space=action_space)

@@ -1,4 +1,7 @@
-"""Kinds of critics, and how N of them are judged. Shapes: B batch, N critics, D numbers in an action chunk."""
+"""Kinds of critics, and how N of them are judged.
+
+Shapes: B batch, N critics, J numbers of each, D numbers in an action chunk.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,21 +14,36 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_flow.common.layers import ensemble_mlp
+from sb3_flow.common.categorical import Support, expectation, one_of, target_distribution
+from sb3_flow.common.layers import UnitNormLinear, ensemble_mlp, unit_norm_mlp
 
 
 class CriticKind(NamedTuple):
     """What a critic is, whichever algorithm trains it."""
 
-    build: Callable[[int, int, list[int]], nn.Module]  # (N, features + D, hidden widths) -> (N, B, in) to (N, B, 1)
+    # (N, features + D, hidden widths) -> (N, B, in) to (N, B, J): J atoms, or 1 without a support
+    build: Callable[[int, int, list[int]], nn.Module]
     net_arch: list[int]  # default hidden widths
-    has_target: bool  # a Polyak-averaged copy; without one, s and s' go through the net together
+    has_target: bool  # a Polyak-averaged copy
     verdict: Literal["min", "mean"]  # of N critics, unless there is a pessimism
+    joint: bool = False  # s and s' go through the net together; always so without a target
+    support: Support | None = None  # of a distribution; None for a number
 
 
+# XQC's, SimbaV2's and FlashSAC's, for rewards divided by `RewardScale`
+SUPPORT = Support(n_atoms=101, bound=5.0)
+CROSSQ = CriticKind(partial(ensemble_mlp, norm="batch_renorm"), [1024, 1024], False, "min", joint=True)
 CRITIC_KINDS = {
     # From scratch: CrossQ's critic (SAC Flow, Table 3: tau 1)
-    "crossq": CriticKind(partial(ensemble_mlp, norm="batch_renorm"), [1024, 1024], False, "min"),
+    "crossq": CROSSQ,
+    # The same net with a distribution for a number
+    "categorical": CROSSQ._replace(
+        build=partial(ensemble_mlp, norm="batch_renorm", out_features=SUPPORT.n_atoms), support=SUPPORT
+    ),
+    # XQC's critic (arXiv 2509.25174)
+    "xqc": CriticKind(
+        partial(unit_norm_mlp, out_features=SUPPORT.n_atoms), [512, 512, 512, 512], True, "min", True, SUPPORT
+    ),
     # Offline-to-online: Q-chunking's critic
     "target": CriticKind(partial(ensemble_mlp, norm="layer"), [512, 512, 512, 512], True, "mean"),
 }
@@ -71,13 +89,18 @@ class FlowCritic(BaseModel):
         self.pessimism = pessimism
         self.q_networks = kind.build(n_critics, features_dim + chunk_dim, net_arch)
 
+    @property
+    def support(self) -> Support | None:
+        """Of the distributions, None if the critics say one number."""
+        return self.kind.support
+
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Q of every critic, (N, B).
 
         :param obs: B observations
         :param actions: (B, D) in [-1, 1]
         """
-        return self.judge(self.extract_features(obs, self.features_extractor), actions)
+        return self.q(self.outputs(obs, actions))
 
     def judge(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """Q of every critic in encoded states, (N, B).
@@ -85,15 +108,54 @@ class FlowCritic(BaseModel):
         :param features: (B, features_dim)
         :param actions: (B, D) in [-1, 1]
         """
+        return self.q(self._outputs(features, actions))
+
+    def outputs(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """What the nets say, (N, B, J): logits of a distribution over atoms, or Q with J = 1.
+
+        :param obs: B observations
+        :param actions: (B, D) in [-1, 1]
+        """
+        return self._outputs(self.extract_features(obs, self.features_extractor), actions)
+
+    def _outputs(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         x = th.cat([features, actions], dim=1)
-        q: th.Tensor = self.q_networks(x.expand(self.n_critics, *x.shape)).squeeze(2)
-        return q.to(actions.dtype)
+        outputs: th.Tensor = self.q_networks(x.expand(self.n_critics, *x.shape))
+        return outputs.to(actions.dtype)
+
+    def q(self, outputs: th.Tensor) -> th.Tensor:
+        """Q of what the nets say, (N, B, J) -> (N, B)."""
+        if self.support is None:
+            return outputs.squeeze(2)
+        return expectation(outputs.softmax(dim=-1), self.support)
 
     def reduce(self, q: th.Tensor) -> th.Tensor:
         """One verdict of N critics. (N, B) -> (B,)."""
         if self.pessimism is not None:
             return pessimistic(q, self.pessimism)
         return q.mean(dim=0) if self.kind.verdict == "mean" else q.amin(dim=0)
+
+    def target_distribution(self, next_outputs: th.Tensor, target_q: th.Tensor, bootstrap: th.Tensor) -> th.Tensor:
+        """Distribution around a scalar target that has the spread of the next state's, (B, J), without gradient.
+
+        Where the verdict is the lowest critic's, it is that one's distribution, else the mixture of all: a pessimism
+        is in the target and moves the distribution.
+
+        :param next_outputs: (N, B, J) logits for (s', a')
+        :param target_q: (B,) the scalar target, made of the verdict on (s', a')
+        :param bootstrap: (B,) gamma^m (1 - done)
+        """
+        assert self.support is not None
+        lowest = self.kind.verdict == "min" and self.pessimism is None
+        probs = one_of(next_outputs.detach().softmax(dim=-1), lowest, self.support)
+        return target_distribution(probs, target_q.detach(), bootstrap, self.support)
+
+    @th.no_grad()
+    def project_weights(self) -> None:
+        """Put weights that live on the unit sphere back there; after every step of the optimizer."""
+        for module in self.modules():
+            if isinstance(module, UnitNormLinear):
+                module.project()
 
 
 def pessimistic(q: th.Tensor, rho: float) -> th.Tensor:
@@ -107,7 +169,7 @@ def pessimistic(q: th.Tensor, rho: float) -> th.Tensor:
     return q.mean(dim=0) - rho * std
 
 
-def q_and_next_q(
+def outputs_and_next(
     critic: FlowCritic,
     target: FlowCritic | None,
     obs: PyTorchObs,
@@ -115,7 +177,7 @@ def q_and_next_q(
     next_obs: PyTorchObs,
     next_actions: th.Tensor,
 ) -> tuple[th.Tensor, th.Tensor]:
-    """Q of (s, a) and of (s', a'), each (N, B).
+    """What the nets say of (s, a) and of (s', a'), each (N, B, J).
 
     :param critic: the critics that are trained
     :param target: their Polyak-averaged copy, None if they have none
@@ -124,13 +186,18 @@ def q_and_next_q(
     :param next_obs: s'
     :param next_actions: a', (B, D)
     """
+    if not critic.kind.joint:
+        assert target is not None
+        with th.no_grad():
+            next_outputs = target.outputs(next_obs, next_actions)
+        return critic.outputs(obs, actions), next_outputs
+    # CrossQ: both in one batch, so that the normalisation sees the mixture of the two distributions
+    both = _stack(obs, next_obs), th.cat([actions, next_actions])
+    outputs, next_outputs = critic.outputs(*both).chunk(2, dim=1)
     if target is not None:
         with th.no_grad():
-            next_q = target(next_obs, next_actions)
-        return critic(obs, actions), next_q
-    # CrossQ: both in one batch, so that the normalisation sees the mixture of the two distributions
-    q, next_q = critic(_stack(obs, next_obs), th.cat([actions, next_actions])).chunk(2, dim=1)
-    return q, next_q
+            _, next_outputs = target.outputs(*both).chunk(2, dim=1)
+    return outputs, next_outputs
 
 
 def _stack(obs: PyTorchObs, next_obs: PyTorchObs) -> PyTorchObs:

@@ -102,6 +102,33 @@ class EnsembleLinear(nn.Module):
         return "n_members={}, in_features={}, out_features={}".format(*self.weight.shape)
 
 
+class UnitNormLinear(nn.Module):
+    """N independent linear layers whose weights of every output have unit norm: after each step they are projected.
+
+    :param n_members: N
+    :param in_features: width of the input (N, B, in_features)
+    :param out_features: width of the output (N, B, out_features)
+    :param bias: whether there is one, which starts at 0 and is not projected
+    """
+
+    def __init__(self, n_members: int, in_features: int, out_features: int, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(th.randn(n_members, in_features, out_features))
+        self.bias = nn.Parameter(th.zeros(n_members, 1, out_features)) if bias else None
+        with th.no_grad():
+            self.project()
+
+    def project(self) -> None:
+        """Give the weights of every output unit norm again."""
+        self.weight.div_(self.weight.norm(dim=1, keepdim=True))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return th.bmm(x, self.weight) if self.bias is None else th.baddbmm(self.bias, x, self.weight)
+
+    def extra_repr(self) -> str:
+        return "n_members={}, in_features={}, out_features={}".format(*self.weight.shape)
+
+
 class EnsembleLayerNorm(nn.Module):
     """LayerNorm over the last dimension with one affine map per member.
 
@@ -121,15 +148,16 @@ class EnsembleLayerNorm(nn.Module):
 
 
 def ensemble_mlp(
-    n_members: int, in_features: int, net_arch: list[int], norm: Literal["batch_renorm", "layer"]
+    n_members: int, in_features: int, net_arch: list[int], norm: Literal["batch_renorm", "layer"], out_features: int = 1
 ) -> nn.Sequential:
-    """N independent MLPs with one output each: (N, B, in_features) -> (N, B, 1).
+    """N independent MLPs: (N, B, in_features) -> (N, B, out_features).
 
     :param n_members: N
     :param in_features: width of the input
     :param net_arch: widths of the hidden layers
     :param norm: "batch_renorm": BatchRenorm before every linear layer, ReLU (CrossQ);
         "layer": GELU, then LayerNorm, after every hidden layer
+    :param out_features: outputs of each
     """
     layers: list[nn.Module] = []
     for width in net_arch:
@@ -140,8 +168,29 @@ def ensemble_mlp(
         in_features = width
     if norm == "batch_renorm":
         layers.append(BatchRenorm(in_features, n_members))
-    layers.append(EnsembleLinear(n_members, in_features, 1))
+    layers.append(EnsembleLinear(n_members, in_features, out_features))
     return nn.Sequential(*layers)
+
+
+def unit_norm_mlp(n_members: int, in_features: int, net_arch: list[int], out_features: int) -> nn.Sequential:
+    """XQC's net, N of it: BatchNorm of the input and before every ReLU, weights of unit norm, a bias in the head alone.
+
+    Source: danielpalenicek/xqc, xqc/networks/mlp.py.
+
+    :param n_members: N
+    :param in_features: width of the input (N, B, in_features)
+    :param net_arch: widths of the hidden layers
+    :param out_features: width of the output (N, B, out_features)
+    """
+
+    def batch_norm(features: int) -> BatchRenorm:
+        return BatchRenorm(features, n_members, warmup_steps=th.iinfo(th.int64).max)  # in its warm-up it is BatchNorm
+
+    layers: list[nn.Module] = [batch_norm(in_features)]
+    for width in net_arch:
+        layers += [UnitNormLinear(n_members, in_features, width, bias=False), batch_norm(width), ReLU()]
+        in_features = width
+    return nn.Sequential(*layers, UnitNormLinear(n_members, in_features, out_features, bias=True))
 
 
 class ContextLinear(nn.Linear):

@@ -1,6 +1,7 @@
 """The base class of the off-policy algorithms: what is the same in each of them, but the losses."""
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator
 from numbers import Real
@@ -18,6 +19,7 @@ from sb3_flow.common.compile import COMPILE_MODES, Compiled, CompileMode, maybe_
 from sb3_flow.common.critics import FlowCritic
 from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy
+from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
 from sb3_flow.common.updates import Log, Loss, compute_gradient, only_training, statistics_restored
 
@@ -101,6 +103,8 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
+        if self.critic.support is not None and self.reward_scale is None:
+            self.reward_scale = RewardScale(self.critic.support.bound)
         self.bc_schedules = self._phase_schedules()
         self.actor.action_fn = self._compiled(self.actor.action)
 
@@ -140,6 +144,8 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         self.policy.set_training_mode(False)
         for key, value in log.means():
             self.logger.record(f"train/{key}", value)
+        if self.reward_scale is not None:
+            self.logger.record("train/reward_scale", self.reward_scale.value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
 
@@ -151,24 +157,30 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         """The nets that losses train, by the names that errors have; each has an `optimizer`."""
         return {"actor": self.actor, "critic": self.critic}
 
-    def _update(self, net: BaseModel, log: Log, loss_fn: Callable[..., L], *args: Any) -> L:
+    def _update(
+        self, net: BaseModel, log: Log, loss_fn: Callable[..., L], *args: Any, max_gradient: float = math.inf
+    ) -> L:
         """One step of a net on a loss.
 
         :param net: one of `_nets`, in training mode; the others are in evaluation mode and get no gradient
         :param log: gets what the loss says of itself
         :param loss_fn: the loss
         :param args: its arguments
+        :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         :raises NonFiniteError: if loss or gradient are not finite; the net has not changed then
         """
         nets = self._nets
         (name,) = (name for name, known in nets.items() if known is net)
         others = [known for known in nets.values() if known is not net]
-        with statistics_restored(net):
+        # All of them: a target critic that normalises by the batch has statistics, too
+        with statistics_restored(self.policy):
             with only_training(net, others), self._autocast():
                 result = loss_fn(*args)
             check_loss(f"{name} update", f"{name}_loss", result.loss, **result.made_of)
-            compute_gradient(net.optimizer, result.loss, name)
+            compute_gradient(net.optimizer, result.loss, name, max_gradient)
         net.optimizer.step()
+        if isinstance(net, FlowCritic):
+            net.project_weights()
         log.add(**result.logged)
         return result
 

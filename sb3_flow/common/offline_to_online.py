@@ -20,7 +20,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_flow.common.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, end_episodes
 from sb3_flow.common.checks import check_spaces, require, require_integer, require_number, require_whole
 from sb3_flow.common.experience import Experience
-from sb3_flow.common.normalize import learn_statistics
+from sb3_flow.common.normalize import learn_statistics, running_returns
+from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
 
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
@@ -70,6 +71,8 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         self._n_online = 0  # steps of the environment that were stored
         self._env_knows_data = False  # see `learn_statistics`
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
+        self.reward_scale: RewardScale | None = None  # of critics that need one
+        self._scale_knows_data = False
 
     def _check_arguments(self) -> None:
         """Refuse what does not fit; `load` changes arguments, too, so that this is not the constructor's."""
@@ -176,7 +179,14 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         )
 
     def _sample(self, batch_size: int) -> Batch:
-        return self.experience.sample(batch_size, self._n_updates - 1)
+        """A batch, its rewards on the critics' scale."""
+        batch = self.experience.sample(batch_size, self._n_updates - 1)
+        if self.reward_scale is None:
+            return batch
+        scale, normalize = self.reward_scale.value, self._vec_normalize_env
+        if normalize is not None and normalize.norm_reward:
+            scale /= float(np.sqrt(normalize.ret_rms.var + normalize.epsilon))  # it has divided by that
+        return batch._replace(rewards=batch.rewards / scale)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -199,6 +209,10 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
     ) -> None:
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._n_online += len(dones)
+        if self.reward_scale is not None:
+            normalize = self._vec_normalize_env
+            rewards = reward if normalize is None else normalize.get_original_reward()
+            self.reward_scale.step(rewards, dones, self.gamma)
         self._last_episode_starts = dones  # empties the queues of the environments that were reset
 
     def collect_rollouts(
@@ -261,8 +275,13 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         if self._dataset is not None and self._vec_normalize_env is not None and not self._env_knows_data:
             learn_statistics(self._vec_normalize_env, self._dataset.at(0))
             self._env_knows_data = True
+        if self._dataset is not None and self.reward_scale is not None and not self._scale_knows_data:
+            self.reward_scale.see(running_returns(self._dataset.at(0), self.gamma))
+            self._scale_knows_data = True
         if reset_num_timesteps or self._last_obs is None:
             end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
+            if self.reward_scale is not None:
+                self.reward_scale.begin(self.n_envs)
         return super().learn(
             total_timesteps=int(total_timesteps),
             callback=callback,

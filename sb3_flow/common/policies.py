@@ -198,7 +198,8 @@ class ChunkPolicy(BasePolicy):
             self.critic_target = self._make_critic()
             self.critic_target.load_state_dict(self.critic.state_dict())
             self.critic_target.requires_grad_(False)
-            self.critic_target.set_training_mode(False)
+            # What goes through the net together is normalised together
+            self.critic_target.set_training_mode(self.critic_kind.joint)
         for net in (self.actor, self.critic):
             net.optimizer = self._make_optimizer(net, lr_schedule)
 
@@ -282,7 +283,7 @@ class ChunkPolicy(BasePolicy):
         return actions if vectorized else actions[0], (chunks, executed + 1)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Training or evaluation mode of actor and critic; a target critic is always in evaluation mode."""
+        """Training or evaluation mode of actor and critic; a target critic's never changes."""
         for net in (self.actor, self.critic):
             if net.training != mode:  # every decision asks, and the walk through the modules was a quarter of it
                 net.set_training_mode(mode)

@@ -1,5 +1,6 @@
 """What surrounds the loss of one update: modes, gradients, the guard against numbers that are not finite, the log."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,15 +80,19 @@ def statistics_restored(net: th.nn.Module) -> Iterator[None]:
         raise
 
 
-def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
+def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str, max_gradient: float = math.inf) -> None:
     """The gradient of the parameters that an optimizer steps, which must be finite.
 
     :param optimizer: owns the parameters
     :param loss: ()
     :param name: of what is updated
+    :param max_gradient: largest size of one number of it; larger ones are cut off
     :raises NonFiniteError: if the gradient is not finite
     """
     optimizer.zero_grad()
     th.autograd.backward(loss)
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in parameters if p.grad is not None]
     check_finite(f"{name} update", **{f"{name}_gradient_norm": th.nn.utils.get_total_norm(grads)})
+    if max_gradient < math.inf:
+        th.nn.utils.clip_grad_value_(parameters, max_gradient)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_flow.common.categorical import cross_entropy
 from sb3_flow.common.flow import Path
 from sb3_flow.common.updates import saturated_share
 
@@ -108,6 +109,20 @@ def critic_loss(q: th.Tensor, target: Target, valid: th.Tensor | None = None) ->
     :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
     return CriticLoss(0.5 * _mean((q - target.q).square(), valid) * len(q), q.detach().mean(), target)
+
+
+def categorical_critic_loss(
+    logits: th.Tensor, q: th.Tensor, target_probs: th.Tensor, target: Target, valid: th.Tensor | None = None
+) -> CriticLoss:
+    """Cross-entropy to the target distribution, summed over critics: what a categorical critic has for Eq. 10.
+
+    :param logits: (N, B, J)
+    :param q: (N, B) their means
+    :param target_probs: (B, J), without gradient
+    :param target: result of `td_target`, the mean of the target distribution as long as that is within the support
+    :param valid: (B,) 0 for what has no target; None: 1 everywhere
+    """
+    return CriticLoss(_mean(cross_entropy(logits, target_probs), valid) * len(logits), q.detach().mean(), target)
 
 
 def actor_loss(

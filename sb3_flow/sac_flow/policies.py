@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_flow.common.checks import require, require_choice, require_integer, require_number
 from sb3_flow.common.critics import CRITIC_KINDS
@@ -32,17 +33,21 @@ from sb3_flow.common.velocity import DecoderVelocity, GatedVelocity, MLPVelocity
 class Defaults(NamedTuple):
     """What goes with each kind of critic unless the user says otherwise."""
 
-    qf_learning_rate: float
+    qf_learning_rate: float | Schedule
     adam_beta1: float
     policy_delay: int
     d_model: int  # token width of Flow-T
+    ent_coef: str
 
 
 DEFAULTS = {
     # From scratch (SAC Flow, Table 3: beta_1 0.5); the delay is CrossQ's
-    "crossq": Defaults(1e-3, 0.5, 3, 64),
+    "crossq": Defaults(1e-3, 0.5, 3, 64, "auto_0.2"),
+    # Alpha is that of scaled rewards (XQC, SimbaV2, FlashSAC)
+    "categorical": Defaults(1e-3, 0.5, 3, 64, "auto_0.01"),
+    "xqc": Defaults(LinearSchedule(3e-4, 3e-5, 1.0), 0.9, 3, 64, "auto_0.01"),
     # Offline-to-online
-    "target": Defaults(3e-4, 0.9, 1, 128),
+    "target": Defaults(3e-4, 0.9, 1, 128, "auto_0.2"),
 }
 
 # Highest sigma each rollout stands at few steps: docs/algorithm.md, "Bounds of the noise"
@@ -158,10 +163,10 @@ class FlowPolicy(ChunkPolicy):
     :param log_std_range: lowest and highest learned log-std; None for (-5, log(2) / 2) with "sde", (-5, 2) with
         "noise"
     :param has_behavior: whether there is a second flow, which clones the replayed actions; SACFlow sets it
-    :param critic: "crossq" (from scratch) or "target" (offline-to-online)
+    :param critic: "crossq" (from scratch), "target" (offline-to-online), or with a distribution of returns
+        "categorical", which is CrossQ's net, or "xqc"
     :param n_critics: number of critics
-    :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the lowest with "crossq", the mean with
-        "target"
+    :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean with "target", else the lowest
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
     :param normalize_images: divide images by 255
@@ -276,7 +281,7 @@ class FlowPolicy(ChunkPolicy):
 class FlowTPolicy(FlowPolicy):
     """Flow-T: the velocity is a Transformer decoder.
 
-    :param d_model: token width; None for 64 with "crossq" critics, 128 with "target"
+    :param d_model: token width; None for 128 with "target" critics, else 64
     :param n_layers: decoder blocks
     :param n_heads: heads of the attention to the state; must divide d_model, and matter from two state tokens on
     :param state_tokens: learned tokens that the state is split into

@@ -1,9 +1,6 @@
 """SAC Flow: off-policy training of flow policies, end to end (arXiv 2509.25756)."""
 
-import math
-from io import BufferedIOBase
-from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -13,13 +10,13 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import require, require_choice, require_integer, require_number
+from sb3_flow.common.checks import require, require_choice
 from sb3_flow.common.compile import CompileMode
-from sb3_flow.common.critics import q_and_next_q
+from sb3_flow.common.critics import outputs_and_next
 from sb3_flow.common.flow import MATCHING_TARGETS, Line, MatchingTarget, auto_target_entropy, matching_error
-from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
 from sb3_flow.common.schedules import BCCoef
-from sb3_flow.common.temperature import Temperature, initial_ent_coef
+from sb3_flow.common.temperature import Temperature
 from sb3_flow.datasets import DatasetSpec
 from sb3_flow.sac_flow import losses
 from sb3_flow.sac_flow.policies import (
@@ -34,10 +31,9 @@ from sb3_flow.sac_flow.policies import (
 
 Proximity = Literal["data", "behavior"]
 PROXIMITIES: tuple[str, ...] = get_args(Proximity)
-SelfSACFlow = TypeVar("SelfSACFlow", bound="SACFlow")
 
 
-class SACFlow(OffPolicyFlowAlgorithm):
+class SACFlow(MaxEntropyAlgorithm):
     """Soft Actor-Critic with a K-step flow policy, trained through the rollout.
 
     Paper: https://arxiv.org/abs/2509.25756. What is the policy's (K, noise, nets, critics) goes into `policy_kwargs`,
@@ -50,7 +46,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
         updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
     :param batch_size: transitions per update
-    :param tau: Polyak coefficient of the target critics; unused by "crossq" critics, which have none
+    :param tau: Polyak coefficient of the target critics; unused by "crossq" and "categorical" critics, which have none
     :param gamma: discount factor
     :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
     :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
@@ -60,7 +56,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param optimize_memory_usage: the memory-efficient variant of the buffer
     :param n_steps: n-step returns; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
-    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0
+    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; with "categorical" and
+        "xqc" critics it is that of the scaled rewards. None for "auto_0.01" with these, else "auto_0.2"
     :param target_entropy: target of the entropy in nats; "auto" for `sb3_flow.common.flow.auto_target_entropy`
     :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions: a float, a schedule, or two of
         these, for the offline and the online phase
@@ -76,8 +73,9 @@ class SACFlow(OffPolicyFlowAlgorithm):
     :param proximity: what `bc_coef` holds the policy to: "data", the replayed actions (Eq. 12), which draws every path
         to their mean, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions,
         and their modes are kept
-    :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" critics, 3e-4 with "target"
-    :param policy_delay: critic updates per actor update; None for 3 with "crossq" critics, 1 with "target"
+    :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" and "categorical" critics, 3e-4
+        with "target", and 3e-4 falling to 3e-5 with "xqc"
+    :param policy_delay: critic updates per actor update; None for 1 with "target" critics, else 3
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
         for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; targets, densities, statistics and optimizers
@@ -122,7 +120,7 @@ class SACFlow(OffPolicyFlowAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         horizon_length: int = 1,
-        ent_coef: str | float = "auto_0.2",
+        ent_coef: str | float | None = None,
         target_entropy: str | float = "auto",
         bc_coef: BCCoef = 0.0,
         offline_dataset: DatasetSpec | None = None,
@@ -147,13 +145,9 @@ class SACFlow(OffPolicyFlowAlgorithm):
         if offline_dataset is not None:
             policy_kwargs = {"critic": "target", **(policy_kwargs or {})}
         require(not use_sde, "use_sde", use_sde, "the rollout explores by itself; set its noise with `noise_std`")
-        self.ent_coef = ent_coef
-        self.target_entropy = target_entropy
         self.matching_target: MatchingTarget = matching_target
         self.proximity: Proximity = proximity
         self._has_behavior: bool | None = None  # None until there is a policy
-        self.qf_learning_rate = qf_learning_rate
-        self.policy_delay = policy_delay
         super().__init__(
             policy,
             env,
@@ -171,6 +165,10 @@ class SACFlow(OffPolicyFlowAlgorithm):
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
             horizon_length=horizon_length,
+            ent_coef=ent_coef,
+            target_entropy=target_entropy,
+            qf_learning_rate=qf_learning_rate,
+            policy_delay=policy_delay,
             bc_coef=bc_coef,
             offline_dataset=offline_dataset,
             offline_steps=offline_steps,
@@ -189,19 +187,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.policy_delay is not None:
-            require_integer("policy_delay", self.policy_delay)
         require_choice("matching_target", self.matching_target, MATCHING_TARGETS)
         self._check_proximity()
-        self._check_learning_rate("qf_learning_rate", allow_none=True)
-        if isinstance(self.ent_coef, str):
-            initial_ent_coef(self.ent_coef)
-        else:
-            require_number("ent_coef", self.ent_coef, 0, math.inf, "a number >= 0, 'auto' or 'auto_<initial value>'")
-        if isinstance(self.target_entropy, str):
-            require(self.target_entropy == "auto", "target_entropy", self.target_entropy, "'auto' or a number")
-        else:
-            require_number("target_entropy", self.target_entropy, -math.inf, math.inf, "'auto' or a finite number")
 
     def _check_proximity(self) -> None:
         require_choice("proximity", self.proximity, PROXIMITIES)
@@ -223,6 +210,8 @@ class SACFlow(OffPolicyFlowAlgorithm):
         defaults = DEFAULTS[self.policy.critic_name]
         if self.policy_delay is None:
             self.policy_delay = defaults.policy_delay
+        if self.ent_coef is None:
+            self.ent_coef = defaults.ent_coef
         qf_learning_rate = defaults.qf_learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
         self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
         if self.target_entropy == "auto":
@@ -241,16 +230,16 @@ class SACFlow(OffPolicyFlowAlgorithm):
 
     def _setup_temperature(self) -> None:
         beta1 = DEFAULTS[self.policy.critic_name].adam_beta1
+        assert self.ent_coef is not None
         self.temperature = Temperature(self.ent_coef, self.qf_lr_schedule(1), beta1, self.device)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         bc_coef = self._bc_coef_now()
-        assert self.policy_delay is not None
         assert isinstance(self.target_entropy, float)
         for batch, log in self._batches(gradient_steps, batch_size):
             ent_coef, n = self.temperature.value, len(batch.actions)
             self._update(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n), ent_coef)
-            if self._n_updates % self.policy_delay == 0:
+            if self._updates_actor:
                 noise, line = self.actor.sample_noise(n), None
                 if self.behavior is not None:
                     self._update(self.behavior, log, self._behavior_loss_fn, batch, self.actor.sample_line(n))
@@ -265,17 +254,21 @@ class SACFlow(OffPolicyFlowAlgorithm):
         """The TD error (Eq. 10)."""
         with th.no_grad():
             path = self.actor.path(batch.next_observations, noise)
-        q, next_q = q_and_next_q(
-            self.critic,
+        critic = self.critic
+        outputs, next_outputs = outputs_and_next(
+            critic,
             self.critic_target,
             batch.observations,
             batch.actions,
             batch.next_observations,
             th.tanh(path.x),
         )
-        next_q = self.critic.reduce(next_q)
+        q, next_q = critic.q(outputs), critic.reduce(critic.q(next_outputs))
         target = losses.td_target(batch.rewards, batch.dones, batch.discounts, next_q, path.log_prob, ent_coef)
-        return losses.critic_loss(q, target, batch.valid)
+        if critic.support is None:
+            return losses.critic_loss(q, target, batch.valid)
+        probs = critic.target_distribution(next_outputs, target.q, batch.discounts * (1 - batch.dones))
+        return losses.categorical_critic_loss(outputs, q, probs, target, batch.valid)
 
     def _actor_loss(
         self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor, line: Line | None = None
@@ -319,57 +312,10 @@ class SACFlow(OffPolicyFlowAlgorithm):
         return {**super()._nets, **behavior}
 
     def _update_learning_rates(self) -> None:
-        flows = [self.actor, *([] if self.behavior is None else [self.behavior])]
-        self._update_learning_rate([flow.optimizer for flow in flows])
-        qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
-        self.logger.record("train/qf_learning_rate", qf_learning_rate)
-        update_learning_rate(self.critic.optimizer, qf_learning_rate)
+        super()._update_learning_rates()
         if self.ent_coef_optimizer is not None:
-            update_learning_rate(self.ent_coef_optimizer, qf_learning_rate)
-
-    # SAC's names, under which SB3 saves them, too
-
-    @property
-    def log_ent_coef(self) -> th.Tensor | None:
-        """Log alpha, (1,); None if alpha is fixed."""
-        return self.temperature.log_ent_coef
-
-    @property
-    def ent_coef_optimizer(self) -> th.optim.Optimizer | None:
-        """Optimizer of a learned alpha."""
-        return self.temperature.optimizer
-
-    @property
-    def ent_coef_tensor(self) -> th.Tensor | None:
-        """A fixed alpha, ()."""
-        return self.temperature.ent_coef_tensor
-
-    @classmethod
-    def load(cls: type[SelfSACFlow], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfSACFlow:
-        """Load a model as SB3's `load` does, and change `ent_coef` where that cannot: from learned to fixed and back.
-
-        :param path: of the zip-file, or the open file
-        :param args: env, device, custom_objects, ... of SB3's `load`
-        :param kwargs: these by name, and arguments of SACFlow to change; where alpha is learned before and after, it
-            is kept
-        """
-        ent_coef = kwargs.pop("ent_coef", None)
-        model = super().load(path, *args, **kwargs)
-        if ent_coef is not None:
-            goes_on = isinstance(ent_coef, str) and isinstance(model.ent_coef, str)
-            model.ent_coef = ent_coef
-            model._check_arguments()
-            if not goes_on:
-                model._setup_temperature()
-        return model
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "temperature"]
+            update_learning_rate(self.ent_coef_optimizer, self.qf_lr_schedule(self._current_progress_remaining))
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        if self.behavior is not None:
-            state_dicts = [*state_dicts, "behavior.optimizer"]
-        if self.ent_coef_optimizer is None:
-            return state_dicts, [*tensors, "ent_coef_tensor"]
-        return [*state_dicts, "ent_coef_optimizer"], [*tensors, "log_ent_coef"]
+        return [*state_dicts, *([] if self.behavior is None else ["behavior.optimizer"])], tensors

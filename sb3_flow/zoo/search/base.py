@@ -48,8 +48,10 @@ class SearchSpace(ABC):
     only thing that `--trial-id` hands to it.
     """
 
-    # Parameters that are arguments of the policy
-    in_policy_kwargs: ClassVar[tuple[str, ...]] = ("flow_steps",)
+    # The policy's argument for K, and the choices
+    steps: ClassVar[tuple[str, tuple[int, ...]]] = ("flow_steps", FLOW_STEPS)
+    # Parameters that are arguments of the policy, too
+    in_policy_kwargs: ClassVar[tuple[str, ...]] = ()
     # What a parameter decides, where it has another name
     decides: ClassVar[Mapping[str, str]] = {
         "one_minus_gamma": "gamma",
@@ -77,7 +79,7 @@ class SearchSpace(ABC):
         """
         fixed = Fixed(attributes, n_actions)
         space: Space = {
-            "flow_steps": CategoricalDistribution(FLOW_STEPS),
+            self.steps[0]: CategoricalDistribution(self.steps[1]),
             "learning_rate": FloatDistribution(1e-4, 1e-3, log=True),
             "one_minus_gamma": FloatDistribution(1e-3, 5e-2, log=True),
             "batch_size_pow": IntDistribution(6, 9),
@@ -119,7 +121,7 @@ class SearchSpace(ABC):
         :raises ValueError: if the trial's policy_kwargs hold more than Python literals
         """
         params = self.convert_own({**sampled_params, "policy_kwargs": literal(sampled_params["policy_kwargs"])})
-        for name in self.in_policy_kwargs:
+        for name in (self.steps[0], *self.in_policy_kwargs):
             if name in params:
                 params["policy_kwargs"][name] = params.pop(name)
         if "online_bc_coef" in params:

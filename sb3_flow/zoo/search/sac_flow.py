@@ -6,17 +6,20 @@ from typing import Any, ClassVar
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sb3_flow import SACFlow
+from sb3_flow.common.critics import CRITIC_KINDS
 from sb3_flow.sac_flow.policies import LOG_STD_RANGES, FlowTPolicy
 from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, bc_coef_parameters
 
 FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
 BETA = FloatDistribution(1.0, 1e5, log=True)
+ALPHA = FloatDistribution(1e-2, 1.0, log=True)
+SCALED_ALPHA = FloatDistribution(1e-3, 1e-1, log=True)  # of rewards that a categorical critic has scaled
 
 
 class SACFlowSearch(SearchSpace):
     """Beta with offline data, what decides the noise, and the size of Flow-T."""
 
-    in_policy_kwargs: ClassVar[tuple[str, ...]] = (*SearchSpace.in_policy_kwargs, "noise_std", "d_model", "n_layers")
+    in_policy_kwargs: ClassVar[tuple[str, ...]] = ("noise_std", "d_model", "n_layers")
     decides: ClassVar[Mapping[str, str]] = {
         **SearchSpace.decides,
         "initial_ent_coef": "ent_coef",
@@ -53,10 +56,11 @@ def _entropy_parameters(fixed: Fixed) -> Space:
     learned.
     """
     space: Space = {}
-    alpha_is_learned = fixed.text("ent_coef", "auto").startswith("auto")
+    alpha_is_learned = fixed.is_none("ent_coef") or fixed.text("ent_coef", "").startswith("auto")
     sigma_is_learned = fixed.policy_kwargs.get("noise_std") is None
     if alpha_is_learned:
-        space["initial_ent_coef"] = FloatDistribution(1e-2, 1.0, log=True)
+        kind = CRITIC_KINDS.get(fixed.policy_kwargs.get("critic", ""))
+        space["initial_ent_coef"] = SCALED_ALPHA if kind is not None and kind.support is not None else ALPHA
     if sigma_is_learned:
         low, high = _log_std_range(fixed.policy_kwargs)
         space["highest_log_std"] = FloatDistribution(max(high - 1.0, (low + high) / 2), high)

@@ -1,0 +1,127 @@
+"""What the maximum-entropy algorithms share: a temperature, its arguments, and how both are saved."""
+
+import math
+from abc import abstractmethod
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import update_learning_rate
+
+from sb3_flow.common.checks import require, require_integer, require_number
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.temperature import Temperature, initial_ent_coef
+
+SelfMaxEntropy = TypeVar("SelfMaxEntropy", bound="MaxEntropyAlgorithm")
+
+
+class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
+    """An algorithm with an entropy term, whose actor and temperature may be updated less often than the critics.
+
+    A subclass sets `qf_lr_schedule`, a `target_entropy` that is a number, and then the `temperature`.
+
+    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; None if the subclass
+        knows a default
+    :param target_entropy: of a learned alpha, in nats, or "auto"
+    :param qf_learning_rate: of the critics; None if the subclass knows a default
+    :param policy_delay: critic updates per actor update; None if the subclass knows a default
+    :raises ValueError: before training, for arguments outside of what is stated here
+
+    The other parameters are those of `OffPolicyFlowAlgorithm`.
+    """
+
+    qf_lr_schedule: Schedule
+    temperature: Temperature
+
+    def __init__(
+        self,
+        *args: Any,
+        ent_coef: str | float | None,
+        target_entropy: str | float,
+        qf_learning_rate: float | Schedule | None,
+        policy_delay: int | None,
+        **kwargs: Any,
+    ):
+        self.ent_coef = ent_coef
+        self.target_entropy = target_entropy
+        self.qf_learning_rate = qf_learning_rate
+        self.policy_delay = policy_delay
+        super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.policy_delay is not None:
+            require_integer("policy_delay", self.policy_delay)
+        self._check_learning_rate("qf_learning_rate", allow_none=True)
+        if isinstance(self.ent_coef, str):
+            initial_ent_coef(self.ent_coef)
+        elif self.ent_coef is not None:
+            require_number("ent_coef", self.ent_coef, 0, math.inf, "a number >= 0, 'auto' or 'auto_<initial value>'")
+        if isinstance(self.target_entropy, str):
+            require(self.target_entropy == "auto", "target_entropy", self.target_entropy, "'auto' or a number")
+        else:
+            require_number("target_entropy", self.target_entropy, -math.inf, math.inf, "'auto' or a finite number")
+
+    @abstractmethod
+    def _setup_temperature(self) -> None:
+        """Set `temperature` as `ent_coef` says."""
+
+    @property
+    def _updates_actor(self) -> bool:
+        """Whether this update is one of the actor, too."""
+        assert self.policy_delay is not None
+        return self._n_updates % self.policy_delay == 0
+
+    def _update_learning_rates(self) -> None:
+        nets = [net for net in self._nets.values() if net is not self.critic]
+        self._update_learning_rate([net.optimizer for net in nets])
+        qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/qf_learning_rate", qf_learning_rate)
+        update_learning_rate(self.critic.optimizer, qf_learning_rate)
+
+    # SAC's names, under which SB3 saves them, too
+
+    @property
+    def log_ent_coef(self) -> th.Tensor | None:
+        """Log alpha, (1,); None if alpha is fixed."""
+        return self.temperature.log_ent_coef
+
+    @property
+    def ent_coef_optimizer(self) -> th.optim.Optimizer | None:
+        """Optimizer of a learned alpha."""
+        return self.temperature.optimizer
+
+    @property
+    def ent_coef_tensor(self) -> th.Tensor | None:
+        """A fixed alpha, ()."""
+        return self.temperature.ent_coef_tensor
+
+    @classmethod
+    def load(cls: type[SelfMaxEntropy], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfMaxEntropy:
+        """Load a model as SB3's `load` does, and change `ent_coef` where that cannot: from learned to fixed and back.
+
+        :param path: of the zip-file, or the open file
+        :param args: env, device, custom_objects, ... of SB3's `load`
+        :param kwargs: these by name, and arguments of the algorithm to change; where alpha is learned before and after,
+            it is kept
+        """
+        ent_coef = kwargs.pop("ent_coef", None)
+        model = super().load(path, *args, **kwargs)
+        if ent_coef is not None:
+            goes_on = isinstance(ent_coef, str) and isinstance(model.ent_coef, str)
+            model.ent_coef = ent_coef
+            model._check_arguments()
+            if not goes_on:
+                model._setup_temperature()
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "temperature"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        if self.ent_coef_optimizer is None:
+            return state_dicts, [*tensors, "ent_coef_tensor"]
+        return [*state_dicts, "ent_coef_optimizer"], [*tensors, "log_ent_coef"]
