@@ -26,6 +26,7 @@ LABELS = {
     "fql": "FQL",
     "qc_fql": "QC-FQL",
     "qc": "QC",
+    "flow_rl": "FlowRL",
     "crossq": "CrossQ",
     "sac": "SAC",
 }
@@ -37,6 +38,7 @@ COLORS = {
     "fql": "#e377c2",
     "qc_fql": "#d1495b",
     "qc": "#7f3b08",
+    "flow_rl": "#6a3d9a",
     "crossq": "#d1495b",
     "sac": "#8d8d8d",
 }

@@ -1,8 +1,20 @@
-"""Flow policies for Stable-Baselines3, trained off-policy: SAC Flow, FQL and Q-chunking."""
+"""Flow and diffusion policies for Stable-Baselines3, trained off-policy: SAC Flow and what it is compared with."""
 
+from sb3_flow.flow_rl import FlowRL, FlowRLPolicy
 from sb3_flow.fql import FQL, FQLPolicy
 from sb3_flow.sac_flow import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy, SACFlow
 
 __version__ = "0.2.0.dev0"
 
-__all__ = ["FQL", "FQLPolicy", "FlowGPolicy", "FlowMLPPolicy", "FlowPolicy", "FlowTPolicy", "SACFlow", "__version__"]
+__all__ = [
+    "FQL",
+    "FQLPolicy",
+    "FlowGPolicy",
+    "FlowMLPPolicy",
+    "FlowPolicy",
+    "FlowRL",
+    "FlowRLPolicy",
+    "FlowTPolicy",
+    "SACFlow",
+    "__version__",
+]

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
-from sb3_flow import FQL, SACFlow
+from sb3_flow import FQL, FlowRL, SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
@@ -47,12 +47,15 @@ VARIANTS = {
     "fql": Variant(FQL, "FQLPolicy", {}),
     "qc_fql": Variant(FQL, "FQLPolicy", {"horizon_length": 3}),
     "qc": Variant(FQL, "FQLPolicy", {"horizon_length": 3, "best_of_n": 4}),
+    "flow_rl": Variant(FlowRL, "FlowRLPolicy", {"policy_delay": 1}),
 }
 SAC_FLOWS = [name for name, variant in VARIANTS.items() if variant.algorithm is SACFlow]
 FQLS = [name for name, variant in VARIANTS.items() if variant.algorithm is FQL]
+# All but SAC Flow
+GUESTS = [name for name in VARIANTS if name not in SAC_FLOWS]
 # The parameters "name" and "critic" of `make_variant`: SAC Flow has a choice of critics
 EVERY_MODEL = [pytest.param(name, critic, id=f"{name}-{critic}") for name in SAC_FLOWS for critic in CRITICS]
-EVERY_MODEL += [pytest.param(name, None, id=name) for name in FQLS]
+EVERY_MODEL += [pytest.param(name, None, id=name) for name in GUESTS]
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FQLS, SAC_FLOWS, VECTOR, RandomEnv, make_variant, observations
+from helpers import GUESTS, SAC_FLOWS, VECTOR, RandomEnv, make_variant, observations
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
@@ -29,7 +29,7 @@ def run_onnx(path: Path, inputs: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "flow_rl"])
 def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str, horizon: int) -> None:
     model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     obs = observations(model)
@@ -38,7 +38,9 @@ def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str
     np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "horizon"), [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3)])
+@pytest.mark.parametrize(
+    ("name", "horizon"), [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3), ("flow_rl", 1)]
+)
 def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(name: str, horizon: int, tmp_path: Path) -> None:
     model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     export_onnx(model, tmp_path / "policy.onnx")
@@ -75,7 +77,7 @@ def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any], 
     assert all(policy.get_buffer(name).is_meta for name in names)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 def test_everything_that_acts_goes_where_the_module_goes(name: str) -> None:
     model = make_variant(name)
     DeterministicPolicy(model.policy).to("meta")

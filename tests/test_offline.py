@@ -11,6 +11,7 @@ from dataset_files import compact_arrays, regular_arrays, trajectories
 from gymnasium import spaces
 from helpers import (
     FQLS,
+    GUESTS,
     LEARNING_STARTS,
     SAC_FLOWS,
     VECTOR,
@@ -190,7 +191,7 @@ def test_actions_at_the_bounds_have_a_finite_target() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "flow_rl"])
 def test_the_offline_phase_leaves_the_environment_alone_and_the_online_phase_follows(name: str, horizon: int) -> None:
     env, recorder = RandomEnv(), Recorder()
     model = offline_variant(name, env=env, horizon_length=horizon, critic="target")
@@ -202,7 +203,7 @@ def test_the_offline_phase_leaves_the_environment_alone_and_the_online_phase_fol
     assert model._n_updates == 20
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 def test_the_phases_can_be_called_one_by_one(name: str) -> None:
     model = offline_variant(name, offline_steps=0)
     model.learn_offline(7.0)  # as 1e5 is
@@ -312,7 +313,7 @@ def test_callbacks_see_steps_without_reward_and_info_offline() -> None:
     assert all(reward < 0 for reward, _ in seen[12:])
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 def test_checkpoints_are_saved_in_both_phases(name: str, tmp_path: Path) -> None:
     model = offline_variant(name)
     model.learn(20, callback=CheckpointCallback(8, str(tmp_path), "m", save_replay_buffer=True))
@@ -555,7 +556,7 @@ def test_a_sharded_set_takes_turns(tmp_path: Path) -> None:
     assert seen == [[0]] * 3 + [[1]] * 3 + [[0]] * 3
 
 
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "flow_rl"])
 def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
     rng = np.random.default_rng(0)
     obs = rng.uniform(-1, 1, (500, 3)).astype(np.float32)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from helpers import EVERY_MODEL, FQLS, RandomEnv, make_model, make_variant, snapshot
+from helpers import EVERY_MODEL, GUESTS, RandomEnv, make_model, make_variant, snapshot
 from stable_baselines3.common.buffers import ReplayBufferSamples
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import (
@@ -24,7 +24,7 @@ def two(vec_env_class: type[VecEnv] = DummyVecEnv, **kwargs: Any) -> VecEnv:
     return vec_env_class([RandomEnv, RandomEnv], **kwargs)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 @pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
 def test_two_envs_fill_the_buffer_and_learn(vec_env: type[VecEnv], name: str) -> None:
     # Started by fork: a fresh interpreter would spend seconds importing torch
@@ -78,7 +78,7 @@ def test_the_buffer_is_raw_and_batches_are_normalized() -> None:
     assert all(batch.observations.abs().max() <= 10 for batch in batches)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 def test_normalization_is_saved_beside_the_model(name: str, tmp_path: Path) -> None:
     model = make_variant(name, VecNormalize(two())).learn(20)
     env = model.get_vec_normalize_env()
@@ -143,7 +143,7 @@ def test_terminal_observations_are_stored() -> None:
     np.testing.assert_array_equal(model.replay_buffer.observations[:12, 0, 0], [*range(10), 0, 1])
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 def test_two_envs_see_different_noise(name: str) -> None:
     model = make_variant(name, two())
     actions, _ = model.predict(np.zeros((2, 3), np.float32))

@@ -1,7 +1,8 @@
 """Optuna's search spaces for `rl_zoo3.train -optimize`, one module an algorithm."""
 
 from sb3_flow.zoo.search.base import SearchSpace
+from sb3_flow.zoo.search.flow_rl import FlowRLSearch
 from sb3_flow.zoo.search.fql import FQLSearch
 from sb3_flow.zoo.search.sac_flow import SACFlowSearch
 
-__all__ = ["FQLSearch", "SACFlowSearch", "SearchSpace"]
+__all__ = ["FQLSearch", "FlowRLSearch", "SACFlowSearch", "SearchSpace"]
