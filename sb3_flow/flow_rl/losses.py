@@ -118,7 +118,8 @@ def value_loss(v: th.Tensor, q: th.Tensor, expectile: float, valid: th.Tensor | 
     :param valid: (B,) 0 for chunks of which Q_beta knows nothing; None: 1 everywhere
     """
     error = q.detach() - v
-    weight = th.where(error < 0, 1 - expectile, expectile)
+    below = (error < 0).to(error.dtype)
+    weight = expectile + (1 - 2 * expectile) * below
     return ValueLoss(masked_mean(weight * error.square(), valid), q.detach())
 
 
