@@ -27,6 +27,7 @@ LABELS = {
     "qc_fql": "QC-FQL",
     "qc": "QC",
     "flow_rl": "FlowRL",
+    "qsm": "QSM",
     "crossq": "CrossQ",
     "sac": "SAC",
 }
@@ -39,6 +40,7 @@ COLORS = {
     "qc_fql": "#d1495b",
     "qc": "#7f3b08",
     "flow_rl": "#6a3d9a",
+    "qsm": "#b8860b",
     "crossq": "#d1495b",
     "sac": "#8d8d8d",
 }

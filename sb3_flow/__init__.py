@@ -2,12 +2,14 @@
 
 from sb3_flow.flow_rl import FlowRL, FlowRLPolicy
 from sb3_flow.fql import FQL, FQLPolicy
+from sb3_flow.qsm import QSM, QSMPolicy
 from sb3_flow.sac_flow import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy, SACFlow
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
     "FQL",
+    "QSM",
     "FQLPolicy",
     "FlowGPolicy",
     "FlowMLPPolicy",
@@ -15,6 +17,7 @@ __all__ = [
     "FlowRL",
     "FlowRLPolicy",
     "FlowTPolicy",
+    "QSMPolicy",
     "SACFlow",
     "__version__",
 ]

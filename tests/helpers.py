@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
-from sb3_flow import FQL, FlowRL, SACFlow
+from sb3_flow import FQL, QSM, FlowRL, SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
@@ -48,6 +48,7 @@ VARIANTS = {
     "qc_fql": Variant(FQL, "FQLPolicy", {"horizon_length": 3}),
     "qc": Variant(FQL, "FQLPolicy", {"horizon_length": 3, "best_of_n": 4}),
     "flow_rl": Variant(FlowRL, "FlowRLPolicy", {"policy_delay": 1}),
+    "qsm": Variant(QSM, "QSMPolicy", {}),
 }
 SAC_FLOWS = [name for name, variant in VARIANTS.items() if variant.algorithm is SACFlow]
 FQLS = [name for name, variant in VARIANTS.items() if variant.algorithm is FQL]
@@ -59,6 +60,11 @@ EVERY_MODEL += [pytest.param(name, None, id=name) for name in GUESTS]
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+def steps_of(name: str, steps: int) -> dict[str, int]:
+    """How many steps the policy of a variant takes, by the name that the argument has there."""
+    return {"diffusion_steps" if VARIANTS[name].algorithm is QSM else "flow_steps": steps}
 
 
 class RandomEnv(gym.Env[Any, Any]):
@@ -163,7 +169,9 @@ def make_variant(
     kwargs = variant.kwargs | kwargs
     if name in SAC_FLOWS:
         return make_model(policy, env, critic or "crossq", net, **((sac_flow or {}) | kwargs))
-    tiny = {"flow_steps": 2, "net_arch": [16, 16]} | (net or {})
+    # Two diffusion steps amplify what an untrained net says until all actions are at the bounds
+    steps = steps_of(name, 5 if variant.algorithm is QSM else 2)
+    tiny = {**steps, "net_arch": [16, 16]} | (net or {})
     return variant.algorithm(policy, RandomEnv() if env is None else env, **(TINY | {"policy_kwargs": tiny} | kwargs))
 
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_flow import FQL, FlowRL, FlowTPolicy, SACFlow
+from sb3_flow import FQL, QSM, FlowRL, FlowTPolicy, SACFlow
 from sb3_flow.fql.policies import FQLPolicy
 
 
@@ -119,7 +119,13 @@ def test_its_policies_are_refused_by_other_algorithms() -> None:
 
 @pytest.mark.parametrize(
     ("saved", "loads"),
-    [*((name, FQL) for name in SAC_FLOWS), *((name, SACFlow) for name in FQLS), ("flow_rl", FQL), ("fql", FlowRL)],
+    [
+        *((name, FQL) for name in SAC_FLOWS),
+        *((name, SACFlow) for name in FQLS),
+        ("flow_rl", QSM),
+        ("qsm", FQL),
+        ("fql", FlowRL),
+    ],
 )
 def test_models_of_other_algorithms_are_refused(saved: str, loads: Any, tmp_path: Path) -> None:
     make_variant(saved).save(tmp_path / "model")

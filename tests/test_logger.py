@@ -37,7 +37,8 @@ BEHAVIOR_KEYS = {
     f"train/{name}"
     for name in ("behavior_critic_loss", "behavior_q_mean", "behavior_value_loss", "matching_weight", "saturated")
 }
-GUEST_KEYS = {"qc": FQL_KEYS, "flow_rl": FQL_KEYS | BEHAVIOR_KEYS}
+QSM_KEYS = FQL_KEYS - {"train/matching_loss"} | {"train/bc_loss", "train/gradient_size", "train/score_loss"}
+GUEST_KEYS = {"qc": FQL_KEYS, "flow_rl": FQL_KEYS | BEHAVIOR_KEYS, "qsm": QSM_KEYS}
 TIME_KEYS = {"time/episodes", "time/fps", "time/time_elapsed", "time/total_timesteps"}
 ROLLOUT_KEYS = {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
 

@@ -27,7 +27,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow import FQL, FlowGPolicy, FlowRL, SACFlow
+from sb3_flow import FQL, QSM, FlowGPolicy, FlowRL, SACFlow
 from sb3_flow.common.flow import auto_target_entropy
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
@@ -42,6 +42,8 @@ def parts(model: OffPolicyFlowAlgorithm) -> list[str]:
     if isinstance(model, FlowRL):
         behavior = ["behavior_critic.q_networks", "behavior_critic_target.q_networks", "behavior_value.value"]
         return ["actor.velocity", "critic.q_networks", "critic_target.q_networks", *behavior]
+    if isinstance(model, QSM):
+        return ["actor.epsilon", "critic.q_networks", "critic_target.q_networks"]
     one_step = ["actor.one_step"] if getattr(model, "best_of_n", None) is None else []
     return ["actor.behavior", "critic.q_networks", "critic_target.q_networks", *one_step]
 
@@ -120,10 +122,10 @@ def test_every_option_learns(kwargs: dict[str, Any], critic: str) -> None:
     assert_learns(make_model(critic=critic, **options), STEPS, updates)
 
 
-@pytest.mark.parametrize(("algorithm", "name"), [(FQL, "FQLPolicy"), (FlowRL, "FlowRLPolicy")])
+@pytest.mark.parametrize(("algorithm", "name"), [(FQL, "FQLPolicy"), (FlowRL, "FlowRLPolicy"), (QSM, "QSMPolicy")])
 @pytest.mark.parametrize("named", ["MlpPolicy", None])
 def test_guests_learn_on_a_registered_environment(algorithm: Any, name: str, named: str | None) -> None:
-    net = {"flow_steps": 2, "net_arch": [16]}
+    net = {"net_arch": [16]}
     model = algorithm(
         named or name, "Pendulum-v1", learning_starts=10, batch_size=8, buffer_size=100, policy_kwargs=net
     )
@@ -154,6 +156,11 @@ def test_guests_learn_on_a_registered_environment(algorithm: Any, name: str, nam
         ("flow_rl", {"n_steps": 3, "action_noise": NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))}),
         ("flow_rl", {"horizon_length": 3, "net": {"n_critics": 3, "critic_pessimism": 0.5}}),
         ("flow_rl", {"net": {"net_arch": {"pi": [16], "qf": []}, "flow_steps": 3}}),
+        ("qsm", {"q_coef": 0.0, "bc_coef": 1.0}),
+        ("qsm", {"normalize_gradient": True, "bc_coef": [1.0, lambda progress: progress]}),
+        ("qsm", {"n_steps": 3, "exploration_noise": 0.0, "learning_rate": lambda progress: 1e-3 * progress}),
+        ("qsm", {"horizon_length": 3, "net": {"n_critics": 3, "critic_pessimism": 0.5, "diffusion_steps": 1}}),
+        ("qsm", {"action_noise": NormalActionNoise(np.zeros(2), 0.1 * np.ones(2)), "net": {"diffusion_steps": 7}}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
@@ -219,7 +226,7 @@ def test_n_steps_uses_n_step_returns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), ("fql", None), ("flow_rl", None)]
+    ("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), ("fql", None), ("flow_rl", None), ("qsm", None)]
 )
 def test_critics_discount_by_the_steps_of_each_return(name: str, critic: str | None) -> None:
     critics = []

@@ -150,6 +150,8 @@ def test_learning_goes_on_bit_identically_with_every_option(kwargs: dict[str, An
         ("qc_fql", {"env": DummyVecEnv([RandomEnv, RandomEnv])}),
         ("qc", {"horizon_length": 1, "best_of_n": 2}),
         ("qc", {"net": {"flow_steps": 3, "n_critics": 3, "optimizer_class": th.optim.AdamW}}),
+        ("qsm", {"normalize_gradient": True, "bc_coef": [3.0, lambda progress: 5 * progress]}),
+        ("qsm", {"horizon_length": 3, "env": DummyVecEnv([RandomEnv, RandomEnv]), "net": {"diffusion_steps": 3}}),
         ("flow_rl", {"policy_delay": 3, "expectile": 0.7, "bc_coef": [3.0, lambda progress: 5 * progress]}),
         (
             "flow_rl",
@@ -172,6 +174,7 @@ def test_everything_the_user_chose_of_guests_is_saved(name: str, tmp_path: Path)
     chosen: dict[str, Any] = {"batch_size": 7, "tau": 0.3, "gamma": 0.7, "gradient_steps": 2}
     chosen |= {
         "qc": {"best_of_n": 5},
+        "qsm": {"bc_coef": 1.5, "q_coef": 3.0, "normalize_gradient": True, "exploration_noise": 0.2},
         "flow_rl": {"bc_coef": 1.5, "expectile": 0.7, "policy_delay": 3},
     }.get(name, {"bc_coef": 1.5, "normalize_q_loss": True})
     model = make_variant(name, **chosen)

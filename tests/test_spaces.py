@@ -76,7 +76,7 @@ def test_guests_learn_and_predict_in_every_observation_space(name: str, variant:
         "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy",
     ]
     model = make_variant(
-        variant, env, policy=policies[variant in ("fql", "flow_rl")], buffer_size=30, learning_starts=8
+        variant, env, policy=policies[variant in ("fql", "flow_rl", "qsm")], buffer_size=30, learning_starts=8
     ).learn(12)
     assert model._n_updates == 4
     batch = [env.observation_space.sample() for _ in range(4)]
@@ -109,7 +109,7 @@ def test_the_features_extractor_follows_the_observations(policy: str, name: str,
     assert model.actor.features_extractor is not model.critic.features_extractor
 
 
-@pytest.mark.parametrize("variant", ["fql", "flow_rl"])
+@pytest.mark.parametrize("variant", ["fql", "flow_rl", "qsm"])
 @pytest.mark.parametrize("name", ["image", "dict"])
 def test_every_net_of_guests_has_a_features_extractor_of_its_own(name: str, variant: str) -> None:
     model = make_variant(variant, RandomEnv(OBSERVATION_SPACES[name]), buffer_size=10)
@@ -228,7 +228,8 @@ def test_hindsight_replay_learns(policy: str, strategy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "policy"), [("fql", "MultiInputPolicy"), ("qc", "FQLPolicy"), ("flow_rl", "MultiInputPolicy")]
+    ("name", "policy"),
+    [("fql", "MultiInputPolicy"), ("qc", "FQLPolicy"), ("flow_rl", "MultiInputPolicy"), ("qsm", "QSMPolicy")],
 )
 def test_guests_learn_from_hindsight_replay(name: str, policy: str) -> None:
     env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import require_integer, require_number
 from sb3_flow.common.compile import CompileMode
-from sb3_flow.common.critics import FlowCritic
+from sb3_flow.common.critics import CriticLoss, FlowCritic, critic_loss
 from sb3_flow.common.flow import Line, matching_error
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.common.schedules import BCCoef
@@ -174,20 +174,20 @@ class FlowRL(OffPolicyFlowAlgorithm):
                 self._update(self.actor, log, self._actor_loss_fn, batch, noise, line, behavior_q, bc_coef)
                 self._update_target()
 
-    def _critic_loss(self, batch: Batch, noise: th.Tensor) -> losses.CriticLoss:
+    def _critic_loss(self, batch: Batch, noise: th.Tensor) -> CriticLoss:
         """The TD error of Q, the value of the policy."""
         with th.no_grad():
             next_actions = self.actor.action(batch.next_observations, noise)
             next_q = self.critic_target.reduce(self.critic_target(batch.next_observations, next_actions))
         q = self.critic(batch.observations, batch.actions)
-        return losses.critic_loss(q, batch.rewards, batch.dones, batch.discounts, next_q, batch.valid)
+        return critic_loss(q, batch.rewards, batch.dones, batch.discounts, next_q, batch.valid)
 
     def _behavior_critic_loss(self, batch: Batch) -> losses.BehaviorCriticLoss:
         """The TD error of Q_beta, the value of the best replayed actions."""
         with th.no_grad():
             next_q = self.behavior_value(batch.next_observations)
         q = self.behavior_critic(batch.observations, batch.actions)
-        td = losses.critic_loss(q, batch.rewards, batch.dones, batch.discounts, next_q, batch.valid)
+        td = critic_loss(q, batch.rewards, batch.dones, batch.discounts, next_q, batch.valid)
         return losses.BehaviorCriticLoss(td, self.behavior_critic.reduce(q.detach()))
 
     def _behavior_value_loss(self, batch: Batch) -> losses.ValueLoss:

@@ -1,37 +1,21 @@
 """FlowRL's losses (arXiv 2506.12811; model/algo.py of the authors' code). Pure: tensors in, named tensors out.
 
-Shapes: B batch, N critics, D numbers in an action chunk.
+The TD error of Q and Q_beta is `sb3_flow.common.critics.critic_loss`. Shapes: B batch, D numbers in an action chunk.
 """
 
 from typing import NamedTuple
 
 import torch as th
 
+from sb3_flow.common.critics import CriticLoss
 from sb3_flow.common.updates import masked_mean, saturated_share
 
 # Bounds of f, the weights without lambda
 WEIGHT_RANGE = (0.01, 10.0)
 
 
-class CriticLoss(NamedTuple):
-    """Result of `critic_loss`."""
-
-    loss: th.Tensor  # (), summed over critics
-    q: th.Tensor  # (), mean Q of the replayed actions
-    next_q: th.Tensor  # (B,)
-    target_q: th.Tensor  # (B,)
-
-    @property
-    def made_of(self) -> dict[str, th.Tensor]:
-        return {"next_q": self.next_q, "target_q": self.target_q}
-
-    @property
-    def logged(self) -> dict[str, th.Tensor]:
-        return {"critic_loss": self.loss, "q_mean": self.q}
-
-
 class BehaviorCriticLoss(NamedTuple):
-    """The `critic_loss` of Q_beta, and what it says of the replayed actions."""
+    """The TD error of Q_beta, and what it says of the replayed actions."""
 
     td: CriticLoss
     verdict: th.Tensor  # (B,), without gradient
@@ -85,28 +69,6 @@ class ActorLoss(NamedTuple):
             "matching_weight": self.weights,
             "saturated": self.saturated,
         }
-
-
-def critic_loss(
-    q: th.Tensor,
-    rewards: th.Tensor,
-    dones: th.Tensor,
-    discounts: th.Tensor | float,
-    next_q: th.Tensor,
-    valid: th.Tensor | None = None,
-) -> CriticLoss:
-    """Mean squared TD error to `r + gamma^m (1 - done) Q'`, summed over critics.
-
-    :param q: (N, B) Q of the replayed actions
-    :param rewards: (B,) (n-step) rewards
-    :param dones: (B,) 1 where there is nothing to bootstrap from
-    :param discounts: gamma^m, (B,) or a number
-    :param next_q: (B,) of s': the target critics' verdict on the policy's action for Q, V_beta for Q_beta
-    :param valid: (B,) 0 for what has no target; None: 1 everywhere
-    """
-    target_q = (rewards + discounts * (1 - dones) * next_q).detach()
-    loss = masked_mean((q - target_q).square(), valid) * len(q)
-    return CriticLoss(loss, q.detach().mean(), next_q.detach(), target_q)
 
 
 def value_loss(v: th.Tensor, q: th.Tensor, expectile: float, valid: th.Tensor | None = None) -> ValueLoss:

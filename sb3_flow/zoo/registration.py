@@ -11,8 +11,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_flow
 import sb3_flow.envs
-from sb3_flow import FQL, FlowRL, SACFlow
-from sb3_flow.zoo.search import FlowRLSearch, FQLSearch, SACFlowSearch, SearchSpace
+from sb3_flow import FQL, QSM, FlowRL, SACFlow
+from sb3_flow.zoo.search import FlowRLSearch, FQLSearch, QSMSearch, SACFlowSearch, SearchSpace
 
 PACKAGE = Path(sb3_flow.__file__).parent
 # In a checkout the folder stands beside the package, a wheel has it inside
@@ -30,6 +30,7 @@ class Algorithm(NamedTuple):
 ALGORITHMS = {
     "flow_rl": Algorithm(FlowRL, FlowRLSearch()),
     "fql": Algorithm(FQL, FQLSearch()),
+    "qsm": Algorithm(QSM, QSMSearch()),
     "sac_flow": Algorithm(SACFlow, SACFlowSearch()),
 }
 

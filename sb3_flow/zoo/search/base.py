@@ -48,6 +48,7 @@ class SearchSpace(ABC):
     only thing that `--trial-id` hands to it.
     """
 
+    steps: ClassVar[str] = "flow_steps"  # what the policy calls the number of its steps
     # Parameters that are arguments of the policy
     in_policy_kwargs: ClassVar[tuple[str, ...]] = ("flow_steps",)
     # What a parameter decides, where it has another name
@@ -77,7 +78,7 @@ class SearchSpace(ABC):
         """
         fixed = Fixed(attributes, n_actions)
         space: Space = {
-            "flow_steps": CategoricalDistribution(FLOW_STEPS),
+            self.steps: CategoricalDistribution(FLOW_STEPS),
             "learning_rate": FloatDistribution(1e-4, 1e-3, log=True),
             "one_minus_gamma": FloatDistribution(1e-3, 5e-2, log=True),
             "batch_size_pow": IntDistribution(6, 9),
