@@ -18,7 +18,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import FQL, SACFlow
+from sb3_flow import FQL, QSM, FlowRL, SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 
@@ -43,8 +43,12 @@ OURS = {
     "fql": Ours(FQL, "FQLPolicy"),
     "qc_fql": Ours(FQL, "FQLPolicy", {"horizon_length": 5}),
     "qc": Ours(FQL, "FQLPolicy", {"horizon_length": 5, "best_of_n": 32}),
+    # A single midpoint step
+    "flow_rl": Ours(FlowRL, "FlowRLPolicy"),
+    # Five diffusion steps
+    "qsm": Ours(QSM, "QSMPolicy"),
 }
-TIMED = (*VELOCITY_NETS, "fql", "qc_fql", "qc")
+TIMED = (*VELOCITY_NETS, "fql", "qc_fql", "qc", "flow_rl", "qsm")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "": {},
     "+bf16": {"amp": "bf16"},

@@ -30,6 +30,8 @@ LABELS = {
     "qc_fql": "QC-FQL",
     "qc_fql+ten": "QC-FQL, ten critics",
     "qc": "QC",
+    "flow_rl": "FlowRL",
+    "qsm": "QSM",
     "crossq": "CrossQ",
     "sac": "SAC",
 }
@@ -41,6 +43,8 @@ COLORS = {
     "fql": "#e377c2",
     "qc_fql": "#d1495b",
     "qc": "#7f3b08",
+    "flow_rl": "#6a3d9a",
+    "qsm": "#b8860b",
     "crossq": "#d1495b",
     "sac": "#8d8d8d",
 }

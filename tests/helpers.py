@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
-from sb3_flow import DIME, FQL, SACFlow
+from sb3_flow import DIME, FQL, QSM, FlowRL, SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
@@ -50,23 +50,31 @@ VARIANTS = {
     "qc": Variant(FQL, "FQLPolicy", {"horizon_length": 3, "best_of_n": 4}),
     # As often as the others, where updates are counted
     "dime": Variant(DIME, "DIMEPolicy", {"gradient_steps": 1, "policy_delay": 1}, "diffusion_steps"),
+    "flow_rl": Variant(FlowRL, "FlowRLPolicy", {"policy_delay": 1}),
+    "qsm": Variant(QSM, "QSMPolicy", {}, "diffusion_steps"),
 }
 SAC_FLOWS = [name for name, variant in VARIANTS.items() if variant.algorithm is SACFlow]
 FQLS = [name for name, variant in VARIANTS.items() if variant.algorithm is FQL]
 # Whose critics say a distribution of returns: targets beyond its support are no error
 CATEGORICAL = ("categorical", "xqc")
-OTHERS = [name for name in VARIANTS if name not in SAC_FLOWS]
-ONE_OF_EACH = ["flow_t", *OTHERS]
+# All but SAC Flow
+GUESTS = [name for name in VARIANTS if name not in SAC_FLOWS]
+ONE_OF_EACH = ["flow_t", *GUESTS]
 # The parameters "name" and "critic" of `make_variant`: SAC Flow has a choice of critics, which no velocity net knows of
 EVERY_MODEL = [
     pytest.param(name, critic, id=f"{name}-{critic}")
     for name in SAC_FLOWS
     for critic in (CRITICS if name == "flow_t" else ("crossq", "target"))
 ]
-EVERY_MODEL += [pytest.param(name, None, id=name) for name in OTHERS]
+EVERY_MODEL += [pytest.param(name, None, id=name) for name in GUESTS]
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+def steps_of(name: str, steps: int) -> dict[str, int]:
+    """How many steps the policy of a variant takes, by the name that the argument has there."""
+    return {VARIANTS[name].steps: steps}
 
 
 class RandomEnv(gym.Env[Any, Any]):
@@ -171,7 +179,8 @@ def make_variant(
     kwargs = variant.kwargs | kwargs
     if name in SAC_FLOWS:
         return make_model(policy, env, critic or "crossq", net, **((sac_flow or {}) | kwargs))
-    tiny = {variant.steps: 2, "net_arch": [16, 16]} | (net or {})
+    # Two steps of QSM amplify what an untrained net says until all actions are at the bounds
+    tiny = {variant.steps: 5 if variant.algorithm is QSM else 2, "net_arch": [16, 16]} | (net or {})
     return variant.algorithm(policy, RandomEnv() if env is None else env, **(TINY | {"policy_kwargs": tiny} | kwargs))
 
 

@@ -90,14 +90,14 @@ def test_what_is_trained_stays_in_float32(name: str) -> None:
     assert model.predict(model.observation_space.sample())[0].dtype == "float32"
 
 
-@pytest.mark.parametrize("name", ["flow_t", "fql"])
+@pytest.mark.parametrize("name", ["flow_t", "fql", "flow_rl", "qsm"])
 def test_bfloat16_goes_on_after_loading(name: str, tmp_path: Any) -> None:
     model = make_variant(name, amp="bf16").learn(LEARNING_STARTS + 3)
     model.save(tmp_path / "model")
     assert type(model).load(tmp_path / "model").amp == "bf16"
 
 
-@pytest.mark.parametrize("name", ["flow_t", "fql"])
+@pytest.mark.parametrize("name", ["flow_t", "fql", "flow_rl", "qsm"])
 @pytest.mark.parametrize("amp", ["fp16", True])
 def test_another_precision_is_refused(amp: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"amp={amp!r} .*None, 'bf16'"):

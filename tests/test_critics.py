@@ -1,4 +1,4 @@
-"""How N critics are judged: by the lowest, the mean, or the mean less a multiple of their spread."""
+"""How N critics are judged, by the lowest, the mean, or the mean less a multiple of their spread; their TD error."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 from helpers import EVERY_MODEL, make_variant, observations, randn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sb3_flow.common.critics import pessimistic
+from sb3_flow.common.critics import critic_loss, pessimistic
 
 Q = th.tensor([[1.0, 5.0], [3.0, 5.0], [8.0, 5.0]], dtype=th.float64)
 
@@ -60,11 +62,12 @@ def test_target_and_actor_go_by_the_verdict(name: str, critic: Any, monkeypatch:
     delay = getattr(model, "policy_delay", 1)
     model._n_updates = delay - 1
     model.train(1, 8)
-    # Of the next actions in the target, and with a gradient of the actor's; QC's actor has no Q, its choice no gradient
-    # and with one forward pass for s and s' it reaches the verdict on s', but not the loss
+    # Of the next actions in the target, and with a gradient of the actor's; QC's actor has no Q and its choice no
+    # gradient, QSM's follows the mean, and with one forward pass for s and s' it reaches the verdict on s', but not the
+    # loss
     one_pass = model.critic.kind.joint and model.critic_target is None
-    assert judged.count(True) == (0 if name == "qc" else 1) + one_pass
-    assert len(judged) == 2
+    assert judged.count(True) == (0 if name in ("qc", "qsm") else 1) + one_pass
+    assert len(judged) == (1 if name == "qsm" else 2)
 
 
 @pytest.mark.parametrize("name", ["flow_t", "fql"])
@@ -72,3 +75,27 @@ def test_target_and_actor_go_by_the_verdict(name: str, critic: Any, monkeypatch:
 def test_a_pessimism_below_0_is_refused(name: str, rho: Any) -> None:
     with pytest.raises(ValueError, match=r"critic_pessimism=.*a number >= 0, or None"):
         make_variant(name, net={"critic_pessimism": rho})
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    critics=st.integers(1, 5), batch=st.integers(1, 5), seed=st.integers(0, 2**30), masked=st.booleans(), data=st.data()
+)
+def test_critic_loss_is_the_squared_td_error_summed_over_critics(
+    critics: int, batch: int, seed: int, masked: bool, data: st.DataObject
+) -> None:
+    q, rewards, next_q = (
+        randn(*shape, seed=seed + i) for i, shape in enumerate([(critics, batch), (batch,), (batch,)])
+    )
+    bits = st.lists(st.sampled_from([0.0, 1.0]), min_size=batch, max_size=batch)
+    dones = th.tensor(data.draw(bits), dtype=th.float64)
+    valid = th.tensor(data.draw(bits), dtype=th.float64) if masked else None
+    q.requires_grad_(True)
+    result = critic_loss(q, rewards, dones, 0.9, next_q.requires_grad_(True), valid)
+    counted = [b for b in range(batch) if valid is None or valid[b]]
+    targets = [rewards[b].item() + (0 if dones[b] else 0.9 * next_q[b].item()) for b in range(batch)]
+    total = sum((q[n, b].item() - targets[b]) ** 2 for n in range(critics) for b in counted)
+    assert result.loss.item() == pytest.approx(total / max(len(counted), 1))
+    assert result.target_q.tolist() == pytest.approx(targets)
+    assert result.q.item() == pytest.approx(q.mean().item())
+    assert th.autograd.grad(result.loss, [q, next_q], allow_unused=True)[1] is None

@@ -29,7 +29,7 @@ def run_onnx(path: Path, inputs: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime", "flow_rl", "qsm"])
 def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str, horizon: int) -> None:
     model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     obs = observations(model)
@@ -38,7 +38,10 @@ def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str
     np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "horizon"), [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3)])
+@pytest.mark.parametrize(
+    ("name", "horizon"),
+    [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3), ("flow_rl", 1), ("qsm", 3)],
+)
 def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(name: str, horizon: int, tmp_path: Path) -> None:
     model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     export_onnx(model, tmp_path / "policy.onnx")

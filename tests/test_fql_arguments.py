@@ -11,7 +11,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_flow import FQL, FlowTPolicy, SACFlow
+from sb3_flow import FQL, QSM, FlowRL, FlowTPolicy, SACFlow
 from sb3_flow.fql.policies import FQLPolicy
 
 
@@ -33,6 +33,10 @@ def test_best_of_n_is_a_number_of_samples(value: Any) -> None:
     assert_refused(message, "fql", best_of_n=value)
     with pytest.raises(ValueError, match=message):
         FQLPolicy(RandomEnv().observation_space, RandomEnv().action_space, lambda _: 3e-4, best_of_n=value)
+
+
+def test_whether_q_is_normalised_is_yes_or_no() -> None:
+    assert_refused(r"normalize_q_loss='yes' .*choose one of False, True", "fql", normalize_q_loss="yes")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,14 @@ def test_its_policies_are_refused_by_other_algorithms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("saved", "loads"), [*((name, FQL) for name in SAC_FLOWS), *((name, SACFlow) for name in FQLS)]
+    ("saved", "loads"),
+    [
+        *((name, FQL) for name in SAC_FLOWS),
+        *((name, SACFlow) for name in FQLS),
+        ("flow_rl", QSM),
+        ("qsm", FQL),
+        ("fql", FlowRL),
+    ],
 )
 def test_models_of_other_algorithms_are_refused(saved: str, loads: Any, tmp_path: Path) -> None:
     make_variant(saved).save(tmp_path / "model")

@@ -10,7 +10,7 @@ from dataset_files import regular_arrays, trajectories
 from helpers import RandomEnv
 
 import sb3_flow.envs
-from sb3_flow import DIME, FQL, SACFlow
+from sb3_flow import DIME, FQL, QSM, SACFlow
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
 
 POLICIES = {"sac_flow": ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")}  # of those that have several
@@ -107,9 +107,8 @@ def test_dime_s_paper_settings():
         assert (model.policy.diffusion_steps, model.target_entropy) == (16, -4.0)
 
 
-def test_paper_settings():
-    tasks = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")
-    paper = {
+MUJOCO = {
+    "sac_flow": {
         "n_timesteps": 1e6,
         "policy": "FlowTPolicy",
         "batch_size": 512,
@@ -117,7 +116,58 @@ def test_paper_settings():
         "gamma": 0.99,
         "learning_starts": 50_000,
         "ent_coef": "auto_0.2",
-    }
+    },
+    "flow_rl": {
+        "n_timesteps": 1e6,
+        "policy": "FlowRLPolicy",
+        "learning_rate": 3e-4,
+        "batch_size": 256,
+        "buffer_size": 1_000_000,
+        "learning_starts": 5_000,
+        "gamma": 0.99,
+        "tau": 0.005,
+        "policy_delay": 2,
+        "bc_coef": 0.1,
+        "expectile": 0.9,
+    },
+    "qsm": {
+        "n_timesteps": 1e6,
+        "policy": "QSMPolicy",
+        "learning_rate": 3e-4,
+        "batch_size": 256,
+        "buffer_size": 1_000_000,
+        "learning_starts": 10_000,
+        "gamma": 0.99,
+        "tau": 0.005,
+        "q_coef": 50.0,
+        "exploration_noise": 0.1,
+    },
+}
+
+
+# M_q and alpha of QSM with data
+QSM_WEIGHTS = {
+    "cube-double-play-singletask-task2-v0": (1.0, 10.0),
+    "cube-triple-play-singletask-v0": (10.0, 10.0),
+    "cube-quadruple-play-100m-singletask-task3-v0": (1.0, 10.0),
+    "scene-play-singletask-task1-v0": (3.0, 30.0),
+}
+
+
+@pytest.mark.parametrize(("task", "weights"), QSM_WEIGHTS.items())
+def test_qsm_s_offline_entries_have_the_published_weights(task, weights):
+    hyperparams = copy.deepcopy(HYPERPARAMS["qsm"][task])
+    assert hyperparams.pop("n_timesteps") == 1.5 * hyperparams["offline_steps"] == 1.5e6
+    hyperparams["policy_kwargs"]["net_arch"] = [8]
+    data = regular_arrays(trajectories([20]))
+    model = QSM(env=RandomEnv(), **{**hyperparams, "buffer_size": 10, "offline_dataset": data})
+    assert (model.q_coef, model.bc_coef, model.horizon_length) == (*weights, 5)
+    assert (model.policy.n_critics, model.policy.diffusion_steps) == (10, 10)
+
+
+@pytest.mark.parametrize(("algo", "settings"), MUJOCO.items())
+def test_published_settings_from_scratch(algo, settings):
+    tasks = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")
     for version in ("v4", "v5"):
         for task in tasks:
-            assert HYPERPARAMS["sac_flow"][f"{task}-{version}"] == paper
+            assert HYPERPARAMS[algo][f"{task}-{version}"] == settings

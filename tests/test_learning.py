@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_flow import SACFlow
+from sb3_flow import QSM, FlowRL, SACFlow
 
 
 class Aim(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -47,6 +47,32 @@ def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: s
         seed=0,
     )
     model.learn(400 + 8 * 500)
+    env = make_vec_env(Aim, n_envs=20, seed=1)
+    deterministic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=True)
+    stochastic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=False)
+    assert deterministic > -0.05
+    assert stochastic > -0.15
+
+
+GUESTS: dict[str, Any] = {"flow_rl": (FlowRL, {"policy_delay": 1}), "qsm": (QSM, {"q_coef": 1.0})}
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_an_aimed_shot_is_learned_by_guests(name: str) -> None:
+    algorithm, kwargs = GUESTS[name]
+    model = algorithm(
+        "MlpPolicy",
+        make_vec_env(Aim, n_envs=8),
+        learning_rate=1e-3,
+        learning_starts=400,
+        batch_size=128,
+        buffer_size=10_000,
+        gradient_steps=1,
+        policy_kwargs={"net_arch": [64, 64]},
+        seed=0,
+        **kwargs,
+    )
+    model.learn(400 + 8 * 400)
     env = make_vec_env(Aim, n_envs=20, seed=1)
     deterministic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=True)
     stochastic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=False)

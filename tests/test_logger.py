@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CRITICS, FQLS, POLICIES, RandomEnv, make_model, make_variant
+from helpers import CRITICS, GUESTS, POLICIES, RandomEnv, make_model, make_variant
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,6 +33,12 @@ FQL_KEYS = {
     for name in ("actor_loss", "critic_loss", "matching_loss", "q_mean", "fps", "n_updates", "learning_rate")
 }
 ONE_STEP_KEYS = {"train/bc_loss", "train/saturated"}
+BEHAVIOR_KEYS = {
+    f"train/{name}"
+    for name in ("behavior_critic_loss", "behavior_q_mean", "behavior_value_loss", "matching_weight", "saturated")
+}
+QSM_KEYS = FQL_KEYS - {"train/matching_loss"} | {"train/bc_loss", "train/gradient_size", "train/score_loss"}
+GUEST_KEYS = {"qc": FQL_KEYS, "flow_rl": FQL_KEYS | BEHAVIOR_KEYS, "qsm": QSM_KEYS}
 TIME_KEYS = {"time/episodes", "time/fps", "time/time_elapsed", "time/total_timesteps"}
 ROLLOUT_KEYS = {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
 
@@ -61,12 +67,12 @@ def test_training_logs_every_key_as_a_finite_number(policy: str, critic: str) ->
     assert -5 <= values["train/log_std"] <= np.log(2) / 2
 
 
-@pytest.mark.parametrize("name", FQLS)
-def test_training_of_fql_logs_every_key_as_a_finite_number(name: str) -> None:
+@pytest.mark.parametrize("name", GUESTS)
+def test_training_of_guests_logs_every_key_as_a_finite_number(name: str) -> None:
     model = make_variant(name).learn(10)
     model.train(6, batch_size=8)
     values = {key: value for key, value in model.logger.name_to_value.items() if key.startswith("train/")}
-    assert values.keys() == (FQL_KEYS if name == "qc" else FQL_KEYS | ONE_STEP_KEYS)
+    assert values.keys() == GUEST_KEYS.get(name, FQL_KEYS | ONE_STEP_KEYS)
     assert all(isinstance(value, float | int) and np.isfinite(value) for value in values.values())
     assert values["train/n_updates"] == 6
     assert 0 <= values.get("train/saturated", 0) <= 1

@@ -23,6 +23,7 @@ from helpers import (
     randn,
     random_state_kept,
     snapshot,
+    steps_of,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -191,7 +192,7 @@ def test_actions_at_the_bounds_have_a_finite_target() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime", "flow_rl", "qsm"])
 def test_the_offline_phase_leaves_the_environment_alone_and_the_online_phase_follows(name: str, horizon: int) -> None:
     env, recorder = RandomEnv(), Recorder()
     model = offline_variant(name, env=env, horizon_length=horizon, critic="target")
@@ -583,7 +584,7 @@ def test_a_sharded_set_takes_turns(tmp_path: Path) -> None:
     assert seen == [[0]] * 3 + [[1]] * 3 + [[0]] * 3
 
 
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "flow_rl", "qsm"])
 def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
     rng = np.random.default_rng(0)
     obs = rng.uniform(-1, 1, (500, 3)).astype(np.float32)
@@ -602,7 +603,7 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
         batch_size=64,
         learning_rate=3e-3,
         sac_flow={"ent_coef": 0.0, "bc_coef": 0.0, "policy_delay": 1},
-        net={"noise_std": 0.1} if name in SAC_FLOWS else {"net_arch": [32, 32], "flow_steps": 5},
+        net={"noise_std": 0.1} if name in SAC_FLOWS else {"net_arch": [32, 32], **steps_of(name, 5)},
     )
     # Q = 0, which is right for these data, so the matching loss is alone
     for parameter in model.critic.parameters():

@@ -8,7 +8,7 @@ import torch as th
 from helpers import (
     CRITICS,
     EVERY_MODEL,
-    FQLS,
+    GUESTS,
     LEARNING_STARTS,
     ONE_OF_EACH,
     POLICIES,
@@ -28,7 +28,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flow import DIME, FQL, FlowGPolicy, SACFlow
+from sb3_flow import DIME, FQL, QSM, FlowGPolicy, FlowRL, SACFlow
 from sb3_flow.common.flow import auto_target_entropy
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
@@ -42,6 +42,11 @@ def parts(model: OffPolicyFlowAlgorithm) -> list[str]:
         return ["actor.velocity", "critic.q_networks"]
     if isinstance(model, DIME):
         return ["actor.control", "actor.dt", "actor.friction", "critic.q_networks"]
+    if isinstance(model, FlowRL):
+        behavior = ["behavior_critic.q_networks", "behavior_critic_target.q_networks", "behavior_value.value"]
+        return ["actor.velocity", "critic.q_networks", "critic_target.q_networks", *behavior]
+    if isinstance(model, QSM):
+        return ["actor.epsilon", "critic.q_networks", "critic_target.q_networks"]
     one_step = ["actor.one_step"] if getattr(model, "best_of_n", None) is None else []
     return ["actor.behavior", "critic.q_networks", "critic_target.q_networks", *one_step]
 
@@ -71,8 +76,8 @@ def test_every_policy_learns(policy: str, critic: str, rollout: str, noise_std: 
     assert_learns(model, STEPS, UPDATES)
 
 
-@pytest.mark.parametrize("name", FQLS)
-def test_every_kind_of_fql_learns(name: str) -> None:
+@pytest.mark.parametrize("name", GUESTS)
+def test_every_guest_learns(name: str) -> None:
     assert_learns(make_variant(name), STEPS, UPDATES)
 
 
@@ -120,10 +125,13 @@ def test_every_option_learns(kwargs: dict[str, Any], critic: str) -> None:
     assert_learns(make_model(critic=critic, **options), STEPS, updates)
 
 
-@pytest.mark.parametrize("policy", ["MlpPolicy", "FQLPolicy"])
-def test_fql_learns_on_a_registered_environment(policy: str) -> None:
-    net = {"flow_steps": 2, "net_arch": [16]}
-    model = FQL(policy, "Pendulum-v1", learning_starts=10, batch_size=8, buffer_size=100, policy_kwargs=net)
+@pytest.mark.parametrize(("algorithm", "name"), [(FQL, "FQLPolicy"), (FlowRL, "FlowRLPolicy"), (QSM, "QSMPolicy")])
+@pytest.mark.parametrize("named", ["MlpPolicy", None])
+def test_guests_learn_on_a_registered_environment(algorithm: Any, name: str, named: str | None) -> None:
+    net = {"net_arch": [16]}
+    model = algorithm(
+        named or name, "Pendulum-v1", learning_starts=10, batch_size=8, buffer_size=100, policy_kwargs=net
+    )
     assert_learns(model, 16, 6)
 
 
@@ -146,10 +154,20 @@ def test_fql_learns_on_a_registered_environment(policy: str) -> None:
         ("fql", {"net": {"net_arch": {"pi": [16], "qf": [16, 16, 16]}, "flow_steps": 7}}),
         ("fql", {"net": {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}}),
         ("fql", {"net": {"optimizer_class": th.optim.RMSprop}}),
+        ("flow_rl", {"bc_coef": 0.0}),
+        ("flow_rl", {"bc_coef": [1.0, lambda progress: progress], "learning_rate": lambda progress: 1e-3 * progress}),
+        ("flow_rl", {"n_steps": 3, "action_noise": NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))}),
+        ("flow_rl", {"horizon_length": 3, "net": {"n_critics": 3, "critic_pessimism": 0.5}}),
+        ("flow_rl", {"net": {"net_arch": {"pi": [16], "qf": []}, "flow_steps": 3}}),
+        ("qsm", {"q_coef": 0.0, "bc_coef": 1.0}),
+        ("qsm", {"normalize_gradient": True, "bc_coef": [1.0, lambda progress: progress]}),
+        ("qsm", {"n_steps": 3, "exploration_noise": 0.0, "learning_rate": lambda progress: 1e-3 * progress}),
+        ("qsm", {"horizon_length": 3, "net": {"n_critics": 3, "critic_pessimism": 0.5, "diffusion_steps": 1}}),
+        ("qsm", {"action_noise": NormalActionNoise(np.zeros(2), 0.1 * np.ones(2)), "net": {"diffusion_steps": 7}}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
-def test_every_option_of_fql_learns(name: str, kwargs: dict[str, Any]) -> None:
+def test_every_option_of_guests_learns(name: str, kwargs: dict[str, Any]) -> None:
     options = dict(kwargs)
     updates = options.pop("updates", UPDATES)
     assert_learns(make_variant(name, **options), STEPS, updates)
@@ -210,7 +228,9 @@ def test_n_steps_uses_n_step_returns() -> None:
     assert set(discounts.flatten().tolist()) == {0.5, 0.25, 0.125}
 
 
-@pytest.mark.parametrize(("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), ("fql", None)])
+@pytest.mark.parametrize(
+    ("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), ("fql", None), ("flow_rl", None), ("qsm", None)]
+)
 def test_critics_discount_by_the_steps_of_each_return(name: str, critic: str | None) -> None:
     critics = []
     for factor in (1.0, 0.5):
@@ -268,15 +288,15 @@ def test_optimizers_follow_their_schedules(critic: str) -> None:
     assert model.ent_coef_optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * progress)
 
 
-@pytest.mark.parametrize("name", FQLS)
-def test_one_schedule_is_that_of_both_optimizers_of_fql(name: str) -> None:
+@pytest.mark.parametrize("name", GUESTS)
+def test_one_schedule_is_that_of_all_optimizers_of_guests(name: str) -> None:
     model = make_variant(name, learning_rate=lambda progress: 1e-3 * progress)
     model.learn(40, callback=lambda locals_, _: locals_["self"].num_timesteps < 20)
-    for net in (model.actor, model.critic):
+    for net in model._nets.values():
         assert net.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * (1 - 19 / 40))
 
 
-@pytest.mark.parametrize("model", ["flow_t", "fql"])
+@pytest.mark.parametrize("model", ["flow_t", "fql", "flow_rl"])
 @pytest.mark.parametrize(("name", "value", "other"), [("bc_coef", 2.0, 0.0), ("learning_rate", 1e-2, 1e-3)])
 def test_a_constant_schedule_is_a_float(name: str, value: float, other: float, model: str) -> None:
     as_float = snapshot(make_variant(model, **{name: value}).learn(STEPS))
@@ -301,7 +321,7 @@ def test_the_actor_waits_for_policy_delay(critic: str, policy_delay: int | None,
         assert ("log_ent_coef" in changed) == (update % delay == 0)
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 def test_target_critic_follows_by_tau(name: str) -> None:
     model = make_variant(name, critic="target", tau=0.25)
     model.learn(LEARNING_STARTS)

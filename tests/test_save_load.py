@@ -14,7 +14,7 @@ from gymnasium import spaces
 from helpers import (
     CRITICS,
     EVERY_MODEL,
-    FQLS,
+    GUESTS,
     ONE_OF_EACH,
     POLICIES,
     VARIANTS,
@@ -152,10 +152,17 @@ def test_learning_goes_on_bit_identically_with_every_option(kwargs: dict[str, An
         ("qc_fql", {"env": DummyVecEnv([RandomEnv, RandomEnv])}),
         ("qc", {"horizon_length": 1, "best_of_n": 2}),
         ("qc", {"net": {"flow_steps": 3, "n_critics": 3, "optimizer_class": th.optim.AdamW}}),
+        ("qsm", {"normalize_gradient": True, "bc_coef": [3.0, lambda progress: 5 * progress]}),
+        ("qsm", {"horizon_length": 3, "env": DummyVecEnv([RandomEnv, RandomEnv]), "net": {"diffusion_steps": 3}}),
+        ("flow_rl", {"policy_delay": 3, "expectile": 0.7, "bc_coef": [3.0, lambda progress: 5 * progress]}),
+        (
+            "flow_rl",
+            {"horizon_length": 3, "env": DummyVecEnv([RandomEnv, RandomEnv]), "net": {"critic_pessimism": 0.5}},
+        ),
     ],
     ids=lambda value: ",".join(value),
 )
-def test_fql_goes_on_bit_identically_with_every_option(name: str, kwargs: dict[str, Any], tmp_path: Path) -> None:
+def test_guests_go_on_bit_identically_with_every_option(name: str, kwargs: dict[str, Any], tmp_path: Path) -> None:
     model = make_variant(name, **kwargs).learn(FIRST)
     loaded = saved_and_loaded(model, tmp_path)
     with random_state_kept():
@@ -164,10 +171,14 @@ def test_fql_goes_on_bit_identically_with_every_option(name: str, kwargs: dict[s
     assert_same_state(model, loaded)
 
 
-@pytest.mark.parametrize("name", FQLS)
-def test_everything_the_user_chose_of_fql_is_saved(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", GUESTS)
+def test_everything_the_user_chose_of_guests_is_saved(name: str, tmp_path: Path) -> None:
     chosen: dict[str, Any] = {"batch_size": 7, "tau": 0.3, "gamma": 0.7, "gradient_steps": 2}
-    chosen |= {"best_of_n": 5} if name == "qc" else {"bc_coef": 1.5, "normalize_q_loss": True}
+    chosen |= {
+        "qc": {"best_of_n": 5},
+        "qsm": {"bc_coef": 1.5, "q_coef": 3.0, "normalize_gradient": True, "exploration_noise": 0.2},
+        "flow_rl": {"bc_coef": 1.5, "expectile": 0.7, "policy_delay": 3},
+    }.get(name, {"bc_coef": 1.5, "normalize_q_loss": True})
     model = make_variant(name, **chosen)
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", device="cpu")
@@ -237,15 +248,16 @@ def test_a_zip_holds_no_net_twice(tmp_path: Path) -> None:
     assert variables.keys() == {"log_ent_coef"}
 
 
-@pytest.mark.parametrize("name", FQLS)
-def test_a_zip_of_fql_holds_no_net_twice(name: str, tmp_path: Path) -> None:
-    make_variant(name).learn(20).save(tmp_path / "model")
+@pytest.mark.parametrize("name", GUESTS)
+def test_a_zip_of_guests_holds_no_net_twice(name: str, tmp_path: Path) -> None:
+    model = make_variant(name).learn(20)
+    model.save(tmp_path / "model")
     data, params, variables = load_from_zip_file(tmp_path / "model")
     assert data is not None
-    assert not {"policy", "actor", "critic", "critic_target", "env", "replay_buffer"} & data.keys()
+    assert not {"policy", "critic_target", "env", "replay_buffer", *model._nets} & data.keys()
     assert not any(isinstance(value, th.nn.Module | th.Tensor | th.optim.Optimizer) for value in data.values())
     assert not any(name.endswith("_fn") for name in data)
-    assert params.keys() == {"policy", "actor.optimizer", "critic.optimizer"}
+    assert params.keys() == {"policy", *(f"{net}.optimizer" for net in model._nets)}
     assert not variables
 
 
@@ -418,10 +430,8 @@ def test_parameters_travel_between_models(name: str, critic: str | None) -> None
     parameters = deepcopy(source.get_parameters())
     target.set_parameters(parameters)
     changed = differences(snapshot(source), snapshot(target))
-    if name not in FQLS:
-        assert changed == ["log_ent_coef"]  # as in SB3's SAC, not among the parameters
-    else:
-        assert changed == []
+    # As in SB3's SAC it is not among the parameters
+    assert changed == ([] if getattr(source, "log_ent_coef", None) is None else ["log_ent_coef"])
     assert_same_predictions(source, target)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
-from helpers import FQLS, LEARNING_STARTS, ONE_OF_EACH, POLICIES, VARIANTS, RandomEnv, make_model, make_variant
+from helpers import GUESTS, LEARNING_STARTS, ONE_OF_EACH, POLICIES, VARIANTS, RandomEnv, make_model, make_variant
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -67,18 +67,22 @@ def test_every_observation_space_learns_and_predicts(name: str, policy: int) -> 
     np.testing.assert_allclose(actions, np.stack(singles), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", FQLS)
+@pytest.mark.parametrize("variant", GUESTS)
 @pytest.mark.parametrize("name", OBSERVATION_SPACES)
-def test_fql_learns_and_predicts_in_every_observation_space(name: str, variant: str) -> None:
+def test_guests_learn_and_predict_in_every_observation_space(name: str, variant: str) -> None:
     env = RandomEnv(OBSERVATION_SPACES[name])
-    policies = ["FQLPolicy", "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"]
-    policy = policies[variant == "fql"]
-    model = make_variant(variant, env, policy=policy, buffer_size=30, learning_starts=8).learn(12)
+    policies = [
+        VARIANTS[variant].policy,
+        "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy",
+    ]
+    model = make_variant(
+        variant, env, policy=policies[variant in ("fql", "flow_rl", "qsm")], buffer_size=30, learning_starts=8
+    ).learn(12)
     assert model._n_updates == 4
     batch = [env.observation_space.sample() for _ in range(4)]
     action, state = model.predict(batch[0])
     assert action.shape == (2,)
-    assert (state is None) == (variant == "fql")
+    assert (state is None) == (model.horizon_length == 1)
     actions, _ = model.predict(stack(batch), deterministic=True)
     assert actions.shape == (4, 2)
     singles = [model.predict(obs, deterministic=True)[0] for obs in batch]
@@ -105,20 +109,18 @@ def test_the_features_extractor_follows_the_observations(policy: str, name: str,
     assert model.actor.features_extractor is not model.critic.features_extractor
 
 
+@pytest.mark.parametrize("variant", ["fql", "flow_rl", "qsm"])
 @pytest.mark.parametrize("name", ["image", "dict"])
-def test_every_net_of_fql_has_a_features_extractor_of_its_own(name: str) -> None:
-    model = make_variant("fql", RandomEnv(OBSERVATION_SPACES[name]), buffer_size=10)
-    extractors = [
-        model.actor.features_extractor,  # of the behaviour flow
-        model.actor.one_step_extractor,  # type: ignore[attr-defined]
-        model.critic.features_extractor,
-        model.critic_target.features_extractor,  # type: ignore[union-attr]
-    ]
+def test_every_net_of_guests_has_a_features_extractor_of_its_own(name: str, variant: str) -> None:
+    model = make_variant(variant, RandomEnv(OBSERVATION_SPACES[name]), buffer_size=10)
+    extractors = [net.features_extractor for net in (*model._nets.values(), model.critic_target)]
+    if variant == "fql":
+        extractors.insert(0, model.actor.one_step_extractor)  # type: ignore[arg-type]
     assert {type(extractor) for extractor in extractors} == {NatureCNN if name == "image" else CombinedExtractor}
     ids = [id(parameter) for extractor in extractors for parameter in extractor.parameters()]
     assert len(set(ids)) == len(ids)
-    trained = {id(p) for net in (model.actor, model.critic) for g in net.optimizer.param_groups for p in g["params"]}
-    assert trained >= {id(p) for extractor in extractors[:3] for p in extractor.parameters()}
+    trained = {id(p) for net in model._nets.values() for g in net.optimizer.param_groups for p in g["params"]}
+    assert trained >= {id(p) for extractor in extractors[:-1] for p in extractor.parameters()}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -225,8 +227,11 @@ def test_hindsight_replay_learns(policy: str, strategy: str) -> None:
     assert model._n_updates == 24 - LEARNING_STARTS
 
 
-@pytest.mark.parametrize(("name", "policy"), [("fql", "MultiInputPolicy"), ("fql", "FQLPolicy"), ("qc", "FQLPolicy")])
-def test_fql_learns_from_hindsight_replay(name: str, policy: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [("fql", "MultiInputPolicy"), ("qc", "FQLPolicy"), ("flow_rl", "MultiInputPolicy"), ("qsm", "QSMPolicy")],
+)
+def test_guests_learn_from_hindsight_replay(name: str, policy: str) -> None:
     env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)
     model = make_variant(name, env, policy=policy, replay_buffer_class=HerReplayBuffer, horizon_length=1).learn(24)
     assert model._n_updates == 24 - LEARNING_STARTS
@@ -286,7 +291,7 @@ def test_hindsight_replay_goes_on_after_loading(name: str, tmp_path: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), *((name, None) for name in FQLS)]
+    ("name", "critic"), [("flow_t", "crossq"), ("flow_t", "target"), *((name, None) for name in GUESTS)]
 )
 def test_dict_observations_are_normalized(name: str, critic: str | None) -> None:
     space = spaces.Dict({"a": VECTOR, "b": VECTOR})

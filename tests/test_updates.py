@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FQLS, LEARNING_STARTS, ONE_OF_EACH, make_model, make_variant, observations
+from helpers import GUESTS, LEARNING_STARTS, ONE_OF_EACH, make_model, make_variant, observations
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -47,8 +47,8 @@ def test_updates_leave_the_nets_in_evaluation_mode(policy_delay: int) -> None:
     assert all(th.equal(before[name], buffer) for name, buffer in model.policy.named_buffers())
 
 
-@pytest.mark.parametrize("name", FQLS)
-def test_updates_of_fql_leave_the_nets_in_evaluation_mode(name: str) -> None:
+@pytest.mark.parametrize("name", GUESTS)
+def test_updates_of_guests_leave_the_nets_in_evaluation_mode(name: str) -> None:
     model = make_variant(name, net={"features_extractor_class": NormalisedFeatures}).learn(LEARNING_STARTS + 4)
     assert not any(module.training for module in model.policy.modules())
     before = {key: buffer.clone() for key, buffer in model.policy.named_buffers()}
@@ -74,7 +74,7 @@ def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(
     assert all(parameter.requires_grad for parameter in model.critic.parameters())
 
 
-@pytest.mark.parametrize("name", ["flow_t", *FQLS])
+@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
 def test_the_target_critic_has_the_running_statistics_of_the_critic(name: str) -> None:
     model = make_variant(name, critic="target", net={"features_extractor_class": NormalisedFeatures})
     model.learn(LEARNING_STARTS + 5)

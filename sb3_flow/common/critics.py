@@ -16,6 +16,7 @@ from torch import nn
 
 from sb3_flow.common.categorical import Support, expectation, one_of, target_distribution
 from sb3_flow.common.layers import UnitNormLinear, ensemble_mlp, unit_norm_mlp
+from sb3_flow.common.updates import masked_mean
 
 
 class CriticKind(NamedTuple):
@@ -28,6 +29,23 @@ class CriticKind(NamedTuple):
     verdict: Literal["min", "mean"]  # of N critics, unless there is a pessimism
     joint: bool = False  # s and s' go through the net together; always so without a target
     support: Support | None = None  # of a distribution; None for a number
+
+
+class CriticLoss(NamedTuple):
+    """Mean squared TD error, and what it was made of."""
+
+    loss: th.Tensor  # ()
+    q: th.Tensor  # (), mean Q of the replayed actions
+    next_q: th.Tensor  # (B,)
+    target_q: th.Tensor  # (B,)
+
+    @property
+    def made_of(self) -> dict[str, th.Tensor]:
+        return {"next_q": self.next_q, "target_q": self.target_q}
+
+    @property
+    def logged(self) -> dict[str, th.Tensor]:
+        return {"critic_loss": self.loss, "q_mean": self.q}
 
 
 # XQC's, SimbaV2's and FlashSAC's, for rewards divided by `RewardScale`
@@ -167,6 +185,28 @@ def pessimistic(q: th.Tensor, rho: float) -> th.Tensor:
     # Where all agree the slope of the square root is infinite
     std = q.var(dim=0, correction=0).clamp_min(th.finfo(q.dtype).tiny).sqrt()
     return q.mean(dim=0) - rho * std
+
+
+def critic_loss(
+    q: th.Tensor,
+    rewards: th.Tensor,
+    dones: th.Tensor,
+    discounts: th.Tensor | float,
+    next_q: th.Tensor,
+    valid: th.Tensor | None = None,
+) -> CriticLoss:
+    """Mean squared TD error to `r + gamma^m (1 - done) Q'`, summed over critics.
+
+    :param q: (N, B) Q of the replayed actions
+    :param rewards: (B,) (n-step) rewards
+    :param dones: (B,) 1 where there is nothing to bootstrap from
+    :param discounts: gamma^m, (B,) or a number
+    :param next_q: (B,) value of s'
+    :param valid: (B,) 0 for what has no target; None: 1 everywhere
+    """
+    target_q = (rewards + discounts * (1 - dones) * next_q).detach()
+    loss = masked_mean((q - target_q).square(), valid) * len(q)
+    return CriticLoss(loss, q.detach().mean(), next_q.detach(), target_q)
 
 
 def outputs_and_next(

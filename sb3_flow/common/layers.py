@@ -1,7 +1,7 @@
 """Building blocks that are not in PyTorch: batched ensembles, BatchRenorm, a linear layer applied in two halves."""
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch as th
 from torch import nn
@@ -127,6 +127,20 @@ class UnitNormLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return "n_members={}, in_features={}, out_features={}".format(*self.weight.shape)
+
+
+Linear = TypeVar("Linear", nn.Linear, EnsembleLinear)
+
+
+def xavier(layer: Linear) -> Linear:
+    """The layer with Xavier-uniform weights and zero biases, each member of an ensemble as a layer of its own.
+
+    :param layer: is changed
+    """
+    bound = math.sqrt(6 / sum(layer.weight.shape[-2:]))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class EnsembleLayerNorm(nn.Module):

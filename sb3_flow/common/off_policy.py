@@ -187,9 +187,13 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _update_target(self) -> None:
         """Move the target critics towards the critics, if there are any."""
         if self.critic_target is not None:
-            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-            for target, online in zip(self.critic_target.buffers(), self.critic.buffers(), strict=True):
-                target.copy_(online)  # running statistics of a features extractor
+            self._follow(self.critic, self.critic_target)
+
+    def _follow(self, net: BaseModel, target: BaseModel) -> None:
+        """Move a target net towards the net that it is a copy of, by the share tau."""
+        polyak_update(net.parameters(), target.parameters(), self.tau)
+        for kept, online in zip(target.buffers(), net.buffers(), strict=True):
+            kept.copy_(online)  # running statistics of a features extractor
 
     def _autocast(self) -> th.autocast:
         return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)

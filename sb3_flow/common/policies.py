@@ -195,11 +195,7 @@ class ChunkPolicy(BasePolicy):
         self.critic = self._make_critic()
         self.critic_target = None
         if self.critic_kind.has_target:
-            self.critic_target = self._make_critic()
-            self.critic_target.load_state_dict(self.critic.state_dict())
-            self.critic_target.requires_grad_(False)
-            # What goes through the net together is normalised together
-            self.critic_target.set_training_mode(self.critic_kind.joint)
+            self.critic_target = self._make_target(self.critic)
         for net in (self.actor, self.critic):
             net.optimizer = self._make_optimizer(net, lr_schedule)
 
@@ -224,6 +220,19 @@ class ChunkPolicy(BasePolicy):
             self.critic_pessimism,
             self.normalize_images,
         ).to(self.device)
+
+    def _make_target(self, critic: FlowCritic) -> FlowCritic:
+        """A copy of a critic for the Polyak average of its weights."""
+        target = self._make_critic()
+        target.load_state_dict(critic.state_dict())
+        target.requires_grad_(False)
+        # What goes through the net together is normalised together
+        target.set_training_mode(self.critic_kind.joint)
+        return target
+
+    def _trained_nets(self) -> tuple[BaseModel, ...]:
+        """The nets that have a training mode."""
+        return self.actor, self.critic
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -283,8 +292,8 @@ class ChunkPolicy(BasePolicy):
         return actions if vectorized else actions[0], (chunks, executed + 1)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Training or evaluation mode of actor and critic; a target critic's never changes."""
-        for net in (self.actor, self.critic):
+        """Training or evaluation mode of all nets but target critics, whose own never changes."""
+        for net in self._trained_nets():
             if net.training != mode:  # every decision asks, and the walk through the modules was a quarter of it
                 net.set_training_mode(mode)
         self.training = mode

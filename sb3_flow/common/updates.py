@@ -35,6 +35,14 @@ def saturated_share(actions: th.Tensor) -> th.Tensor:
     return (actions.detach().abs() > SATURATED).to(actions.dtype).mean()
 
 
+def masked_mean(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+    """Mean of the values where the mask, which broadcasts to them, is 1; None: of all."""
+    if mask is None:
+        return values.mean()
+    mask = mask.expand_as(values)
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
 class Log:
     """Collects tensors during the updates and turns them into floats once, at the end."""
 

@@ -56,6 +56,8 @@ class DIME(MaxEntropyAlgorithm):
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None to sample from the union of
         data and replay buffer
+    :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
+        Q-chunking's code)
     :param qf_learning_rate: of the critics
     :param policy_delay: critic updates per actor update
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
@@ -102,6 +104,7 @@ class DIME(MaxEntropyAlgorithm):
         offline_dataset: DatasetSpec | None = None,
         offline_steps: int = 0,
         offline_ratio: float | None = None,
+        start_training: int = 0,
         qf_learning_rate: float | Schedule = 3e-4,
         policy_delay: int = 3,
         compile: CompileMode = False,
@@ -138,6 +141,7 @@ class DIME(MaxEntropyAlgorithm):
             offline_dataset=offline_dataset,
             offline_steps=offline_steps,
             offline_ratio=offline_ratio,
+            start_training=start_training,
             compile=compile,
             amp=amp,
             stats_window_size=stats_window_size,

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import require, require_choice, require_integer
 from sb3_flow.common.compile import CompileMode
-from sb3_flow.common.critics import FlowCritic
+from sb3_flow.common.critics import CriticLoss, FlowCritic
 from sb3_flow.common.flow import Line, matching_error
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
@@ -212,7 +212,7 @@ class FQL(OffPolicyFlowAlgorithm):
         with self._autocast():
             return self.actor.action(batch.next_observations, noise)
 
-    def _critic_loss(self, batch: Batch, next_actions: th.Tensor) -> losses.CriticLoss:
+    def _critic_loss(self, batch: Batch, next_actions: th.Tensor) -> CriticLoss:
         """The TD error."""
         with th.no_grad():
             next_q = self.critic_target.reduce(self.critic_target(batch.next_observations, next_actions))

@@ -7,24 +7,8 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_flow.common.critics import CriticLoss
 from sb3_flow.common.updates import saturated_share
-
-
-class CriticLoss(NamedTuple):
-    """Result of `critic_loss`."""
-
-    loss: th.Tensor  # (), mean over critics
-    q: th.Tensor  # (), mean Q of the replayed actions
-    next_q: th.Tensor  # (B,)
-    target_q: th.Tensor  # (B,)
-
-    @property
-    def made_of(self) -> dict[str, th.Tensor]:
-        return {"next_q": self.next_q, "target_q": self.target_q}
-
-    @property
-    def logged(self) -> dict[str, th.Tensor]:
-        return {"critic_loss": self.loss, "q_mean": self.q}
 
 
 class ActorLoss(NamedTuple):

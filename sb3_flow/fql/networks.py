@@ -10,7 +10,7 @@ import torch as th
 from torch import nn
 
 from sb3_flow.common.flow import Velocity
-from sb3_flow.common.layers import ContextLinear, EnsembleLayerNorm, EnsembleLinear
+from sb3_flow.common.layers import ContextLinear, EnsembleLayerNorm, EnsembleLinear, xavier
 from sb3_flow.common.velocity import Context, VelocityNet
 
 
@@ -23,15 +23,15 @@ def critic_mlp(n_members: int, in_features: int, net_arch: list[int]) -> nn.Sequ
     """
     layers: list[nn.Module] = []
     for width in net_arch:
-        layers += [_ensemble_linear(n_members, in_features, width), nn.GELU("tanh")]
+        layers += [xavier(EnsembleLinear(n_members, in_features, width)), nn.GELU("tanh")]
         layers += [EnsembleLayerNorm(n_members, width, eps=1e-6)]
         in_features = width
-    return nn.Sequential(*layers, _ensemble_linear(n_members, in_features, 1))
+    return nn.Sequential(*layers, xavier(EnsembleLinear(n_members, in_features, 1)))
 
 
 def actor_mlp(in_features: int, net_arch: list[int], out_features: int) -> nn.Sequential:
     """An MLP without a normalisation: (*, in_features) -> (*, out_features)."""
-    return nn.Sequential(_xavier(nn.Linear(in_features, net_arch[0])), *_after_first(net_arch, out_features))
+    return nn.Sequential(xavier(nn.Linear(in_features, net_arch[0])), *_after_first(net_arch, out_features))
 
 
 class BehaviorFlow(VelocityNet):
@@ -45,7 +45,7 @@ class BehaviorFlow(VelocityNet):
     def __init__(self, features_dim: int, chunk_dim: int, net_arch: list[int]):
         super().__init__()
         self.first = ContextLinear(features_dim, chunk_dim + 1, net_arch[0])
-        _xavier(self.first)
+        xavier(self.first)
         self.rest = nn.Sequential(*_after_first(net_arch, chunk_dim))
 
     def encode(self, features: th.Tensor) -> Context:
@@ -61,19 +61,5 @@ def _after_first(net_arch: list[int], out_features: int) -> list[nn.Module]:
     """What follows the first linear layer."""
     layers: list[nn.Module] = [nn.GELU("tanh")]
     for width_in, width_out in pairwise(net_arch):
-        layers += [_xavier(nn.Linear(width_in, width_out)), nn.GELU("tanh")]
-    return [*layers, _xavier(nn.Linear(net_arch[-1], out_features))]
-
-
-def _xavier(layer: nn.Linear) -> nn.Linear:
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _ensemble_linear(n_members: int, in_features: int, out_features: int) -> EnsembleLinear:
-    layer = EnsembleLinear(n_members, in_features, out_features)
-    bound = math.sqrt(6 / (in_features + out_features))
-    nn.init.uniform_(layer.weight, -bound, bound)
-    nn.init.zeros_(layer.bias)
-    return layer
+        layers += [xavier(nn.Linear(width_in, width_out)), nn.GELU("tanh")]
+    return [*layers, xavier(nn.Linear(net_arch[-1], out_features))]

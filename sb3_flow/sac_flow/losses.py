@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_flow.common.categorical import cross_entropy
 from sb3_flow.common.flow import Path
-from sb3_flow.common.updates import saturated_share
+from sb3_flow.common.updates import masked_mean, saturated_share
 
 
 class Target(NamedTuple):
@@ -108,7 +108,7 @@ def critic_loss(q: th.Tensor, target: Target, valid: th.Tensor | None = None) ->
     :param target: result of `td_target`
     :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
-    return CriticLoss(0.5 * _mean((q - target.q).square(), valid) * len(q), q.detach().mean(), target)
+    return CriticLoss(0.5 * masked_mean((q - target.q).square(), valid) * len(q), q.detach().mean(), target)
 
 
 def categorical_critic_loss(
@@ -122,7 +122,7 @@ def categorical_critic_loss(
     :param target: result of `td_target`, the mean of the target distribution as long as that is within the support
     :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
-    return CriticLoss(_mean(cross_entropy(logits, target_probs), valid) * len(logits), q.detach().mean(), target)
+    return CriticLoss(masked_mean(cross_entropy(logits, target_probs), valid) * len(logits), q.detach().mean(), target)
 
 
 def actor_loss(
@@ -144,7 +144,7 @@ def actor_loss(
     :param bc_coef: beta; the mean runs over batch and all D
     :param in_episode: (B, D) 0 for replayed actions that were never taken; None: 1 everywhere
     """
-    bc_loss = _mean((actions - near).square(), in_episode)
+    bc_loss = masked_mean((actions - near).square(), in_episode)
     loss = (ent_coef * path.log_prob - q).mean() + bc_coef * bc_loss
     return ActorLoss(
         loss,
@@ -163,7 +163,7 @@ def add_matching(actor: ActorLoss, error: th.Tensor, in_episode: th.Tensor | Non
     :param error: (B, D) of `sb3_flow.common.flow.matching_error`
     :param in_episode: (B, D) 0 for actions that were never taken; None: 1 everywhere
     """
-    matching_loss = _mean(error.square(), in_episode)
+    matching_loss = masked_mean(error.square(), in_episode)
     return actor._replace(loss=actor.loss + matching_loss, matching_loss=matching_loss.detach())
 
 
@@ -173,12 +173,4 @@ def behavior_loss(error: th.Tensor, in_episode: th.Tensor | None = None) -> Beha
     :param error: (B, D) of `sb3_flow.common.flow.matching_error`
     :param in_episode: (B, D) 0 for actions that were never taken; None: 1 everywhere
     """
-    return BehaviorLoss(_mean(error.square(), in_episode))
-
-
-def _mean(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
-    """Mean of the values where the mask, which broadcasts to them, is 1."""
-    if mask is None:
-        return values.mean()
-    mask = mask.expand_as(values)
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    return BehaviorLoss(masked_mean(error.square(), in_episode))

@@ -11,8 +11,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_flow
 import sb3_flow.envs
-from sb3_flow import DIME, FQL, SACFlow
-from sb3_flow.zoo.search import DIMESearch, FQLSearch, SACFlowSearch, SearchSpace
+from sb3_flow import DIME, FQL, QSM, FlowRL, SACFlow
+from sb3_flow.zoo.search import DIMESearch, FlowRLSearch, FQLSearch, QSMSearch, SACFlowSearch, SearchSpace
 
 PACKAGE = Path(sb3_flow.__file__).parent
 # In a checkout the folder stands beside the package, a wheel has it inside
@@ -29,7 +29,9 @@ class Algorithm(NamedTuple):
 # What follows `--algo`
 ALGORITHMS = {
     "dime": Algorithm(DIME, DIMESearch()),
+    "flow_rl": Algorithm(FlowRL, FlowRLSearch()),
     "fql": Algorithm(FQL, FQLSearch()),
+    "qsm": Algorithm(QSM, QSMSearch()),
     "sac_flow": Algorithm(SACFlow, SACFlowSearch()),
 }
 

@@ -2,7 +2,9 @@
 
 from sb3_flow.zoo.search.base import SearchSpace
 from sb3_flow.zoo.search.dime import DIMESearch
+from sb3_flow.zoo.search.flow_rl import FlowRLSearch
 from sb3_flow.zoo.search.fql import FQLSearch
+from sb3_flow.zoo.search.qsm import QSMSearch
 from sb3_flow.zoo.search.sac_flow import SACFlowSearch
 
-__all__ = ["DIMESearch", "FQLSearch", "SACFlowSearch", "SearchSpace"]
+__all__ = ["DIMESearch", "FQLSearch", "FlowRLSearch", "QSMSearch", "SACFlowSearch", "SearchSpace"]

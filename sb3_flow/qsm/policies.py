@@ -1,0 +1,163 @@
+"""QSM's policy: a diffusion model of the action, and twin critics.
+
+Shapes: B batch, D numbers in an action chunk, T diffusion steps.
+"""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from sb3_flow.common.checks import require_integer
+from sb3_flow.common.critics import CriticKind
+from sb3_flow.common.diffusion import EpsilonFn, NoiseSchedule, denoise, vp_schedule
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy
+from sb3_flow.qsm.networks import EpsilonNet, critic_mlp
+
+CRITIC = CriticKind(critic_mlp, [512, 512], has_target=True, verdict="min")
+
+
+class DiffusionActor(ChunkActor):
+    """Denoises an action in T steps, clipped to [-1, 1] after each.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param features_extractor: maps observations to (B, features_dim)
+    :param features_dim: width of the features
+    :param chunk_dim: D, numbers in an action chunk
+    :param net_arch: hidden widths
+    :param diffusion_steps: T
+    :param normalize_images: divide images by 255
+    """
+
+    alphas: th.Tensor
+    alpha_bars: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        chunk_dim: int,
+        net_arch: list[int],
+        diffusion_steps: int,
+        normalize_images: bool = True,
+    ):
+        super().__init__(observation_space, action_space, features_extractor, features_dim, chunk_dim, normalize_images)
+        self.net_arch = net_arch
+        self.diffusion_steps = diffusion_steps
+        self.epsilon = EpsilonNet(features_dim, chunk_dim, net_arch)
+        for name, values in vp_schedule(diffusion_steps)._asdict().items():
+            self.register_buffer(name, values, persistent=False)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(net_arch=self.net_arch, diffusion_steps=self.diffusion_steps)
+        return data
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """How much noise each step has."""
+        return NoiseSchedule(self.alphas, self.alpha_bars)
+
+    def field(self, obs: PyTorchObs) -> EpsilonFn:
+        """The predicted noise in B states, which are encoded once: `(x, step) -> epsilon`."""
+        context = self.epsilon.encode(self.extract_features(obs, self.features_extractor))
+        return lambda x, step: self.epsilon(context, x, step)
+
+    def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        return denoise(self.field(obs), noise, self.schedule, bound=1.0)
+
+    def sample_noise(self, batch_size: int) -> th.Tensor:
+        """All the noise of one batch of actions, (T, B, D), in one draw."""
+        return th.randn(self.diffusion_steps, batch_size, self.chunk_dim, device=self.device)
+
+    def fixed_noise(self, batch_size: int) -> th.Tensor:
+        return th.zeros(self.diffusion_steps, batch_size, self.chunk_dim, device=self.device)
+
+    def sample_steps(self, batch_size: int) -> th.Tensor:
+        """A step for each of B actions, uniform in 0 ... T - 1, (B, 1)."""
+        return th.randint(self.diffusion_steps, (batch_size, 1), device=self.device)
+
+
+class QSMPolicy(ChunkPolicy):
+    """Actor and critics of QSM.
+
+    :param observation_space: observation space
+    :param action_space: action space, a bounded Box
+    :param lr_schedule: learning rate schedule; QSM sets the optimizers' rates at every update
+    :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the authors' 512, 512
+    :param horizon_length: h >= 1, actions that are decided at once and executed open loop; QSM sets it
+    :param diffusion_steps: T >= 1
+    :param n_critics: number of critics
+    :param critic_pessimism: rho >= 0, their verdict in the target is mean - rho std; None for the lowest
+    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space; every net has
+        its own
+    :param features_extractor_kwargs: its arguments
+    :param normalize_images: divide images by 255
+    :param optimizer_class: optimizer of actor and critics
+    :param optimizer_kwargs: its arguments except the learning rate
+    :raises ValueError: for values outside of what is stated here
+    """
+
+    actor: DiffusionActor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        horizon_length: int = 1,
+        diffusion_steps: int = 5,
+        n_critics: int = 2,
+        critic_pessimism: float | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ):
+        require_integer("diffusion_steps", diffusion_steps)
+        self.diffusion_steps = diffusion_steps  # before super().__init__(), which builds the nets
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            CRITIC,
+            net_arch=net_arch,
+            horizon_length=horizon_length,
+            n_critics=n_critics,
+            critic_pessimism=critic_pessimism,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _make_actor(self) -> DiffusionActor:
+        extractor = self.make_features_extractor()
+        return DiffusionActor(
+            self.observation_space,
+            self.action_space,
+            extractor,
+            extractor.features_dim,
+            self.chunk_dim,
+            self.arch("pi", [512, 512]),
+            self.diffusion_steps,
+            self.normalize_images,
+        ).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(diffusion_steps=self.diffusion_steps)
+        return data
+
+
+class QSMCnnPolicy(ImagePolicy, QSMPolicy):
+    """QSM on images, also on those that are not uint8. The parameters are those of `QSMPolicy`."""
