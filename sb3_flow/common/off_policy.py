@@ -74,6 +74,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         self.amp = amp
         if _init_setup_model:
             self._setup_model()
+            self.replay_buffer = self._make_replay_buffer()
             self._load_dataset()
 
     @classmethod

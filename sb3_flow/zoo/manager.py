@@ -11,10 +11,13 @@ import rl_zoo3.exp_manager
 from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_flow.common.checkpoints import checkpoint_of
 from sb3_flow.common.checks import require, require_integer
+from sb3_flow.zoo.files import GoingOn, save_statistics, surviving
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
 from sb3_flow.zoo.search.base import GIVEN, given_arguments
 from sb3_flow.zoo.seeds import SeedTrial, mean_of_seeds
@@ -77,6 +80,42 @@ class FlowExperimentManager(ExperimentManager):
         hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
         self.n_actions = get_action_dim(env.action_space)  # the zoo's is the first of several dimensions
         return hyperparams
+
+    def create_callbacks(self) -> None:
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        self.callbacks[:] = surviving(self.callbacks, self.save_replay_buffer)
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        """Go on from a checkpoint of `--save-freq`, if that is what `-i` names; else as the zoo does.
+
+        A checkpoint's run is completed: the timesteps are those of the whole run, and not those to add.
+        """
+        checkpoint = checkpoint_of(self.trained_agent)
+        if checkpoint is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        arguments = {name: value for name, value in hyperparams.items() if name not in ("policy", "policy_kwargs")}
+        print(f"Going on from the checkpoint of {checkpoint.steps} timesteps")
+        return ALGORITHMS[self.algo].algorithm.resume(
+            self.trained_agent,
+            env=env,
+            device=self.device,
+            force_reset=True,
+            seed=self.seed,
+            tensorboard_log=self.tensorboard_log,
+            verbose=self.verbose,
+            **arguments,
+        )
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        goes_on = self.continue_training and checkpoint_of(self.trained_agent) is not None
+        super().learn(cast(BaseAlgorithm, GoingOn(model)) if goes_on else model)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        normalize, self.normalize = self.normalize, False  # the zoo would write the statistics in place
+        super().save_trained_model(model)
+        self.normalize = normalize
+        if normalize:
+            save_statistics(model, self.params_path)
 
     def hyperparameters_optimization(self) -> None:
         """Work on the study until it, or this worker, has enough trials.
