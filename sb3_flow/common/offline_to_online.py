@@ -20,8 +20,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, end_episodes
 from sb3_flow.common.callbacks import correct_progress_bars
-from sb3_flow.common.checks import check_spaces, require, require_integer, require_number, require_whole
+from sb3_flow.common.checks import as_integer, check_spaces, require, require_number, require_whole
 from sb3_flow.common.experience import Experience
+from sb3_flow.common.hints import check_known, knows_nothing, learning_hints
 from sb3_flow.common.normalize import learn_statistics
 from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
@@ -29,6 +30,17 @@ from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
 
 OFFLINE_LOG_INTERVAL = 1000  # updates; there are no episodes to count
+# Attributes that are whole numbers, and the lowest that they may be
+SIZES = {
+    "buffer_size": 1,
+    "learning_starts": 0,
+    "batch_size": 2,  # batches are normalised
+    "gradient_steps": -1,
+    "n_steps": 1,
+    "horizon_length": 1,
+    "offline_steps": 0,
+    "_stats_window_size": 1,
+}
 
 
 class OfflineToOnlineAlgorithm(PersistentAlgorithm):
@@ -43,6 +55,10 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
 
     The other parameters are those of SB3's OffPolicyAlgorithm.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_known(cls, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -82,16 +98,21 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
 
     def _check_arguments(self) -> None:
         """Refuse what does not fit; `load` changes arguments, too, so that this is not the constructor's."""
-        require_integer("n_steps", self.n_steps)
+        self._check_sizes()
         has_buffer = self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict)
         advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
         require(has_buffer, "n_steps", self.n_steps, advice)
-        require_integer("horizon_length", self.horizon_length)
         self._check_chunks()
-        require_whole("offline_steps", self.offline_steps, lowest=0)
-        self.offline_steps = int(self.offline_steps)
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
+
+    def _check_sizes(self) -> None:
+        for name, lowest in SIZES.items():
+            size = self.__dict__[name]
+            setattr(self, name, as_integer(name.removeprefix("_"), size, lowest))
+        if not isinstance(self.train_freq, TrainFreq):
+            freq, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
+            self.train_freq = (as_integer("train_freq", freq), unit)
 
     def _check_chunks(self) -> None:
         h, buffer = self.horizon_length, self.replay_buffer_class
@@ -283,6 +304,7 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._load_dataset()
+        self._give_hints(int(total_timesteps), reset_num_timesteps)
         if self._dataset is not None and self._vec_normalize_env is not None:
             learn_statistics(self._vec_normalize_env, self._dataset.at(0))
         if reset_num_timesteps:
@@ -305,6 +327,23 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
         if self._last_obs is not None:
             self._call_between_steps()
         return self
+
+    def _give_hints(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
+        if self._n_updates > 0 and knows_nothing(self._vec_normalize_env) and self._dataset is None:
+            warnings.warn(
+                "The VecNormalize has seen nothing yet, but this model has learned: load the statistics that it "
+                "learned with (VecNormalize.load), or go on from a checkpoint with `resume`.",
+                stacklevel=3,
+            )
+        if reset_num_timesteps:  # else it may be one of many short calls
+            left = max(0, self.offline_steps - self._n_offline)
+            for hint in learning_hints(total_timesteps, self.learning_starts, left, self._online_only):
+                warnings.warn(hint, stacklevel=3)
+
+    @property
+    def _online_only(self) -> list[str]:
+        """Arguments that concern the phase in the environment alone."""
+        return [] if self.offline_ratio is None else ["offline_ratio"]
 
     def learn_offline(self: SelfOfflineToOnline, steps: float, **kwargs: Any) -> SelfOfflineToOnline:
         """Make some updates from the offline data alone, whatever `offline_steps` says; then `learn` goes on online.

@@ -1,5 +1,6 @@
 """What outlives a process: models, replay buffers and checkpoints, and going on from them."""
 
+import inspect
 import io
 import pickle
 import warnings
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_flow.common.buffers import check_buffer, end_episodes, tie
 from sb3_flow.common.checkpoints import Generators, newest_checkpoint, with_statistics
 from sb3_flow.common.files import replacing, resolve, write_pickle
+from sb3_flow.common.hints import check_known
 
 SelfPersistent = TypeVar("SelfPersistent", bound="PersistentAlgorithm")
 
@@ -138,6 +140,21 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
             raise
         if truncate_last_traj:
             end_episodes(self.replay_buffer)  # SB3 does so for hindsight only
+
+    @classmethod
+    def load(cls: type[SelfPersistent], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfPersistent:
+        """Load a model as SB3's `load` does.
+
+        :param path: of the zip-file, or the open file
+        :param args: env, device, custom_objects, ... of SB3's `load`
+        :param kwargs: these by name, and arguments of the algorithm to change
+        :raises ValueError: for a name that is neither
+        """
+        own = inspect.signature(OffPolicyAlgorithm.load).parameters
+        check_known(cls, [name for name in kwargs if name not in own])
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # the attribute that SB3 sets
+        return super().load(path, *args, **kwargs)
 
     def call_between_steps(self, function: Callable[[], None]) -> None:
         """Call something once, as soon as the last step is stored and learned from; a callback comes before that."""
