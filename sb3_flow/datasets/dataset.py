@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.datasets.arrays import Array, as_array, blocks, bounded_actions, check_shape, flag_array, float_array
-from sb3_flow.datasets.errors import DataError
+from sb3_flow.datasets.errors import DataError, HorizonError
 
 ARRAY_KEYS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations", "valids")
 
@@ -158,7 +158,7 @@ class OfflineDataset:
         longest = int(np.diff(ends, prepend=-1).max())
         if longest < horizon and self.masks[rows].all():  # a chunk that terminates is complete
             problem = f"the longest episode has {longest} steps; horizon_length={horizon} needs one of {horizon}"
-            raise DataError(self.source, self._name("ends"), problem)
+            raise HorizonError(self.source, self._name("ends"), problem)
         if self._next is None:
             return
         goes_on = np.zeros_like(self.ends)
@@ -171,7 +171,7 @@ class OfflineDataset:
                     f"they differ from the next row's observations, but {self._name('ends')} does not mark an "
                     "episode's end here; mark where time limits cut episodes, too, or use horizon_length=1"
                 )
-                raise DataError(self.source, "next_observations", problem, start + int(jumps.argmax()))
+                raise HorizonError(self.source, "next_observations", problem, start + int(jumps.argmax()))
 
     def _name(self, parameter: str) -> str:
         return self._names.get(parameter, parameter)

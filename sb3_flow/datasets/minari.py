@@ -58,8 +58,8 @@ def _check_actions(path: Path, action_space: spaces.Space[Any]) -> None:
         width = high - low
     if not (np.isfinite(width).all() and (width > 0).all()):
         problem = (
-            f"it is {action_space}, by whose bounds actions cannot be scaled to [-1, 1]: they must be finite, low below "
-            "high. Record the data with the bounds that policies act in, or scale them and give a dict of arrays"
+            f"it is {action_space}, by whose bounds actions cannot be scaled to [-1, 1]: they must be finite, "
+            "and low below high. Record the data with the bounds that policies act in, or scale them yourself"
         )
         raise DataError(path, "action_space", problem)
 
