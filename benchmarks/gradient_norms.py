@@ -22,7 +22,7 @@ from arguments import check_tasks, json_object, positive
 from contenders import merged
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from records import append_record, machine, read_records, refuse_other_settings
+from records import append_record, append_rows, machine, read_records, refuse_other_settings
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_flow import SACFlow
@@ -131,12 +131,7 @@ def measure_all(budget: Budget, runs: list[tuple[str, int, int]], out: Path, job
             rows = result.get()
             if i == 0 and not have:  # not earlier: a budget that failed binds nobody
                 append_record(record, asdict(budget))
-            new_file = not out.exists()
-            with open(out, "a", newline="") as f:
-                writer = csv.DictWriter(f, FIELDS)
-                if new_file:
-                    writer.writeheader()
-                writer.writerows(rows)
+            append_rows(out, FIELDS, rows)
             print(f"{rows[0]['net']} K={rows[0]['K']} done", flush=True)
     return [row for row in csv.DictReader(out.open()) if row["env"] == budget.env]
 

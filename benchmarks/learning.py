@@ -3,14 +3,16 @@
     python benchmarks/learning.py --tasks HalfCheetah-v4 Hopper-v4 --algos flow_t crossq --out benchmarks/results/mine
 
 Every run is one process with one thread. It appends an evaluation to `<out>/<task>/<algo>/<seed>.csv` every
-`--eval-freq` steps and keeps a checkpoint in `runs/`. A stopped command that is given again goes on from the last
-evaluation, in a new episode and with freshly seeded generators; with other settings it is refused. `--ray auto` trains
-on the Ray cluster that this machine belongs to, whose machines must share this folder. Beside each CSV stands a JSON
-with the settings and the commit. `benchmarks/report.py` turns the CSVs into the table and the figure.
+`--eval-freq` steps and keeps the last checkpoint in `runs/`: the model, and until it is done the replay buffer, whose
+size is printed. A stopped command that is given again goes on from the last evaluation, in a new episode and with
+freshly seeded generators; with other settings it is refused. `--ray auto` trains on the Ray cluster that this machine
+belongs to, whose machines must share this folder. Beside each CSV stands a JSON with the settings and the commit.
+`benchmarks/report.py` turns the CSVs into the table and the figure.
 """
 
 import argparse
 import csv
+import io
 import queue
 import shutil
 import signal
@@ -18,7 +20,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +29,7 @@ from arguments import add_run_arguments, check_tasks, json_object, positive
 from contenders import OURS, merged, ours_of
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
 from numpy.typing import NDArray
-from records import append_record, read_records, refuse_other_settings
+from records import append_record, append_rows, read_records, refuse_other_settings
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
 from stable_baselines3 import SAC
@@ -36,10 +38,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_flow.common.files import replacing, write_pickle
 from sb3_flow.envs import register
 
 BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
 NEVER = 10**9  # episodes
+MODEL, BUFFER = "model.zip", "buffer.pkl"  # of a checkpoint
 # All of them step until the last episode is over, so that one failure costs its length times their number
 EVAL_ENVS = 10
 FIELDS = [
@@ -93,8 +97,11 @@ class Run:
 
     @property
     def can_go_on(self) -> bool:
+        _, old = beside(self.checkpoint)
+        if old.exists() and not self.checkpoint.exists():  # killed between two moves
+            old.rename(self.checkpoint)
         # A checkpoint whose CSV was deleted would leave the new one without its first rows
-        return self.csv.exists() and (self.checkpoint / "model.zip").exists()
+        return self.csv.exists() and (self.checkpoint / MODEL).exists()
 
     def write_settings(self) -> None:
         append_record(self.record, {**asdict(self), "out": str(self.out)})
@@ -134,21 +141,43 @@ def make_model(run: Run) -> OffPolicyAlgorithm:
 
 
 def load_model(run: Run) -> OffPolicyAlgorithm:
+    """The model of the checkpoint; its data are where this command says they are."""
     algorithm = BASELINES[run.algo] if run.algo in BASELINES else ours_of(run.algo).algorithm
-    model = algorithm.load(run.checkpoint / "model.zip", env=gym.make(run.task), device="cpu")
-    model.load_replay_buffer(run.checkpoint / "buffer.pkl")
+    moved = run.algo not in BASELINES and "offline_dataset" in run.overrides
+    data = {"offline_dataset": run.overrides["offline_dataset"]} if moved else {}
+    model = algorithm.load(run.checkpoint / MODEL, env=gym.make(run.task), device="cpu", **data)
+    model.load_replay_buffer(run.checkpoint / BUFFER)
     return model
 
 
 def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
-    """Replace the checkpoint in one move, so that a kill leaves the old one or the new one."""
-    fresh = run.checkpoint.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Replace the checkpoint by a move of its folder, so that a kill leaves the old one or the new one."""
+    fresh, old = beside(run.checkpoint)
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
     fresh.mkdir(parents=True)
-    model.save(fresh / "model.zip")
-    model.save_replay_buffer(fresh / "buffer.pkl")
-    shutil.rmtree(run.checkpoint, ignore_errors=True)
+    with replacing(fresh / MODEL) as file:
+        model.save(cast(io.BufferedIOBase, file))
+    write_pickle(fresh / BUFFER, model.replay_buffer)
+    if run.checkpoint.exists():
+        run.checkpoint.rename(old)
+    else:
+        size = sum(path.stat().st_size for path in fresh.iterdir())
+        print(
+            f"{run.name}: its checkpoint takes {size / 1e6:.0f} MB, twice that while it is replaced, until it is done"
+        )
     fresh.rename(run.checkpoint)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def beside(checkpoint: Path) -> tuple[Path, Path]:
+    """Where the next checkpoint is written, and where the last one is while it is replaced."""
+    return checkpoint.with_suffix(".new"), checkpoint.with_suffix(".old")
+
+
+def drop_buffer(run: Run) -> None:
+    """Free the disk of a run that is done; its model stays, for `film.py`."""
+    (run.checkpoint / BUFFER).unlink(missing_ok=True)
 
 
 def train(run: Run, progress: ProgressQueue) -> None:
@@ -211,8 +240,9 @@ def train(run: Run, progress: ProgressQueue) -> None:
             "stochastic_success_rate": success_rate(stochastic_successes),
             "action_spread": round(action_spread(model), 4),
         }
-        append_row(run.csv, row)
+        append_rows(run.csv, FIELDS, [row])
         save_model(run, model)
+    drop_buffer(run)
 
 
 def action_spread(model: OffPolicyAlgorithm) -> float:
@@ -238,19 +268,6 @@ def action_spread(model: OffPolicyAlgorithm) -> float:
 def success_rate(successes: list[bool]) -> float | str:
     """The share, or nothing where the environment does not tell."""
     return round(float(np.mean(successes)), 3) if successes else ""
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row; a file that was begun with fewer columns keeps them."""
-    fields = FIELDS
-    if path.exists():
-        with open(path) as f:
-            fields = next(csv.reader(f))
-    with open(path, "a", newline="") as f:
-        writer = csv.DictWriter(f, fields, extrasaction="ignore")
-        if fields is FIELDS:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:

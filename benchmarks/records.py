@@ -1,10 +1,15 @@
-"""What a result was measured with: settings, machine and commit, in a file beside it."""
+"""Rows of results, and what they were measured with: settings, machine and commit, in a file beside them."""
 
+import csv
+import io
 import json
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from sb3_flow.common.files import append_text
 
 
 def machine() -> str:
@@ -27,8 +32,26 @@ def append_record(path: Path, settings: dict[str, Any]) -> None:
     :param path: of the file of records
     :param settings: what a command was told
     """
-    with open(path, "a") as f:
-        f.write(json.dumps({**settings, "commit": commit(), "machine": machine()}) + "\n")
+    append_text(path, json.dumps({**settings, "commit": commit(), "machine": machine()}) + "\n")
+
+
+def append_rows(path: Path, fields: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a CSV in one move; a file that was begun with fewer columns keeps them.
+
+    :param path: of the CSV
+    :param fields: its columns, if it is new
+    :param rows: values by column
+    """
+    is_new = not path.exists()
+    if not is_new:
+        with open(path) as f:
+            fields = next(csv.reader(f))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields, extrasaction="ignore")
+    if is_new:
+        writer.writeheader()
+    writer.writerows(rows)
+    append_text(path, text.getvalue())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -70,7 +70,12 @@ def compare(curves: Curves, path: Path) -> list[Path]:
     if len(algos) < 2:
         return []
     figures = []
-    if shared_tasks(scores):
+    shared = shared_tasks(scores)
+    left_out = sorted(set().union(*scores.values()) - shared)
+    for task in left_out:
+        lacking = ", ".join(algo for algo in algos if task not in scores[algo])
+        print(f"The profiles leave out {task}, which {lacking} lack{'s' if ',' not in lacking else ''}")
+    if shared:
         figures.append(path.with_stem(f"{path.stem}_profiles"))
         plot_profiles(scores, figures[-1])
     pairs = [(ours, baseline) for baseline in BASELINES if baseline in algos for ours in algos if ours not in BASELINES]

@@ -30,6 +30,7 @@ from page import RECORD, write_page
 from records import commit, machine
 from report import report
 
+from sb3_flow.common.files import write_text
 from sb3_flow.zoo.registration import ALGORITHMS, CONFIG, config_of
 
 MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")
@@ -293,7 +294,7 @@ def write_record(folder: Path, record: str) -> None:
     path = folder / RECORD
     earlier = path.read_text() if path.exists() else ""
     if record not in earlier:
-        path.write_text(earlier + record)
+        write_text(path, earlier + record)
 
 
 def main() -> None:

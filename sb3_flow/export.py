@@ -48,10 +48,11 @@ class DeterministicPolicy(nn.Module):
         else:
             observations = self._normalize("", observations)
             batch_size = observations.shape[0]
-        actions = self.actor(observations, deterministic=True)  # (B, D) in [-1, 1]
+        # Not by way of `action_fn`: what is compiled cannot be exported
+        actions = self.actor.action(observations, self.actor.fixed_noise(batch_size))  # (B, D) in [-1, 1]
         actions = actions.reshape(batch_size, *self.chunk, *self.action_shape)
-        scaled: th.Tensor = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
-        return scaled
+        scaled = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
+        return th.maximum(th.minimum(scaled, self.high), self.low)  # rounding may lead out of the bounds
 
     def _normalize(self, key: str, observations: th.Tensor) -> th.Tensor:
         normalized: th.Tensor = self._normalizers[key](observations) if key in self._normalizers else observations

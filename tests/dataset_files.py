@@ -159,9 +159,12 @@ def robomimic_steps(demos: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
     }
 
 
-def write_minari(folder: Path, lengths: list[int], low: float = -2.0, high: float = 1.0, seed: int = 0) -> Path:
+def write_minari(
+    folder: Path, lengths: list[int], low: float = -2.0, high: float = 1.0, seed: int = 0, action_space: Any = None
+) -> Path:
     """A dataset written by Minari, with episodes that terminate and are truncated in turns.
 
+    :param action_space: instead of that of `low` and `high`; the actions are of its shape, and between those
     :return: its directory
     """
     from gymnasium import spaces
@@ -170,15 +173,14 @@ def write_minari(folder: Path, lengths: list[int], low: float = -2.0, high: floa
 
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    storage = MinariStorage.new(
-        folder, spaces.Box(-np.inf, np.inf, (OBS,), np.float64), spaces.Box(low, high, (ACT,), np.float32)
-    )
+    space = spaces.Box(low, high, (ACT,), np.float32) if action_space is None else action_space
+    storage = MinariStorage.new(folder, spaces.Box(-np.inf, np.inf, (OBS,), np.float64), space)
     storage.update_metadata({"dataset_id": "test/random-v0", "minari_version": "0.5.3"})
     storage.update_episodes(
         EpisodeBuffer(
             id=i,
             observations=rng.normal(size=(steps + 1, OBS)),
-            actions=rng.uniform(low, high, (steps, ACT)).astype(np.float32),
+            actions=rng.uniform(low, high, (steps, *space.shape)).astype(np.float32),
             rewards=list(rng.normal(size=steps)),
             terminations=[t == steps - 1 and i % 2 == 0 for t in range(steps)],
             truncations=[t == steps - 1 and i % 2 == 1 for t in range(steps)],

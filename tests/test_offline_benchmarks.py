@@ -16,6 +16,7 @@ import pytest
 import torch as th
 from dataset_files import regular_arrays, trajectories
 from helpers import RandomEnv, policy_kwargs
+from records import append_rows
 
 from sb3_flow.datasets import from_arrays
 
@@ -102,8 +103,8 @@ def test_a_file_of_results_keeps_the_columns_it_was_begun_with(tmp_path):
     old, new = tmp_path / "old.csv", tmp_path / "new.csv"
     old.write_text("step,deterministic_return\n5,2.0\n")
     for path in (old, new):
-        learning.append_row(path, row)
-        learning.append_row(path, row)
+        append_rows(path, learning.FIELDS, [row])
+        append_rows(path, learning.FIELDS, [row])
     assert old.read_text() == "step,deterministic_return\n5,2.0\n1,1\n1,1\n"
     with open(new) as f:
         assert list(csv.DictReader(f)) == [dict.fromkeys(learning.FIELDS, "1")] * 2

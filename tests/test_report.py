@@ -151,3 +151,9 @@ def test_variants_have_names_colours_and_an_order():
     assert len(set(figures.colors(algos).values())) == 4
     assert figures.label("flow_t+K4") == "SAC Flow-T, K4"
     assert figures.label("flow_t+free") == "SAC Flow-T, β = 0"
+
+
+def test_tasks_that_one_algorithm_lacks_are_named_where_they_are_left_out(folder, capsys):
+    (folder / "B-v4" / "sac").rename(folder / "moved")
+    report.report(folder, folder / "a.png")
+    assert "The profiles leave out B-v4, which sac lacks" in capsys.readouterr().out

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import os
 import queue
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from dataset_files import regular_arrays, trajectories
 
 pytest.importorskip("rliable")
 pytest.importorskip("ogbench")
@@ -311,6 +314,48 @@ def test_a_checkpoint_without_its_csv_is_left_alone(in_tmp_path):
     assert deleted.can_go_on
     deleted.csv.unlink()
     assert not deleted.can_go_on
+
+
+def test_a_kill_between_the_moves_of_a_checkpoint_leaves_the_old_one(in_tmp_path, monkeypatch):
+    begun = make_run("results")
+    write_row(begun)
+    model = learning.make_model(begun)
+    learning.save_model(begun, model)
+    moves = []
+
+    def rename(path, target):
+        if moves:
+            raise KeyboardInterrupt
+        moves.append((path, target))
+        os.rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            learning.save_model(begun, model)
+    assert not begun.checkpoint.exists()
+    assert begun.can_go_on
+    assert learning.load_model(begun).replay_buffer.size() == 0
+
+
+def test_a_run_that_is_done_keeps_its_model_and_not_its_buffer(in_tmp_path, monkeypatch, capsys):
+    sweep = (*SWEEP, "--seeds", 1, "--out", "results", "--algos", "flow_g")
+    monkeypatch.setattr(learning, "run_all", lambda runs, *_: learning.train(runs[0], queue.Queue()))
+    run(monkeypatch, learning, *sweep, "--steps", 60)
+    assert os.listdir(make_run("results").checkpoint) == ["model.zip"]
+    assert re.search(r"Pendulum-v1 flow_g seed 1: its checkpoint takes \d+ MB", capsys.readouterr().out)
+
+
+def test_a_run_that_goes_on_reads_the_data_that_its_command_names(in_tmp_path):
+    arrays = regular_arrays(trajectories([20, 30]))
+    arrays["actions"] = arrays["actions"][:, :1]  # Pendulum's
+    for name in ("here", "there"):
+        np.savez(in_tmp_path / f"{name}.npz", **arrays)
+    begun = make_run("results", overrides={"offline_dataset": str(in_tmp_path / "here.npz"), "offline_steps": 5})
+    write_row(begun)
+    learning.save_model(begun, learning.make_model(begun))
+    moved = dataclasses.replace(begun, overrides={**begun.overrides, "offline_dataset": str(in_tmp_path / "there.npz")})
+    assert learning.load_model(moved).offline_dataset == str(in_tmp_path / "there.npz")
 
 
 def test_gradient_norms_of_two_budgets_do_not_mix(in_tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Studies: what is searched and trained again, and what is said when something does not fit."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from helpers import RandomEnv
 from zoo_workers import STUDY, make_manager
 
+from sb3_flow.datasets import DataError, HorizonError
 from sb3_flow.zoo.manager import SETTINGS
 from sb3_flow.zoo.search import SACFlowSearch
 from sb3_flow.zoo.storage import load_study, open_storage
@@ -258,3 +260,107 @@ def test_storages_studies_and_trials_that_are_not_there(tmp_path):
 def test_seeds_per_trial_that_are_no_number(n_seeds, tmp_path):
     with pytest.raises(ValueError, match=f"seeds_per_trial={n_seeds!r} is not allowed: an integer >= 1"):
         make_manager(None, tmp_path, seeds_per_trial=n_seeds)
+
+
+# --- Trials that fail ---
+
+
+def raising(error):
+    def value(trial):
+        trial.suggest_categorical("horizon_length", (1, 5))
+        raise error
+
+    return value
+
+
+def pruned_by(reason):
+    error = optuna.TrialPruned()
+    error.__cause__ = reason
+    return error
+
+
+def test_a_search_without_a_finished_trial_says_why_and_leaves_the_table(tmp_path):
+    manager = make_manager(None, tmp_path, n_trials=2, options={"study_name": None})
+    manager._value = raising(pruned_by(ValueError("rewards are NaN")))
+    with pytest.raises(ValueError, match=r"None of 2 trials finished \(trial 0: rewards are NaN\). All of them are in"):
+        manager.hyperparameters_optimization()
+    (table,) = (tmp_path / "sac_flow").glob("report_*.csv")
+    assert table.read_text().count("PRUNED") == 2
+
+
+@pytest.mark.parametrize("error", [DataError("file", "actions", "bad"), pruned_by(DataError("file", "actions", "bad"))])
+def test_bad_data_end_the_search(error, tmp_path):
+    manager = make_manager(str(tmp_path / "study.log"), tmp_path, n_trials=3)
+    manager._value = raising(error)
+    with pytest.raises(DataError, match="file: 'actions': bad"):
+        manager.hyperparameters_optimization()
+    assert len(load_study(str(tmp_path / "study.log"), STUDY).trials) == 1
+
+
+def test_a_drawn_horizon_that_the_data_cannot_have_is_one_pruned_trial(tmp_path):
+    manager = make_manager(str(tmp_path / "study.log"), tmp_path, n_trials=2)
+    errors = [HorizonError("file", "ends", "too short"), None]
+
+    def value(trial):
+        trial.suggest_categorical("horizon_length", (1, 5))
+        error = errors.pop(0)
+        if error is not None:
+            raise error
+        return 1.0
+
+    manager._value = value
+    manager.hyperparameters_optimization()
+    first, second = load_study(str(tmp_path / "study.log"), STUDY).trials
+    assert (first.state.name, second.state.name) == ("PRUNED", "COMPLETE")
+    assert "too short" in first.user_attrs["reason"]
+
+
+# --- What goes together, and what does nothing ---
+
+
+def test_stacked_frames_that_are_normalised_are_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match=r"normalize=True is not allowed: with frame_stack .*FrameStackObservation"):
+        make_manager(None, tmp_path, normalize=True, frame_stack=2)
+    make_manager(None, tmp_path, normalize=True)
+    make_manager(None, tmp_path, frame_stack=2)
+    wrappers = [
+        {"gymnasium.wrappers.FrameStackObservation": {"stack_size": 2}},
+        "gymnasium.wrappers.FlattenObservation",
+    ]
+    manager = make_manager(None, tmp_path, normalize=True, env_wrapper=wrappers)
+    assert manager.create_envs(1).observation_space.shape == (6,)
+
+
+def test_what_concerns_the_environment_alone_is_not_searched_where_it_is_never_stepped(tmp_path):
+    given = {"offline_dataset": "ogbench:x", "offline_steps": 500, "bc_coef": [3.0, 1.0]}
+    drawn = {}
+
+    def search(timesteps):
+        manager = make_manager(str(tmp_path / f"{timesteps}.log"), tmp_path, timesteps=timesteps)
+        manager._hyperparams |= given
+        manager._value = lambda trial: float(len(manager.search.sample(trial, 1, 1, {})))
+        manager.hyperparameters_optimization()
+        drawn[timesteps] = load_study(str(tmp_path / f"{timesteps}.log"), STUDY).trials[0].params.keys()
+
+    with pytest.warns(UserWarning, match="100 timesteps, all of them in the offline phase"):
+        search(100)
+    search(1000)
+    assert drawn[1000] - drawn[100] == {"offline_ratio", "online_bc_coef"}
+    assert "bc_coef" in drawn[100]
+
+
+# --- Journal files ---
+
+
+def test_a_journal_file_needs_no_symbolic_links(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(1, "A required privilege is not held by the client")
+
+    for _ in range(2):  # the second time it is there already
+        manager = make_manager(str(tmp_path / "study.log"), tmp_path)
+        manager._value = lambda trial: trial.suggest_float("x", 0, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "symlink", refuse)
+            manager.hyperparameters_optimization()
+    assert len(load_study(str(tmp_path / "study.log"), STUDY).trials) == 2
+    assert [path.name for path in tmp_path.glob("*study.log*")] == ["study.log"]

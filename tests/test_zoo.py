@@ -178,6 +178,23 @@ def test_continue_with_the_replay_buffer(folder, run_of):
     assert second._n_updates == 2 * first._n_updates > 0
 
 
+def test_a_checkpoint_goes_on_to_the_end_of_its_run(tmp_path):
+    command = ("--save-freq", "25", "--save-replay-buffer", "--eval-freq", "30", "--eval-episodes", "1")
+    command += (*TINY, "normalize:True")
+    zoo(tmp_path, "train", *command)
+    run = tmp_path / "logs" / "sac_flow" / f"{ENV}_1"
+    assert {"rl_model_25_steps.zip", "rl_model_50_steps.zip", "rl_model_replay_buffer_50_steps.pkl"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert (run / ENV / "vecnormalize.pkl").is_file()
+    output = zoo(tmp_path, "train", "-i", str(run / "rl_model_25_steps.zip"), *command)
+    assert "25 of 60 timesteps are done" in output
+    model = trained("sac_flow", tmp_path / "logs" / "sac_flow" / f"{ENV}_2" / f"{ENV}.zip")
+    assert model.num_timesteps == 60
+    model.load_replay_buffer(tmp_path / "logs" / "sac_flow" / f"{ENV}_2" / "replay_buffer.pkl")
+    assert model.replay_buffer.size() == 60
+
+
 def test_another_policy_is_one_parameter_away(folder):
     zoo(folder, "train", "--eval-freq", "-1", "-f", "other", *TINY, "policy:'FlowGPolicy'")
     model = SACFlow.load(folder / "other" / "sac_flow" / f"{ENV}_1" / f"{ENV}.zip")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
@@ -185,6 +186,63 @@ class ChunkDictReplayBuffer(ChunkSampling, DictReplayBuffer):  # type: ignore[mi
         obs = self._normalize_obs({key: values[inds, env_inds] for key, values in storage.items()}, env)
         assert isinstance(obs, dict)
         return {key: self.to_torch(values) for key, values in obs.items()}
+
+
+def tie(buffer: ReplayBuffer, horizon_length: int, n_steps: int, gamma: float, source: str) -> None:
+    """Let a buffer sample what a model learns from, whoever has filled it.
+
+    :param buffer: of any class
+    :param horizon_length: h of the model
+    :param n_steps: of the model's returns
+    :param gamma: of the model, of a single step
+    :param source: where the buffer is from
+    :raises ValueError: if it cannot; then it has not changed
+    """
+    holds = f"{source} holds a {type(buffer).__name__}, which has no"
+    require(
+        horizon_length == 1 or isinstance(buffer, ChunkSampling), "horizon_length", horizon_length, f"{holds} chunks"
+    )
+    require(
+        n_steps == 1 or isinstance(buffer, NStepReplayBuffer),
+        "n_steps",
+        n_steps,
+        f"{holds} n-step returns; use n_steps=1",
+    )
+    if isinstance(buffer, ChunkSampling):
+        buffer.horizon_length, buffer.gamma = horizon_length, gamma
+    elif isinstance(buffer, NStepReplayBuffer):
+        buffer.n_steps, buffer.gamma = n_steps, gamma
+
+
+def check_buffer(
+    buffer: ReplayBuffer,
+    source: str,
+    n_envs: int,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+) -> None:
+    """Refuse the buffer of another model.
+
+    :param buffer: as it was loaded
+    :param source: where it is from
+    :param n_envs: of the model, as its spaces
+    :raises ValueError: naming what differs
+    """
+    advice = (
+        f"{source} has steps of {buffer.n_envs}; pass as many environments, or go on without it, with an empty buffer"
+    )
+    require(buffer.n_envs == n_envs, "number of environments", n_envs, advice)
+    for name, theirs, ours in (
+        ("observation_space", buffer.observation_space, observation_space),
+        ("action_space", buffer.action_space, action_space),
+    ):
+        require(_shapes(theirs) == _shapes(ours), name, ours, f"{source} has steps of another: {theirs}")
+
+
+def _shapes(space: spaces.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: part.shape for key, part in space.items()}
+    return space.shape
 
 
 def end_episodes(buffer: ReplayBuffer) -> None:

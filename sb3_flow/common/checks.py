@@ -48,6 +48,16 @@ def require_whole(name: str, value: Any, lowest: int = 1) -> None:
     require(whole and value >= lowest, name, value, f"a whole number >= {lowest}")
 
 
+def as_integer(name: str, value: Any, lowest: int = 1) -> int:
+    """A whole number >= lowest as Python's: files of settings say 1e5, and NumPy has types of its own.
+
+    :raises ValueError: for anything else
+    """
+    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
+    require(whole and value >= lowest, name, value, f"an integer >= {lowest}")
+    return int(value)
+
+
 def require_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:
     """Refuse what is not a finite number in [lowest, highest].
 
@@ -75,11 +85,15 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         action_space,
         "the replay buffer would round its numbers; declare it with dtype float32 and convert in the environment",
     )
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = bool(np.isfinite(action_space.high - action_space.low).all())
     require(
-        bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()),
+        finite,
         "action_space",
         action_space,
-        "its bounds must be finite; wrap the environment in gymnasium.wrappers.RescaleAction or declare finite bounds",
+        "its bounds must be finite, and so must high - low, for a policy's actions are spread over them. Leave out "
+        "gymnasium.wrappers.ClipAction, which needs not be; else declare bounds: gymnasium.wrappers.TransformAction("
+        "env, lambda action: action, gymnasium.spaces.Box(low, high))",
     )
     require(
         action_space.low.size > 0 and bool((action_space.low < action_space.high).all()),

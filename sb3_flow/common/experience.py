@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch as th
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -27,7 +28,9 @@ class Experience(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the first chunk is not complete: a loaded model goes on without its replay buffer."""
+        """Whether the first chunk, or hindsight's first episode, is not complete, of a buffer that began empty."""
+        if isinstance(self.buffer, HerReplayBuffer):
+            return not bool((self.buffer.ep_length > 0).any())
         return self.dataset is None and 0 < self.buffer.size() < self.horizon_length
 
     def offline_share(self, batch_size: int, update: int) -> int:

@@ -148,24 +148,32 @@ def constant_entropy(dim: int, steps: int, log_std: float, kind: RolloutKind, li
 
 
 def auto_target_entropy(
-    dim: int, steps: int, kind: RolloutKind, noise_std: float | None, likelihood: Likelihood = "path"
+    dim: int,
+    steps: int,
+    kind: RolloutKind,
+    noise_std: float | None,
+    likelihood: Likelihood = "path",
+    highest_log_std: float = math.inf,
 ) -> float:
     """Target entropy of the temperature (Eq. 24) when the user gives none.
 
     With sigma learned: for the action -D, as in SAC; for the path 0 at K = 4, the paper's, and at other K what asks for
     the same sigma. With sigma fixed only the squash can move the entropy: one nat of saturation per dimension is
-    allowed.
+    allowed, and so it is below what the bound of a learned sigma allows, if that is less.
 
     :param dim: D
     :param steps: K
     :param kind: the rollout
     :param noise_std: fixed sigma, or None when it is learned
     :param likelihood: whose entropy it is
+    :param highest_log_std: bound of a learned log sigma
     """
     if noise_std is not None:
         return constant_entropy(dim, steps, math.log(noise_std), kind, likelihood) - dim
+    reach = constant_entropy(dim, steps, highest_log_std, kind, likelihood) - dim
     if likelihood == "action":
-        return -float(dim)
+        return min(-float(dim), reach)
     if steps == 4:
-        return 0.0
-    return constant_entropy(dim, steps, TARGET_LOG_STD - (0.5 * math.log(4) if kind == "noise" else 0.0), kind)
+        return min(0.0, reach)
+    log_std = TARGET_LOG_STD - (0.5 * math.log(4) if kind == "noise" else 0.0)
+    return min(constant_entropy(dim, steps, log_std, kind), reach)

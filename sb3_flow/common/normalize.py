@@ -8,15 +8,20 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_flow.datasets import OfflineDataset
 from sb3_flow.datasets.arrays import blocks
 
+TAUGHT = "has_seen_offline_data"  # attribute of a VecNormalize, which is saved and loaded with it
+
 
 def learn_statistics(env: VecNormalize, data: OfflineDataset) -> None:
-    """Let the running statistics see the data as if the environment had been stepped through them.
+    """Let the running statistics see the data as if the environment had been stepped through them, but only once.
 
     Without it, an offline phase would be normalised by the one observation of the first reset, and clipped.
 
     :param env: unchanged if its `training` is False
     :param data: what is learned from
     """
+    if vars(env).get(TAUGHT, False):
+        return
+    setattr(env, TAUGHT, True)
     if env.training and env.norm_obs:
         assert isinstance(env.obs_rms, RunningMeanStd)
         for _, block in blocks(data.observations):

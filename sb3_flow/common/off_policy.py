@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from types import MethodType
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import check_loss, require, require_choice, require_integer, require_number
+from sb3_flow.common.checks import check_loss, require, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, Compiled, CompileMode, maybe_compile
 from sb3_flow.common.critics import FlowCritic
 from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
@@ -76,6 +76,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         self.amp = amp
         if _init_setup_model:
             self._setup_model()
+            self.replay_buffer = self._make_replay_buffer()
             self._load_dataset()
 
     @classmethod
@@ -85,7 +86,6 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        require_integer("batch_size", self.batch_size, lowest=2)  # batches are normalised
         require_choice("compile", self.compile, COMPILE_MODES)
         require_choice("amp", self.amp, (None, "bf16"))
         require_number("gamma", self.gamma, 0, 1, "a number in [0, 1]")
@@ -107,6 +107,11 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
             self.reward_scale = RewardScale(self.critic.support.bound)
         self.bc_schedules = self._phase_schedules()
         self.actor.action_fn = self._compiled(self.actor.action)
+
+    @property
+    def _online_only(self) -> list[str]:
+        two = isinstance(self.bc_coef, Sequence)
+        return [*super()._online_only, *(["the second bc_coef"] if two else [])]
 
     def _phase_schedules(self) -> PhaseSchedules:
         """What `bc_coef` is in the two phases."""

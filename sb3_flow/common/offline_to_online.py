@@ -1,15 +1,16 @@
 """Learning in two phases, from data and then in an environment, with actions that may be decided in chunks."""
 
 import warnings
-from io import BufferedIOBase
+from copy import copy
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeVar
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -18,18 +19,33 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, end_episodes
-from sb3_flow.common.checks import check_spaces, require, require_integer, require_number, require_whole
+from sb3_flow.common.callbacks import correct_progress_bars
+from sb3_flow.common.checks import as_integer, check_spaces, require, require_number, require_whole
 from sb3_flow.common.experience import Experience
+from sb3_flow.common.hints import check_known, knows_nothing, learning_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
+from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
 
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
 
 OFFLINE_LOG_INTERVAL = 1000  # updates; there are no episodes to count
+# Attributes that are whole numbers, and the lowest that they may be
+SIZES = {
+    "buffer_size": 1,
+    "learning_starts": 0,
+    "batch_size": 2,  # batches are normalised
+    "gradient_steps": -1,
+    "n_steps": 1,
+    "horizon_length": 1,
+    "offline_steps": 0,
+    "start_training": 0,
+    "_stats_window_size": 1,
+}
 
 
-class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
+class OfflineToOnlineAlgorithm(PersistentAlgorithm):
     """An off-policy algorithm that can begin with data, and decide several actions at once.
 
     :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data
@@ -43,7 +59,9 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
     The other parameters are those of SB3's OffPolicyAlgorithm.
     """
 
-    replay_buffer: ReplayBuffer
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_known(cls, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -59,6 +77,9 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         if learning_starts is None:
             learning_starts = 5_000 if offline_dataset is None else 0
         kwargs["learning_starts"] = learning_starts
+        for name in ("policy_kwargs", "replay_buffer_kwargs"):
+            kwargs[name] = copy(kwargs.get(name))  # SB3 and we write into them
+        self._offline_before = 0  # updates of the offline phase that `num_timesteps` does not count
         super().__init__(*args, **kwargs)
         self.horizon_length = horizon_length
         self.offline_dataset = offline_dataset
@@ -69,24 +90,37 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         self._dataset_name = ""
         self._n_offline = 0  # updates of the offline phase that are done
         self._n_online = 0  # steps of the environment that were stored
-        self._env_knows_data = False  # see `learn_statistics`
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
         self.reward_scale: RewardScale | None = None  # of critics that need one
         self._scale_knows_data = False
+        self._adopt_n_steps()
+
+    @property
+    def learning_starts(self) -> int:
+        """Random steps before learning. Updates from data count as such, those before `learn` counted anew, too."""
+        return max(0, int(self.__dict__["learning_starts"]) - self._offline_before)
+
+    @learning_starts.setter
+    def learning_starts(self, steps: int) -> None:
+        self.__dict__["learning_starts"] = steps
 
     def _check_arguments(self) -> None:
         """Refuse what does not fit; `load` changes arguments, too, so that this is not the constructor's."""
-        require_integer("n_steps", self.n_steps)
+        self._check_sizes()
         has_buffer = self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict)
         advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
         require(has_buffer, "n_steps", self.n_steps, advice)
-        require_integer("horizon_length", self.horizon_length)
         self._check_chunks()
-        require_whole("offline_steps", self.offline_steps, lowest=0)
-        self.offline_steps = int(self.offline_steps)
-        require_whole("start_training", self.start_training, lowest=0)
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
+
+    def _check_sizes(self) -> None:
+        for name, lowest in SIZES.items():
+            size = self.__dict__[name]
+            setattr(self, name, as_integer(name.removeprefix("_"), size, lowest))
+        if not isinstance(self.train_freq, TrainFreq):
+            freq, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
+            self.train_freq = (as_integer("train_freq", freq), unit)
 
     def _check_chunks(self) -> None:
         h, buffer = self.horizon_length, self.replay_buffer_class
@@ -131,6 +165,12 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        env = maybe_make_env(env, verbose)  # SB3's `load` and `set_env` take no ids
+        is_gymnasiums = isinstance(env, gym.vector.VectorEnv)
+        advice = (
+            "it is vectorised by Gymnasium; use stable_baselines3.common.env_util.make_vec_env, or one of SB3's VecEnvs"
+        )
+        require(not is_gymnasiums, "env", env, advice)
         check_spaces(env.observation_space, env.action_space)
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
@@ -143,8 +183,10 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
     def _complete_arguments(self) -> None:
         """Give the policy the chunk's length, and the buffer that, n_steps and gamma as they are now."""
         buffer = self.replay_buffer_class
-        if self.n_steps > 1 and buffer in (ReplayBuffer, NStepReplayBuffer):
-            self.replay_buffer_class = None  # a saved model has SB3's choice for the n_steps and gamma of then
+        if buffer in (ReplayBuffer, NStepReplayBuffer):
+            # A saved model has SB3's choice for the n_steps and gamma of then
+            self.replay_buffer_class = None
+            self.replay_buffer_kwargs = _without_returns(self.replay_buffer_kwargs)
         if self.horizon_length == 1 and not (buffer is not None and issubclass(buffer, ChunkSampling)):
             return
         self.policy_kwargs = {**self.policy_kwargs, "horizon_length": self.horizon_length}
@@ -153,6 +195,18 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer_class = ChunkDictReplayBuffer if is_dict else ChunkReplayBuffer
         chunks = {"horizon_length": self.horizon_length, "gamma": self.gamma}
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **chunks}
+
+    def _adopt_n_steps(self) -> None:
+        """Let `n_steps` be the one number of the kind, where the user gave it to SB3's buffer."""
+        kind = self.replay_buffer_class
+        if kind is None or not issubclass(kind, NStepReplayBuffer):
+            return
+        given = self.replay_buffer_kwargs
+        n_steps = given.get("n_steps", self.n_steps)
+        same = self.n_steps in (1, n_steps) and given.get("gamma", self.gamma) == self.gamma
+        advice = f"{type(self).__name__} hands its own n_steps and gamma to the buffer; give them there alone"
+        require(same and ("n_steps" in given or self.n_steps > 1), "replay_buffer_kwargs", given, advice)
+        self.n_steps, self.replay_buffer_kwargs = n_steps, _without_returns(given)
 
     @property
     def is_offline(self) -> bool:
@@ -167,6 +221,7 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
     @property
     def experience(self) -> Experience:
         """What there is to learn from now."""
+        self._tie(self.replay_buffer, "the model")
         return Experience(
             self.replay_buffer,
             self._dataset,
@@ -225,6 +280,7 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
+        self._call_between_steps()
         goes_on = not self.is_offline or self._train_offline(callback, log_interval)
         if not goes_on or self.num_timesteps >= self._total_timesteps:
             return RolloutReturn(0, 0, continue_training=False)
@@ -248,7 +304,10 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
             if log_interval is not None and self._n_offline % OFFLINE_LOG_INTERVAL < updates:
                 self.dump_logs()
             callback.update_locals(locals() | _no_steps(self.n_envs))
-            if not callback.on_step():
+            goes_on = callback.on_step()
+            correct_progress_bars(callback, updates - self.n_envs)
+            self._call_between_steps()
+            if not goes_on:
                 return False
         return True
 
@@ -263,8 +322,8 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
     ) -> SelfOfflineToOnline:
         """Learn for so many timesteps: first what is left of the `offline_steps`, then in the environment.
 
-        After a callback stopped it in the environment, another `learn` starts with a reset of the environments, for
-        SB3 does not store the last step.
+        After a callback or an exception stopped it in the environment, another `learn` starts with a reset of the
+        environments, for SB3 does not store the last step.
 
         :param total_timesteps: updates of the offline phase and steps of the environment, together
         :param tb_log_name: of the run in TensorBoard; None for the algorithm's name
@@ -272,9 +331,11 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._load_dataset()
-        if self._dataset is not None and self._vec_normalize_env is not None and not self._env_knows_data:
+        self._give_hints(int(total_timesteps), reset_num_timesteps)
+        if self._dataset is not None and self._vec_normalize_env is not None:
             learn_statistics(self._vec_normalize_env, self._dataset.at(0))
-            self._env_knows_data = True
+        if reset_num_timesteps:
+            self._offline_before = self._n_offline
         if self._dataset is not None and self.reward_scale is not None and not self._scale_knows_data:
             self.reward_scale.see(running_returns(self._dataset.at(0), self.gamma))
             self._scale_knows_data = True
@@ -282,14 +343,40 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
             end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
             if self.reward_scale is not None:
                 self.reward_scale.begin(self.n_envs)
-        return super().learn(
-            total_timesteps=int(total_timesteps),
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        self._between_steps.clear()
+        try:
+            super().learn(
+                total_timesteps=int(total_timesteps),
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        except BaseException:
+            self._last_obs = None  # a step may have been made that was not stored, see `collect_rollouts`
+            raise
+        if self._last_obs is not None:
+            self._call_between_steps()
+        return self
+
+    def _give_hints(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
+        if self._n_updates > 0 and knows_nothing(self._vec_normalize_env) and self._dataset is None:
+            warnings.warn(
+                "The VecNormalize has seen nothing yet, but this model has learned: load the statistics that it "
+                "learned with (VecNormalize.load), or go on from a checkpoint with `resume`.",
+                stacklevel=3,
+            )
+        if reset_num_timesteps:  # else it may be one of many short calls
+            left = max(0, self.offline_steps - self._n_offline)
+            for hint in learning_hints(total_timesteps, self.learning_starts, left, self._online_only):
+                warnings.warn(hint, stacklevel=3)
+
+    @property
+    def _online_only(self) -> list[str]:
+        """Arguments that concern the phase in the environment alone."""
+        given = {"offline_ratio": self.offline_ratio is not None, "start_training": self.start_training > 0}
+        return [name for name, is_given in given.items() if is_given]
 
     def learn_offline(self: SelfOfflineToOnline, steps: float, **kwargs: Any) -> SelfOfflineToOnline:
         """Make some updates from the offline data alone, whatever `offline_steps` says; then `learn` goes on online.
@@ -311,30 +398,15 @@ class OfflineToOnlineAlgorithm(OffPolicyAlgorithm):
         finally:
             self.offline_steps = self._n_offline
 
-    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """Load a replay buffer as SB3's method of this name does.
-
-        :param path: of the pickled buffer, or the open file
-        :param truncate_last_traj: take the last episode for finished, with chunks and n-step returns too; False
-            if the environments go on where they were
-        :raises ValueError: if the buffer has no chunks for `horizon_length` > 1
-        """
-        super().load_replay_buffer(path, truncate_last_traj)
-        buffer, h = self.replay_buffer, self.horizon_length
-        # h and gamma come with the buffer, from the model that filled it
-        if isinstance(buffer, ChunkSampling):
-            buffer.horizon_length = h
-        else:
-            require(h == 1, "horizon_length", h, f"{path} holds a {type(buffer).__name__}, which has no chunks")
-        if isinstance(buffer, (ChunkSampling, NStepReplayBuffer)):
-            buffer.gamma = self.gamma
-        if truncate_last_traj:
-            end_episodes(buffer)  # SB3 does so for hindsight only
-
     def _excluded_save_params(self) -> list[str]:
         # A name of data is kept, data are not
         data = [] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]
         return [*super()._excluded_save_params(), "_dataset", *data]
+
+
+def _without_returns(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a buffer, but n_steps and gamma, which are the model's."""
+    return {name: value for name, value in kwargs.items() if name not in ("n_steps", "gamma")}
 
 
 def _no_steps(n_envs: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from sb3_flow.common.checks import is_integer, require, require_integer, require_number
 from sb3_flow.common.critics import CriticKind, FlowCritic
 from sb3_flow.common.flow import Line
+from sb3_flow.common.hints import check_known
 
 ChunkState = tuple[NDArray[Any], ...]
 
@@ -116,6 +117,10 @@ class ChunkPolicy(BasePolicy):
     actor: ChunkActor
     critic: FlowCritic
     critic_target: FlowCritic | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_known(cls, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -290,6 +295,17 @@ class ChunkPolicy(BasePolicy):
             executed[used_up] = 0
         actions = chunks[np.arange(shape[0]), executed]
         return actions if vectorized else actions[0], (chunks, executed + 1)
+
+    def unscale_action(self, scaled_action: NDArray[Any]) -> NDArray[Any]:
+        """From [-1, 1] to the action space, in its dtype.
+
+        :param scaled_action: (*, *action shape)
+        :return: within the bounds, which rounding would else leave
+        """
+        actions = super().unscale_action(scaled_action)
+        space = self.action_space
+        bounded: NDArray[Any] = np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
+        return bounded
 
     def set_training_mode(self, mode: bool) -> None:
         """Training or evaluation mode of all nets but target critics, whose own never changes."""

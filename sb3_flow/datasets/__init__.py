@@ -1,7 +1,8 @@
 """Offline data: one loader a format, one `OfflineDataset` for all."""
 
-from sb3_flow.datasets.dataset import ARRAY_KEYS, Dataset, OfflineDataset, ShardedDataset, check_fits, from_arrays
-from sb3_flow.datasets.errors import DataError
+from sb3_flow.datasets.dataset import ARRAY_KEYS, Dataset, OfflineDataset, ShardedDataset, from_arrays
+from sb3_flow.datasets.errors import DataError, HorizonError
+from sb3_flow.datasets.fits import check_fits
 from sb3_flow.datasets.load import DatasetSpec, load_dataset
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import load_ogbench
@@ -12,6 +13,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "DatasetSpec",
+    "HorizonError",
     "OfflineDataset",
     "ShardedDataset",
     "check_fits",

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.datasets.arrays import Array, as_array, blocks, bounded_actions, check_shape, flag_array, float_array
-from sb3_flow.datasets.errors import DataError
+from sb3_flow.datasets.errors import DataError, HorizonError
 
 ARRAY_KEYS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations", "valids")
 
@@ -26,7 +24,7 @@ class OfflineDataset:
     (`rows(numpy.random.randint(len(dataset), size=B))`), and index the arrays with rows.
 
     :param observations: (N, ...) float32, or uint8 for images
-    :param actions: (N, d) in [-1, 1]; up to 1e-3 outside is clipped
+    :param actions: (N, d) in [-1, 1]; up to 1e-3 outside is clipped. (N, ...) is flattened
     :param rewards: (N,)
     :param masks: (N,): 1 to bootstrap from the next observation, else 0; play data go on after a 0, so it ends nothing
     :param ends: (N,): 1 at the last step of every episode, terminated or not
@@ -57,6 +55,9 @@ class OfflineDataset:
         self.observations = self._observations("observations", observations)
         rows = len(self.observations)
         self.actions = bounded_actions(source, self._name("actions"), actions, action_limit)
+        self.action_shape: tuple[int, ...] = self.actions.shape[1:]
+        if len(self.action_shape) > 1:
+            self.actions = self.actions.reshape(len(self.actions), -1)
         check_shape(source, self._name("actions"), self.actions, (rows, None))
         self.rewards = float_array(source, self._name("rewards"), rewards)
         check_shape(source, self._name("rewards"), self.rewards, (rows,))
@@ -157,7 +158,7 @@ class OfflineDataset:
         longest = int(np.diff(ends, prepend=-1).max())
         if longest < horizon and self.masks[rows].all():  # a chunk that terminates is complete
             problem = f"the longest episode has {longest} steps; horizon_length={horizon} needs one of {horizon}"
-            raise DataError(self.source, self._name("ends"), problem)
+            raise HorizonError(self.source, self._name("ends"), problem)
         if self._next is None:
             return
         goes_on = np.zeros_like(self.ends)
@@ -170,7 +171,7 @@ class OfflineDataset:
                     f"they differ from the next row's observations, but {self._name('ends')} does not mark an "
                     "episode's end here; mark where time limits cut episodes, too, or use horizon_length=1"
                 )
-                raise DataError(self.source, "next_observations", problem, start + int(jumps.argmax()))
+                raise HorizonError(self.source, "next_observations", problem, start + int(jumps.argmax()))
 
     def _name(self, parameter: str) -> str:
         return self._names.get(parameter, parameter)
@@ -253,6 +254,7 @@ class ShardedDataset:
         self.observation_shape = self._resident.observation_shape
         self.observation_dtype = self._resident.observation_dtype
         self.action_dim = self._resident.action_dim
+        self.action_shape = self._resident.action_shape
         for path, extent in zip(self.paths, extents, strict=True):
             self._check_extent(path, extent)
         self._horizon = 1
@@ -341,36 +343,3 @@ def from_arrays(
         names={"ends": "terminals", "is_step": "valids"},
         action_limit=action_limit,
     )
-
-
-def check_fits(
-    dataset: Dataset, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], env: str = "environment"
-) -> None:
-    """Refuse data of another environment.
-
-    :param dataset: the data
-    :param observation_space: of the environment
-    :param action_space: of the environment
-    :param env: what to call it
-    :raises DataError: naming both shapes
-    """
-    fits = isinstance(observation_space, spaces.Box) and observation_space.shape == dataset.observation_shape
-    if not fits:
-        raise DataError(
-            dataset.source,
-            "observations",
-            f"one has shape {dataset.observation_shape}, but the {env} shows {observation_space}; is it the data of "
-            "another environment?",
-        )
-    as_bytes = dataset.observation_dtype == np.uint8
-    # SB3 scales images on the way into the policy, by the environment's space
-    if (as_bytes and observation_space.dtype != np.uint8) or (not as_bytes and is_image_space(observation_space)):
-        problem = f"they are {dataset.observation_dtype}, but the {env} shows {observation_space}"
-        raise DataError(dataset.source, "observations", problem)
-    if not isinstance(action_space, spaces.Box) or action_space.shape != (dataset.action_dim,):
-        raise DataError(
-            dataset.source,
-            "actions",
-            f"one has {dataset.action_dim} numbers, but the {env} takes {action_space}; is it the data of another "
-            "environment?",
-        )

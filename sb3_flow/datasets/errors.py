@@ -21,6 +21,10 @@ class DataError(ValueError):
         super().__init__(f"{': '.join(where)}: {problem}")
 
 
+class HorizonError(DataError):
+    """Data that have no chunks of the length that is asked for; of another there may be some."""
+
+
 @contextmanager
 def reading(source: str | Path, key: str | None = None) -> Iterator[None]:
     """Turn whatever a library raises on a damaged file into a DataError.

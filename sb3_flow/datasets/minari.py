@@ -35,8 +35,7 @@ def load_minari(name: str | Path) -> OfflineDataset:
     with reading(path):
         data = minari.MinariDataset(path)
         action_space = data.action_space
-    if not (isinstance(action_space, spaces.Box) and len(action_space.shape) == 1):
-        raise DataError(path, "action_space", f"it is {action_space}, but a flow generates a vector of numbers")
+    _check_actions(path, action_space)
     with reading(path):
         stated = int(data.storage.metadata["total_steps"])
         episodes = [_episode(path, episode, data.observation_space, action_space) for episode in data]
@@ -48,6 +47,21 @@ def load_minari(name: str | Path) -> OfflineDataset:
         raise DataError(path, "total_steps", f"the metadata say {stated} steps, but the episodes have {steps}")
     observations, actions, rewards, masks, ends, is_step = map(np.concatenate, columns)
     return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path)
+
+
+def _check_actions(path: Path, action_space: spaces.Space[Any]) -> None:
+    """Refuse a space by whose bounds nothing can be scaled."""
+    if not isinstance(action_space, spaces.Box):
+        raise DataError(path, "action_space", f"it is {action_space}, but a flow generates numbers")
+    low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = high - low
+    if not (np.isfinite(width).all() and (width > 0).all()):
+        problem = (
+            f"it is {action_space}, by whose bounds actions cannot be scaled to [-1, 1]: they must be finite, "
+            "and low below high. Record the data with the bounds that policies act in, or scale them yourself"
+        )
+        raise DataError(path, "action_space", problem)
 
 
 def _download(name: str) -> Path:
@@ -103,7 +117,7 @@ def _episode(
     if len(observations) != steps + 1:
         problem = f"it has {len(observations)} rows, but {steps} steps need {steps + 1}"
         raise DataError(path, f"{prefix}/observations", problem)
-    row = ((0, 1), (0, 0))
+    row = ((0, 1), *((0, 0),) * (actions.ndim - 1))
     is_step = np.arange(steps + 1) < steps
     ends = np.append(terminated | truncated, False)
     return observations, np.pad(actions, row), np.append(rewards, 0), np.append(~terminated, True), ends, is_step

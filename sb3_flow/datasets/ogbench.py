@@ -11,8 +11,9 @@ import numpy as np
 
 from sb3_flow.common.checks import require
 from sb3_flow.datasets.arrays import Array, check_finite, check_shape, flag_array
-from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDataset, check_fits
+from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
+from sb3_flow.datasets.fits import check_fits
 from sb3_flow.datasets.npz import NpzReader
 
 DATA_DIR = Path("~/.ogbench/data")
@@ -94,6 +95,7 @@ def measure(path: Path) -> Extent:
     """
     with NpzReader(path) as file:
         _check_layout(path, file)
+        _check_single_layout(path, file)
         shape = file.header("observations").shape
         if len(shape) < 2:
             raise DataError(path, "observations", f"it has shape {shape}, not (steps, ...)")
@@ -119,6 +121,12 @@ def _check_layout(path: Path, file: NpzReader) -> None:
             f"{PUBLISHED}, go without"
         )
         raise DataError(path, "next_observations", problem)
+
+
+def _check_single_layout(path: Path, file: NpzReader) -> None:
+    """Refuse both layouts at once: it would not be known which rows are steps."""
+    if "next_observations" in file and "valids" in file:
+        raise DataError(path, "next_observations", "give it, or valids (OGBench's compact form), and not both")
 
 
 def _parse(task: str) -> dict[str, str | None]:
@@ -178,6 +186,7 @@ def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
     with NpzReader(path) as file:
         observations = file.read("observations", None if _is_image(file) else np.float32)
         rows = len(observations)
+        _check_single_layout(path, file)
         if task is None:  # a task needs qpos itself
             _check_layout(path, file)
         ends = flag_array(path, "terminals", file.read("terminals"), rows)

@@ -1,5 +1,7 @@
 """SAC Flow: off-policy training of flow policies, end to end (arXiv 2509.25756)."""
 
+import math
+import warnings
 from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
@@ -13,7 +15,14 @@ from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import require, require_choice
 from sb3_flow.common.compile import CompileMode
 from sb3_flow.common.critics import outputs_and_next
-from sb3_flow.common.flow import MATCHING_TARGETS, Line, MatchingTarget, auto_target_entropy, matching_error
+from sb3_flow.common.flow import (
+    MATCHING_TARGETS,
+    Line,
+    MatchingTarget,
+    auto_target_entropy,
+    constant_entropy,
+    matching_error,
+)
 from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
 from sb3_flow.common.schedules import BCCoef
 from sb3_flow.common.temperature import Temperature
@@ -214,19 +223,27 @@ class SACFlow(MaxEntropyAlgorithm):
             self.ent_coef = defaults.ent_coef
         qf_learning_rate = defaults.qf_learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
         self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
-        if self.target_entropy == "auto":
-            self.target_entropy = auto_target_entropy(
-                self.policy.chunk_dim,
-                self.policy.flow_steps,
-                self.policy.rollout,
-                self.policy.noise_std,
-                self.policy.likelihood,
-            )
-        self.target_entropy = float(self.target_entropy)
+        self._setup_target_entropy()
         self._setup_temperature()
         self._critic_loss_fn = self._compiled(self._critic_loss)
         self._actor_loss_fn = self._compiled(self._actor_loss)
         self._behavior_loss_fn = self._compiled(self._behavior_loss)
+
+    def _setup_target_entropy(self) -> None:
+        net = self.policy
+        highest = net.log_std_range[1] if net.noise_std is None else math.log(net.noise_std)
+        if self.target_entropy == "auto":
+            self.target_entropy = auto_target_entropy(
+                net.chunk_dim, net.flow_steps, net.rollout, net.noise_std, net.likelihood, highest
+            )
+        self.target_entropy = float(self.target_entropy)
+        reach = constant_entropy(net.chunk_dim, net.flow_steps, highest, net.rollout, net.likelihood)
+        if isinstance(self.ent_coef, str) and self.target_entropy > reach:
+            warnings.warn(
+                f"target_entropy={self.target_entropy:g} is out of reach: the highest sigma allows {reach:.3g} nats, "
+                "so that alpha would grow for ever. Choose a lower one, or raise log_std_range or noise_std.",
+                stacklevel=2,
+            )
 
     def _setup_temperature(self) -> None:
         beta1 = DEFAULTS[self.policy.critic_name].adam_beta1

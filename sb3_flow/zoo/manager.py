@@ -2,6 +2,7 @@
 
 import copy
 import secrets
+import time
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -10,18 +11,30 @@ import optuna
 import rl_zoo3.exp_manager
 from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_flow.common.checkpoints import checkpoint_of
 from sb3_flow.common.checks import require, require_integer
+from sb3_flow.common.files import write_text
+from sb3_flow.datasets import DataError, HorizonError
+from sb3_flow.zoo.files import GoingOn, save_statistics, surviving
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
-from sb3_flow.zoo.search.base import GIVEN, given_arguments
+from sb3_flow.zoo.search.base import BUDGET, GIVEN, Fixed, given_arguments
 from sb3_flow.zoo.seeds import SeedTrial, mean_of_seeds
 from sb3_flow.zoo.storage import HEARTBEAT, load_study, open_storage
 
 ZOO_HYPERPARAMS = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams"
 SETTINGS = "sb3_flow_settings"  # the study's attribute that workers compare
+NO_FRAME_STACK = (
+    "with frame_stack the zoo stacks frames outside of VecNormalize, and a replay buffer holds what is inside of it; "
+    "stack them in env_wrapper: [{gymnasium.wrappers.FrameStackObservation: {stack_size: 2}}, "
+    "gymnasium.wrappers.FlattenObservation]"
+)
+REASON = "reason"  # a trial's attribute: why it was not trained to its end
 OLD_SETTINGS = "sac_flow_settings"  # its name in version 0.1
 # What the command line may say beside hyperparameters
 COMMAND_LINE = ("n_timesteps", "n_evaluations", "n_eval_episodes", "env_kwargs", "eval_env_kwargs")
@@ -43,6 +56,7 @@ class FlowExperimentManager(ExperimentManager):
     seeds_per_trial = 1
     heartbeat = HEARTBEAT
     custom_hyperparams: dict[str, Any] | None
+    _study: optuna.Study | None = None  # that of the trials so far
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -68,6 +82,8 @@ class FlowExperimentManager(ExperimentManager):
         self._given = {name: str(value) for name, value in hyperparams.items()}
         # Here and not earlier: it stays in the config.yml that is saved beside a model
         self.seeds_per_trial = hyperparams.pop("seeds_per_trial", 1)
+        stacks = hyperparams.get("frame_stack") is not None and bool(hyperparams.get("normalize", False))
+        require(not stacks, "normalize", hyperparams.get("normalize"), NO_FRAME_STACK)
         require_integer("seeds_per_trial", self.seeds_per_trial)
         return super()._preprocess_hyperparams(hyperparams)
 
@@ -78,6 +94,42 @@ class FlowExperimentManager(ExperimentManager):
         self.n_actions = get_action_dim(env.action_space)  # the zoo's is the first of several dimensions
         return hyperparams
 
+    def create_callbacks(self) -> None:
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        self.callbacks[:] = surviving(self.callbacks, self.save_replay_buffer)
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        """Go on from a checkpoint of `--save-freq`, if that is what `-i` names; else as the zoo does.
+
+        A checkpoint's run is completed: the timesteps are those of the whole run, and not those to add.
+        """
+        checkpoint = checkpoint_of(self.trained_agent)
+        if checkpoint is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        arguments = {name: value for name, value in hyperparams.items() if name not in ("policy", "policy_kwargs")}
+        print(f"Going on from the checkpoint of {checkpoint.steps} timesteps")
+        return ALGORITHMS[self.algo].algorithm.resume(
+            self.trained_agent,
+            env=env,
+            device=self.device,
+            force_reset=True,
+            seed=self.seed,
+            tensorboard_log=self.tensorboard_log,
+            verbose=self.verbose,
+            **arguments,
+        )
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        goes_on = self.continue_training and checkpoint_of(self.trained_agent) is not None
+        super().learn(cast(BaseAlgorithm, GoingOn(model)) if goes_on else model)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        normalize, self.normalize = self.normalize, False  # the zoo would write the statistics in place
+        super().save_trained_model(model)
+        self.normalize = normalize
+        if normalize:
+            save_statistics(model, self.params_path)
+
     def hyperparameters_optimization(self) -> None:
         """Work on the study until it, or this worker, has enough trials.
 
@@ -87,9 +139,40 @@ class FlowExperimentManager(ExperimentManager):
             storage = open_storage(self.storage, self.heartbeat)
             if self.study_name is not None:
                 self._join_study(storage)
-            if hasattr(storage, "endswith"):  # rl-zoo3 opens journal files itself
-                self.storage = cast(str, storage)
-        super().hyperparameters_optimization()
+            self.storage = cast(str, storage)  # which rl-zoo3 would else open itself
+        self._say_what_is_not_searched()
+        try:
+            super().hyperparameters_optimization()
+        except ValueError as error:
+            if self._study is None or self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                raise
+            if isinstance(error, DataError):
+                raise
+            report = self._report_failures(self._study)
+            raise ValueError(report) from None
+
+    def _say_what_is_not_searched(self) -> None:
+        fixed = Fixed({name: str(value) for name, value in self._hyperparams.items()} | self._budget, self.n_actions)
+        if fixed.is_offline and not fixed.is_online:
+            warnings.warn(
+                f"A trial has {self.n_timesteps} timesteps, all of them in the offline phase: what concerns the "
+                "environment alone (offline_ratio, a second bc_coef) is not searched.",
+                stacklevel=2,
+            )
+
+    @property
+    def _budget(self) -> dict[str, str]:
+        return {BUDGET: str(self.n_timesteps)}
+
+    def _report_failures(self, study: optuna.Study) -> str:
+        """Write the table of trials where the zoo would, and say why none finished."""
+        path = Path(self.log_path) / f"report_{self.env_name}_{len(study.trials)}-trials_{int(time.time())}.csv"
+        write_text(path, study.trials_dataframe().to_csv())
+        reasons = {
+            trial.user_attrs[REASON]: trial.number for trial in reversed(study.trials) if REASON in trial.user_attrs
+        }
+        why = "; ".join(f"trial {number}: {reason}" for reason, number in reasons.items()) or "they were pruned"
+        return f"None of {len(study.trials)} trials finished ({why}). All of them are in {path}"
 
     def _create_sampler(self, sampler_method: str) -> optuna.samplers.BaseSampler:
         manager = copy.copy(self)
@@ -104,9 +187,22 @@ class FlowExperimentManager(ExperimentManager):
         :param trial: the trial
         :raises optuna.TrialPruned: if the mean is worse than that of other trials, or a seed gets to NaN
         """
+        self._study = trial.study
         if GIVEN not in trial.study.user_attrs:  # a study that nobody can join
-            trial.study.set_user_attr(GIVEN, given_arguments(self.custom_hyperparams))
-            trial.study.set_user_attr(SETTINGS, {"algorithm": self.algo})
+            attributes = {GIVEN: given_arguments(self.custom_hyperparams), SETTINGS: {"algorithm": self.algo}}
+            for name, value in (attributes | self._budget).items():
+                trial.study.set_user_attr(name, value)
+        try:
+            return self._value(trial)
+        except (optuna.TrialPruned, HorizonError) as error:
+            cause = error if isinstance(error, HorizonError) else error.__cause__
+            if isinstance(cause, DataError) and not (isinstance(cause, HorizonError) and _draws_horizon(trial)):
+                raise cause from None  # no candidate would do better
+            if cause is not None:
+                trial.set_user_attr(REASON, str(cause))
+            raise optuna.TrialPruned from cause
+
+    def _value(self, trial: optuna.Trial) -> float:
         if self.seeds_per_trial == 1:
             return float(super().objective(trial))
 
@@ -144,6 +240,7 @@ class FlowExperimentManager(ExperimentManager):
         left to the worker that made the study, and it may not have got there yet.
         """
         fixed = {name: str(value) for name, value in self._hyperparams.items()}
+        fixed |= self._budget
         fixed[GIVEN] = given_arguments(self.custom_hyperparams)
         ours = self._settings(fixed)
         study = optuna.create_study(
@@ -187,6 +284,11 @@ class FlowExperimentManager(ExperimentManager):
             # Each machine has its own folder
             settings["offline_dataset"] = settings["offline_dataset"].partition("@")[0]
         return settings
+
+
+def _draws_horizon(trial: optuna.Trial) -> bool:
+    """Whether the length of the chunks is one of several."""
+    return len(getattr(trial.distributions.get("horizon_length"), "choices", ())) > 1
 
 
 def settings_of(study: optuna.Study) -> dict[str, str]:

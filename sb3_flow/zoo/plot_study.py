@@ -49,7 +49,7 @@ def plot_study(study: optuna.Study, out: Path, contour: tuple[str, str] | None =
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the PNGs', since 2020
             drawn = {
                 "history": module.plot_optimization_history(study),
-                "importance": module.plot_param_importances(study, params=list(importance)),
+                "importance": module.plot_param_importances(study, evaluator=_evaluator(), params=list(importance)),
             }
             if pair:
                 drawn["contour"] = module.plot_contour(study, params=list(pair))
@@ -75,7 +75,14 @@ def _importance(study: optuna.Study) -> dict[str, float]:
         for name, distribution in trial.distributions.items()
         if not (isinstance(distribution, CategoricalDistribution) and len(distribution.choices) == 1)
     ]
-    return optuna.importance.get_param_importances(study, params=searched)
+    return optuna.importance.get_param_importances(study, evaluator=_evaluator(), params=searched)
+
+
+def _evaluator() -> optuna.importance.PedAnovaImportanceEvaluator:
+    """Optuna 5's, which no other package is needed for; that of Optuna 4 wants scikit-learn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.importance.PedAnovaImportanceEvaluator()
 
 
 def _default_contour(importance: dict[str, float]) -> Sequence[str]:

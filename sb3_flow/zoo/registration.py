@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_flow
 import sb3_flow.envs
 from sb3_flow import DIME, FQL, QSM, FlowRL, SACFlow
+from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.zoo.search import DIMESearch, FlowRLSearch, FQLSearch, QSMSearch, SACFlowSearch, SearchSpace
 
 PACKAGE = Path(sb3_flow.__file__).parent
@@ -22,7 +22,7 @@ HYPERPARAMS = next(path for path in (PACKAGE / "hyperparams", PACKAGE.parent / "
 class Algorithm(NamedTuple):
     """What the zoo knows of an algorithm, beside its YAML."""
 
-    algorithm: type[BaseAlgorithm]
+    algorithm: type[OffPolicyFlowAlgorithm]
     search: SearchSpace
 
 

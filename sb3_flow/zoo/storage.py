@@ -1,16 +1,19 @@
 """Optuna's storages as several workers need them: journal files that are whole, databases with a heartbeat."""
 
 import json
+import os
 import random
 import re
 import time
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
+from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -45,6 +48,20 @@ class DatabaseStorage(RDBStorage):
         return False
 
 
+class JournalFile(JournalStorage):
+    """A journal file, with the lock that its disk allows.
+
+    :param path: of the file
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(JournalFileBackend(str(path), lock_obj=_lock(path)))
+
+    def endswith(self, suffix: str) -> bool:
+        """False: rl-zoo3 would open a journal file itself, with Optuna's lock."""
+        return False
+
+
 def open_storage(storage: str, heartbeat: int = HEARTBEAT) -> BaseStorage:
     """A journal file, which is made if it does not exist, or a database.
 
@@ -55,7 +72,7 @@ def open_storage(storage: str, heartbeat: int = HEARTBEAT) -> BaseStorage:
     if storage.endswith(JOURNAL):
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
         _check_journal(Path(storage))
-        return JournalStorage(JournalFileBackend(storage))
+        return JournalFile(Path(storage))
     # The first to open a database makes its tables. Optuna does that in several steps and without a lock: workers that
     # start at once run into each other
     for _ in range(OPENING_ATTEMPTS - 1):
@@ -95,7 +112,7 @@ def _check_journal(path: Path) -> None:
     """Refuse a journal that is damaged, before anything is appended to it."""
     if not path.exists():
         return
-    lock = JournalFileSymlinkLock(str(path))  # nobody is half way through a line
+    lock = _lock(path)  # nobody is half way through a line
     lock.acquire()
     try:
         with open(path, "rb") as file:
@@ -104,6 +121,20 @@ def _check_journal(path: Path) -> None:
                 require(_is_entry(line), "storage", str(path), advice)
     finally:
         lock.release()
+
+
+def _lock(path: Path) -> BaseJournalFileLock:
+    """Optuna's lock by a symbolic link, or where there are none (Windows, FAT, some network disks) by a file.
+
+    All workers of a study see the same disk, and so take the same.
+    """
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.probe")
+    try:
+        os.symlink(path.name, probe)
+    except (OSError, NotImplementedError):
+        return JournalFileOpenLock(str(path))
+    probe.unlink()
+    return JournalFileSymlinkLock(str(path))
 
 
 def _is_entry(line: bytes) -> bool:

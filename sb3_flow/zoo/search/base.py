@@ -12,6 +12,7 @@ Space = dict[str, BaseDistribution]
 
 FLOW_STEPS = (1, 2, 4, 7, 10)
 HORIZONS = (1, 5, 10)
+BUDGET = "n_timesteps"  # the study's attribute with the timesteps of a trial
 GIVEN = "given_arguments"  # the study's attribute with the names of `given_arguments`
 
 
@@ -30,6 +31,8 @@ class Fixed:
         self.policy_kwargs = literal(self.text("policy_kwargs", "{}"))
         self.given = set(self.text(GIVEN, "").split())
         self.is_offline = not self.is_none("offline_dataset")
+        budget, offline_steps = (float(self.text(name, "0")) for name in (BUDGET, "offline_steps"))
+        self.is_online = budget == 0 or offline_steps < budget  # whether the environment is ever stepped
 
     def text(self, name: str, default: str) -> str:
         """An argument of the algorithm as text."""
@@ -87,6 +90,7 @@ class SearchSpace(ABC):
         }
         if fixed.is_offline:
             space["horizon_length"] = CategoricalDistribution(HORIZONS)
+        if fixed.is_offline and fixed.is_online:
             space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
         return {
             "policy_kwargs": CategoricalDistribution([fixed.text("policy_kwargs", "{}")]),
@@ -146,7 +150,7 @@ def bc_coef_parameters(fixed: Fixed, weights: FloatDistribution) -> Space:
     :param fixed: what is fixed
     :param weights: to choose from
     """
-    two = fixed.text("bc_coef", "0").startswith(("[", "("))
+    two = fixed.is_online and fixed.text("bc_coef", "0").startswith(("[", "("))
     return {"bc_coef": weights, **({"online_bc_coef": weights} if two else {})}
 
 

@@ -1,0 +1,84 @@
+"""What a user would else find out late: arguments of SB3's that are not ours, and calls that do nothing."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+
+# Arguments of SB3's SAC, and what there is instead
+INSTEAD: Mapping[str, str] = {
+    "use_sde": "leave it out: the policy's own noise explores",
+    "sde_sample_freq": "leave it out: the policy's own noise explores",
+    "use_sde_at_warmup": "leave it out: the policy's own noise explores",
+    "target_update_interval": "the target critics follow at every update; set tau",
+    "share_features_extractor": "leave it out: actor and critics have an extractor each",
+    "log_std_init": "the noise is set by other arguments of the policy",
+    "use_expln": "the noise is set by other arguments of the policy",
+    "clip_mean": "leave it out: actions are squashed",
+    "activation_fn": "set net_arch; the activations belong to the nets",
+}
+
+
+def check_known(cls: type[Any], kwargs: Iterable[str]) -> None:
+    """Refuse arguments that a class does not take.
+
+    :param cls: the class
+    :param kwargs: names of the arguments
+    :raises ValueError: naming those that it takes
+    """
+    known = _parameters(cls)
+    for name in kwargs:
+        if known and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            instead = INSTEAD.get(name) or (f"did you mean {close[0]}?" if close else "leave it out")
+            public = ", ".join(one for one in known if not one.startswith("_"))
+            raise ValueError(f"{name} is no argument of {cls.__name__}: {instead}. It takes {public}")
+
+
+def _parameters(cls: type[Any]) -> list[str]:
+    """Names of the constructor's parameters, up to the first base that hands nothing on; none if all do."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return [name for name in names if name != "self"]
+    return []
+
+
+def learning_hints(
+    total_timesteps: int, learning_starts: int, offline_left: int, online_only: Iterable[str]
+) -> Iterator[str]:
+    """What a run of so many timesteps will not do.
+
+    :param total_timesteps: of the run
+    :param learning_starts: random steps before learning
+    :param offline_left: updates of the offline phase that come first
+    :param online_only: arguments that were given for the phase in the environment alone
+    """
+    if offline_left == 0 and total_timesteps <= learning_starts:
+        yield (
+            f"learn({total_timesteps}) ends before learning begins: {learning_starts} steps are random. Lower "
+            "learning_starts, or learn longer."
+        )
+    unused = ", ".join(online_only)
+    if total_timesteps < offline_left and unused:
+        yield (
+            f"learn({total_timesteps}) never steps the environment, for {offline_left} updates of the offline phase "
+            f"come first: {unused} will do nothing"
+        )
+
+
+def knows_nothing(normalize: VecNormalize | None) -> bool:
+    """Whether a VecNormalize has seen no observation."""
+    if normalize is None or not normalize.norm_obs:
+        return False
+    rms = normalize.obs_rms
+    first = next(iter(rms.values())) if isinstance(rms, dict) else rms
+    assert isinstance(first, RunningMeanStd)
+    return first.count < 1

@@ -1,0 +1,61 @@
+"""Whether data are of the environment that is learned in."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+
+from sb3_flow.datasets.dataset import Dataset, OfflineDataset
+from sb3_flow.datasets.errors import DataError
+
+
+def check_fits(
+    dataset: Dataset, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], env: str = "environment"
+) -> None:
+    """Refuse data of another environment.
+
+    :param dataset: the data
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :param env: what to call it
+    :raises DataError: naming both shapes
+    """
+    shape = dataset.observation_shape
+    if not isinstance(observation_space, spaces.Box) or observation_space.shape != shape:
+        remedy = "is it the data of another environment?"
+        if observation_space.shape == (*shape[-1:], *shape[:-1]):
+            remedy = "SB3 shows images channel first: transpose them too, observations.transpose(0, 3, 1, 2)"
+        problem = f"one has shape {shape}, but the {env} shows {observation_space}; {remedy}"
+        raise DataError(dataset.source, "observations", problem)
+    as_bytes = dataset.observation_dtype == np.uint8
+    # SB3 scales images on the way into the policy, by the environment's space
+    if (as_bytes and observation_space.dtype != np.uint8) or (not as_bytes and is_image_space(observation_space)):
+        problem = f"they are {dataset.observation_dtype}, but the {env} shows {observation_space}"
+        raise DataError(dataset.source, "observations", problem)
+    flat = (dataset.action_dim,)
+    fits = isinstance(action_space, spaces.Box) and (
+        action_space.shape == dataset.action_shape or (dataset.action_shape == flat == (action_space.low.size,))
+    )
+    if not fits:
+        alike = isinstance(action_space, spaces.Box) and action_space.low.size == dataset.action_dim
+        remedy = f"reshape them to (N, *{action_space.shape})" if alike else "is it the data of another environment?"
+        shape_or_size = f"has shape {dataset.action_shape}" if alike else f"has {dataset.action_dim} numbers"
+        problem = f"one {shape_or_size}, but the {env} takes {action_space}; {remedy}"
+        raise DataError(dataset.source, "actions", problem)
+    assert isinstance(action_space, spaces.Box)
+    _warn_of_raw_actions(dataset.at(0), action_space)
+
+
+def _warn_of_raw_actions(data: OfflineDataset, action_space: spaces.Box) -> None:
+    """Point out actions that look as if nobody had scaled them, where that can be seen: the space is a narrow one."""
+    low, high = action_space.low.flatten(), action_space.high.flatten()
+    narrow = (low > -1) & (high < 1)
+    actions = data.actions[:, narrow]
+    if actions.size > 0 and (actions.min(axis=0) >= low[narrow]).all() and (actions.max(axis=0) <= high[narrow]).all():
+        warnings.warn(
+            f"{data.source}: all actions lie within the bounds of {action_space}, as if they were in the environment's "
+            "units. Data are in [-1, 1]; if these are not, scale them: 2 * (actions - low) / (high - low) - 1.",
+            stacklevel=2,
+        )

@@ -1,0 +1,101 @@
+"""What does nothing, or cannot be, is said before an hour of training has passed."""
+
+import warnings
+from typing import Any
+
+import pytest
+from dataset_files import regular_arrays, trajectories
+from helpers import VARIANTS, make_model, make_variant
+
+from sb3_flow.common.flow import auto_target_entropy, constant_entropy
+
+
+def warned(call: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_that_ends_before_learning_begins_is_pointed_out_once(name: str) -> None:
+    model = make_variant(name, learning_starts=20)
+    (message,) = warned(lambda: model.learn(20))
+    assert "learn(20) ends before learning begins: 20 steps are random" in message
+    assert not warned(lambda: model.learn(1, reset_num_timesteps=False))  # as loops of short calls have it
+    assert not warned(lambda: make_variant(name, learning_starts=20).learn(21))
+
+
+def test_what_concerns_the_environment_alone_is_pointed_out_if_it_is_never_stepped() -> None:
+    def model(**kwargs: Any) -> Any:
+        data = regular_arrays(trajectories([20, 30]))
+        return make_model(critic="target", offline_dataset=data, learning_starts=0, **kwargs)
+
+    given: dict[str, Any] = {"offline_ratio": 0.5, "bc_coef": (3.0, 1.0)}
+    (message,) = warned(lambda: model(offline_steps=50, **given).learn(10))
+    assert "never steps the environment" in message
+    assert "offline_ratio, the second bc_coef will do nothing" in message
+    assert not warned(lambda: model(offline_steps=50).learn(10))
+    assert not warned(lambda: model(offline_steps=9, **given).learn(10))
+    assert not warned(lambda: model(**given).learn_offline(10))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("sde_sample_freq", "own noise explores"),
+        ("target_update_interval", "set tau"),
+        ("learning_start", "did you mean learning_starts"),
+        ("xyz", "It takes policy, env, learning_rate"),
+    ],
+)
+def test_arguments_that_are_sb3s_or_none_are_refused_with_ours(name: str, argument: str, named: str) -> None:
+    with pytest.raises(ValueError, match=rf"{argument} is no argument of (SACFlow|FQL).*{named}"):
+        make_variant(name, **{argument: 1})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("policy", [None, "CnnPolicy"])
+def test_arguments_of_sb3s_policies_are_refused_with_ours(name: str, policy: str | None) -> None:
+    with pytest.raises(ValueError, match=r"share_features_extractor is no argument of .*an extractor each.*net_arch"):
+        make_variant(name, net={"share_features_extractor": True}, policy=policy)
+
+
+def test_load_refuses_arguments_that_are_none(tmp_path: Any) -> None:
+    make_model().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="bc_coeff is no argument of SACFlow: did you mean bc_coef"):
+        type(make_model()).load(tmp_path / "model", bc_coeff=3.0)
+
+
+# --- The target entropy ---
+
+
+@pytest.mark.parametrize("likelihood", ["action", "path"])
+@pytest.mark.parametrize("kind", ["sde", "noise"])
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_the_automatic_target_is_in_reach_of_a_low_bound(steps: int, kind: Any, likelihood: Any) -> None:
+    reach = constant_entropy(3, steps, -3.0, kind, likelihood)
+    target = auto_target_entropy(3, steps, kind, None, likelihood, highest_log_std=-3.0)
+    assert target == pytest.approx(min(reach - 3, auto_target_entropy(3, steps, kind, None, likelihood)))
+    assert auto_target_entropy(3, steps, kind, None, likelihood, highest_log_std=9.0) == auto_target_entropy(
+        3, steps, kind, None, likelihood
+    )
+
+
+def test_alpha_falls_with_a_range_as_the_docs_recommend_it() -> None:
+    net = {"log_std_range": (-5, -3)}
+    model = make_model(net=net, qf_learning_rate=0.02, learning_rate=3e-3, policy_delay=1, ent_coef="auto_1.0").learn(
+        80
+    )
+    assert model.log_ent_coef is not None
+    assert model.log_ent_coef.exp() < 0.8
+
+
+@pytest.mark.parametrize("net", [{"log_std_range": (-5, -3)}, {"noise_std": 0.01}], ids=str)
+def test_a_target_that_is_out_of_reach_is_pointed_out(net: dict[str, Any]) -> None:
+    (message,) = warned(lambda: make_model(net=net, target_entropy=-2.0))
+    assert "target_entropy=-2 is out of reach" in message
+    assert not warned(lambda: make_model(net=net, target_entropy=-2.0, ent_coef=0.1))  # nothing grows
+    assert not warned(lambda: make_model(net=net))
+    assert not warned(lambda: make_model(target_entropy=-2.0))
