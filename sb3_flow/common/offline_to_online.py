@@ -1,4 +1,4 @@
-"""Learning in two phases, from data and then in an environment, with actions that may be decided in chunks."""
+"""Learning in two phases, from data and then in an environment."""
 
 import warnings
 from copy import copy
@@ -9,22 +9,21 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_flow.common.buffers import Batch, ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling, end_episodes
+from sb3_flow.common.buffers import Batch, end_episodes
 from sb3_flow.common.callbacks import correct_progress_bars
 from sb3_flow.common.checks import as_integer, check_spaces, require, require_number, require_whole
+from sb3_flow.common.chunked import ChunkedAlgorithm
 from sb3_flow.common.experience import Experience
 from sb3_flow.common.hints import check_known, knows_nothing, learning_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
-from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
 
@@ -45,18 +44,17 @@ SIZES = {
 }
 
 
-class OfflineToOnlineAlgorithm(PersistentAlgorithm):
-    """An off-policy algorithm that can begin with data, and decide several actions at once.
+class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
+    """An off-policy algorithm that can begin with data.
 
     :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data
-    :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
     :param offline_dataset: data to learn from, see `sb3_flow.datasets.load_dataset`
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None for the union
     :param start_training: steps of the environment to store, after the offline phase, before the first update
     :raises ValueError: before training, for arguments outside of what is stated here
 
-    The other parameters are those of SB3's OffPolicyAlgorithm.
+    The other parameters are those of `ChunkedAlgorithm` and of SB3's OffPolicyAlgorithm.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +65,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
         self,
         *args: Any,
         learning_starts: int | None,
-        horizon_length: int,
         offline_dataset: DatasetSpec | None,
         offline_steps: int,
         offline_ratio: float | None,
@@ -81,7 +78,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
             kwargs[name] = copy(kwargs.get(name))  # SB3 and we write into them
         self._offline_before = 0  # updates of the offline phase that `num_timesteps` does not count
         super().__init__(*args, **kwargs)
-        self.horizon_length = horizon_length
         self.offline_dataset = offline_dataset
         self.offline_steps = offline_steps
         self.offline_ratio = offline_ratio
@@ -90,7 +86,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
         self._dataset_name = ""
         self._n_offline = 0  # updates of the offline phase that are done
         self._n_online = 0  # steps of the environment that were stored
-        self._chunk_state: tuple[NDArray[Any], ...] | None = None
         self.reward_scale: RewardScale | None = None  # of critics that need one
         self._scale_knows_data = False
         self._adopt_n_steps()
@@ -121,23 +116,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
         if not isinstance(self.train_freq, TrainFreq):
             freq, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
             self.train_freq = (as_integer("train_freq", freq), unit)
-
-    def _check_chunks(self) -> None:
-        h, buffer = self.horizon_length, self.replay_buffer_class
-        built_for = self.policy_kwargs.get("horizon_length", h)
-        name = type(self).__name__
-        advice = f"the policy's is {built_for}; set it in {name}, not in policy_kwargs and not when loading"
-        require(built_for == h, "horizon_length", h, advice)
-        if h == 1:
-            return
-        hindsight = buffer is not None and issubclass(buffer, HerReplayBuffer)
-        require(not hindsight, "horizon_length", h, "HerReplayBuffer relabels single steps; use horizon_length=1")
-        chunks = buffer is None or issubclass(buffer, ChunkSampling)
-        advice = f"horizon_length={h} needs a buffer of sb3_flow.common.buffers, or None"
-        require(chunks, "replay_buffer_class", buffer, advice)
-        advice = f"the return of a chunk is that of horizon_length={h} steps"
-        require(self.n_steps == 1, "n_steps", self.n_steps, advice)
-        require(self.action_noise is None, "action_noise", self.action_noise, "a chunk is executed as it was decided")
 
     def _load_dataset(self) -> None:
         """The data behind `offline_dataset`, unless they are here; a loaded model reads them when it learns."""
@@ -180,34 +158,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
         self._complete_arguments()
         super()._setup_model()
 
-    def _complete_arguments(self) -> None:
-        """Give the policy the chunk's length, and the buffer that, n_steps and gamma as they are now."""
-        buffer = self.replay_buffer_class
-        if buffer in (ReplayBuffer, NStepReplayBuffer):
-            # A saved model has SB3's choice for the n_steps and gamma of then
-            self.replay_buffer_class = None
-            self.replay_buffer_kwargs = _without_returns(self.replay_buffer_kwargs)
-        if self.horizon_length == 1 and not (buffer is not None and issubclass(buffer, ChunkSampling)):
-            return
-        self.policy_kwargs = {**self.policy_kwargs, "horizon_length": self.horizon_length}
-        if buffer is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.replay_buffer_class = ChunkDictReplayBuffer if is_dict else ChunkReplayBuffer
-        chunks = {"horizon_length": self.horizon_length, "gamma": self.gamma}
-        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **chunks}
-
-    def _adopt_n_steps(self) -> None:
-        """Let `n_steps` be the one number of the kind, where the user gave it to SB3's buffer."""
-        kind = self.replay_buffer_class
-        if kind is None or not issubclass(kind, NStepReplayBuffer):
-            return
-        given = self.replay_buffer_kwargs
-        n_steps = given.get("n_steps", self.n_steps)
-        same = self.n_steps in (1, n_steps) and given.get("gamma", self.gamma) == self.gamma
-        advice = f"{type(self).__name__} hands its own n_steps and gamma to the buffer; give them there alone"
-        require(same and ("n_steps" in given or self.n_steps > 1), "replay_buffer_kwargs", given, advice)
-        self.n_steps, self.replay_buffer_kwargs = n_steps, _without_returns(given)
-
     @property
     def is_offline(self) -> bool:
         """Whether the next update belongs to the offline phase."""
@@ -243,16 +193,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
             scale /= float(np.sqrt(normalize.ret_rms.var + normalize.epsilon))  # it has divided by that
         return batch._replace(rewards=batch.rewards / scale)
 
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        if self.horizon_length == 1 or self.num_timesteps < learning_starts:
-            self._chunk_state = None
-            return super()._sample_action(learning_starts, action_noise, n_envs)
-        assert self._last_obs is not None
-        actions, self._chunk_state = self.predict(self._last_obs, self._chunk_state, self._last_episode_starts)
-        return actions, self.policy.scale_action(actions)
-
     def _store_transition(
         self,
         replay_buffer: ReplayBuffer,
@@ -268,7 +208,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
             normalize = self._vec_normalize_env
             rewards = reward if normalize is None else normalize.get_original_reward()
             self.reward_scale.step(rewards, dones, self.gamma)
-        self._last_episode_starts = dones  # empties the queues of the environments that were reset
 
     def collect_rollouts(
         self,
@@ -402,11 +341,6 @@ class OfflineToOnlineAlgorithm(PersistentAlgorithm):
         # A name of data is kept, data are not
         data = [] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]
         return [*super()._excluded_save_params(), "_dataset", *data]
-
-
-def _without_returns(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a buffer, but n_steps and gamma, which are the model's."""
-    return {name: value for name, value in kwargs.items() if name not in ("n_steps", "gamma")}
 
 
 def _no_steps(n_envs: int) -> dict[str, Any]:
