@@ -6,8 +6,9 @@
     python benchmarks/train_step.py --reference ../SAC-FLOW           # and the authors' code, see reference.py
 
 A cycle is three critic updates and one update of actor and temperature, sampling included; of FQL, Q-chunking and QSM,
-which have no delay, three updates of both, and of FlowRL one and two in turn. The order changes at random in every round,
-the first rounds warm up, and the figures are medians with the quartiles. `--check` first compares the compiled losses, their gradients and the parameters after a hundred updates with the eager ones, in float32 and float64.
+which have no delay, three updates of both, and of FlowRL's actor one and two in turn. The order changes at random
+in every round, the first rounds warm up, and the figures are medians with the quartiles. `--check` first compares the
+compiled losses, their gradients and the parameters after a hundred updates with the eager ones, in float32 and float64.
 """
 
 import argparse
