@@ -5,8 +5,8 @@
     python benchmarks/train_step.py --sweep flow_steps 1 2 4 8 16 --contenders flow_t flow_g flow_mlp
     python benchmarks/train_step.py --reference ../SAC-FLOW           # and the authors' code, see reference.py
 
-A cycle is three critic updates and one update of actor and temperature, sampling included; of FQL and Q-chunking, which
-have no delay, three updates of both. The order changes at random
+A cycle is three critic updates and one update of actor and temperature, sampling included; of FQL, Q-chunking and QSM,
+which have no delay, three updates of both, and of FlowRL's actor one and two in turn. The order changes at random
 in every round, the first rounds warm up, and the figures are medians with the quartiles. `--check` first compares the
 compiled losses, their gradients and the parameters after a hundred updates with the eager ones, in float32 and float64.
 """

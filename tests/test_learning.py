@@ -72,9 +72,9 @@ def test_an_aimed_shot_is_learned_by_guests(name: str) -> None:
         seed=0,
         **kwargs,
     )
-    model.learn(400 + 8 * 400)
+    model.learn(400 + 8 * 250)
     env = make_vec_env(Aim, n_envs=20, seed=1)
     deterministic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=True)
     stochastic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=False)
-    assert deterministic > -0.05
-    assert stochastic > -0.15
+    assert deterministic > -0.12
+    assert stochastic > -0.2

@@ -81,9 +81,39 @@ FQL = {
     ),
     "alpha given": ({}, {**FQL_OFFLINE, GIVEN: "bc_coef"}, set(), {"bc_coef"}),
 }
+FLOW_RL = {
+    "from scratch": (
+        {"net_arch": [8]},
+        {"policy": "FlowRLPolicy"},
+        {"expectile", "policy_delay", "bc_coef", "flow_steps"},
+        {"offline_ratio", "online_bc_coef", "diffusion_steps"},
+    ),
+    "offline, two weights": (
+        {"net_arch": [8]},
+        {"offline_dataset": "ogbench:x", "policy": "FlowRLPolicy", "bc_coef": "[1.0, 0.1]", GIVEN: "expectile"},
+        {"bc_coef", "online_bc_coef", "offline_ratio", "policy_delay"},
+        {"expectile"},
+    ),
+}
+QSM = {
+    "from scratch": (
+        {"net_arch": [8]},
+        {"policy": "QSMPolicy"},
+        {"q_coef", "diffusion_steps", "learning_rate"},
+        {"bc_coef", "offline_ratio", "flow_steps"},
+    ),
+    "offline": (
+        {"net_arch": [8], "n_critics": 3},
+        {"offline_dataset": "ogbench:x", "policy": "QSMPolicy", "normalize_gradient": "True", GIVEN: "diffusion_steps"},
+        {"q_coef", "bc_coef", "offline_ratio"},
+        {"diffusion_steps", "online_bc_coef"},
+    ),
+}
 CASES = {
     **{f"sac_flow, {name}": ("sac_flow", *case, "{}/study.log") for name, case in SAC_FLOW.items()},
     **{f"fql, {name}": ("fql", *case, "{}/study.log") for name, case in FQL.items()},
+    **{f"flow_rl, {name}": ("flow_rl", *case, "{}/study.log") for name, case in FLOW_RL.items()},
+    **{f"qsm, {name}": ("qsm", *case, "{}/study.log") for name, case in QSM.items()},
     "database": ("sac_flow", *SAC_FLOW["offline"], "sqlite:///{}/study.db"),
 }
 
@@ -129,7 +159,7 @@ def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
             assert sampled["policy_kwargs"][name] == kept[name]
         data = {"offline_dataset": pendulum_data()} if "offline_ratio" in sampled else {}
         model = algorithm(yaml_values["policy"], "Pendulum-v1", **{**sampled, **data, "buffer_size": 20})
-        assert model.policy.flow_steps in FLOW_STEPS
+        assert search.steps not in searched or getattr(model.policy, search.steps) in FLOW_STEPS
         for name, value in sampled["policy_kwargs"].items():
             assert getattr(model.policy, "critic_name" if name == "critic" else name) == value
         for name in sampled.keys() - {"policy_kwargs"}:
@@ -155,6 +185,18 @@ def test_alpha_and_n_are_searched_where_the_papers_have_them():
     assert normalized.low <= 0.03
     assert normalized.high >= 10
     assert search.space(BEST_OF_N, 1)["best_of_n"].choices == (4, 8, 16, 32)
+
+
+def test_what_flow_rl_and_qsm_are_searched_for_holds_what_is_published():
+    space = ALGORITHMS["flow_rl"].search.space({}, 1)
+    assert space["bc_coef"].low < 0.1 < space["bc_coef"].high
+    assert {0.8, 0.9} <= set(space["expectile"].choices)
+    search = ALGORITHMS["qsm"].search
+    for m_q in (1, 3, 10, 50, 120):
+        assert search.space({}, 1)["q_coef"].low < m_q < search.space({}, 1)["q_coef"].high
+    assert search.space({"normalize_gradient": "True"}, 1)["q_coef"].high < 120
+    alpha = search.space({"offline_dataset": "x"}, 1)["bc_coef"]
+    assert alpha.low < 1 < 30 < alpha.high
 
 
 def test_version_0_1_s_names_are_sac_flow_s():

@@ -22,6 +22,8 @@ ENV = "InvertedDoublePendulum-v5"
 CUBE = "cube-single-play-singletask-task1-v0"
 TINY = ("-n", "60", "--num-threads", "1", "-params", "learning_starts:50", "buffer_size:1000")
 for_every_algorithm = pytest.mark.parametrize("algo", list(ALGORITHMS))
+# The commands that follow a training are the zoo's, and know an algorithm by its registration alone
+for_two_algorithms = pytest.mark.parametrize("algo", ["sac_flow", "fql"])
 
 
 def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +68,7 @@ def test_train_leaves_the_model_checkpoints_and_the_best_model(run_of, algo):
         assert (run / f"{name}.zip").is_file()
 
 
-@for_every_algorithm
+@for_two_algorithms
 def test_enjoy(folder, run_of, algo):
     run_of(algo)
     output = zoo(folder, "enjoy", "-f", "logs", "--no-render", "-n", "200", "--load-last-checkpoint", algo=algo)
@@ -201,11 +203,11 @@ def test_another_policy_is_one_parameter_away(folder):
     assert isinstance(model.policy, FlowGPolicy)
 
 
-@for_every_algorithm
+@for_two_algorithms
 def test_optimize_with_two_seeds_a_trial_and_train_the_first_trial(tmp_path, algo):
     study = ("--storage", "study.log", "--study-name", "study")
-    search = ("-optimize", "--n-trials", "2", "--n-evaluations", "2", "--eval-episodes", "1", "--no-optim-plots")
-    output = zoo(tmp_path, "train", "-f", "study", *search, *study, *TINY, "seeds_per_trial:2", algo=algo)
+    options = ("-optimize", "--n-trials", "2", "--n-evaluations", "2", "--eval-episodes", "1", "--no-optim-plots")
+    output = zoo(tmp_path, "train", "-f", "study", *options, *study, *TINY, "seeds_per_trial:2", algo=algo)
     assert "Number of finished trials:  2" in output
     zoo(tmp_path, "train", "--eval-freq", "-1", "-f", "trial", "--trial-id", "0", *study, *TINY, algo=algo)
 
@@ -217,9 +219,10 @@ def test_optimize_with_two_seeds_a_trial_and_train_the_first_trial(tmp_path, alg
     config = tmp_path / "trial" / algo / f"{ENV}_1" / ENV / "config.yml"
     arguments = dict(yaml.unsafe_load(config.read_text()))
     row = yaml.safe_load(config_of(algo).read_text())[ENV]
-    candidate = ALGORITHMS[algo].search.convert(trials[0].params)
+    search = ALGORITHMS[algo].search
+    candidate = search.convert(trials[0].params)
     assert arguments == {**row, **candidate, "learning_starts": 50, "buffer_size": 1000}
-    kept = {name: value for name, value in row["policy_kwargs"].items() if name != "flow_steps"}
+    kept = {name: value for name, value in row["policy_kwargs"].items() if name not in search.in_policy_kwargs}
     assert arguments["policy_kwargs"].items() >= kept.items()
 
 
@@ -239,10 +242,11 @@ import sb3_flow
 assert not any(name.startswith("rl_zoo3") for name in sys.modules), "importing sb3_flow has side effects"
 from rl_zoo3.exp_manager import ExperimentManager  # gets to register() half imported
 from rl_zoo3 import ALGOS
-assert ALGOS["sac_flow"] is sb3_flow.SACFlow and ALGOS["fql"] is sb3_flow.FQL
+for algo, name in {"sac_flow": "SACFlow", "fql": "FQL", "flow_rl": "FlowRL", "qsm": "QSM"}.items():
+    assert ALGOS[algo] is getattr(sb3_flow, name)
 from sb3_flow.zoo import register
 register()
-for algo in ("sac_flow", "fql"):
+for algo in ("sac_flow", "fql", "flow_rl", "qsm"):
     config = ExperimentManager(None, algo, "Pendulum-v1", "logs").config
     assert config.endswith(f"hyperparams/{algo}.yml") and "rl_zoo3" not in config
 sys.argv[1:] = ["--algo", "sac_flow", "--help"]

@@ -32,7 +32,8 @@ def vp_schedule(steps: int) -> NoiseSchedule:
     """
     t = th.arange(1, steps + 1, dtype=th.float64)
     log_alphas = -BETA_MIN / steps - 0.5 * (BETA_MAX - BETA_MIN) * (2 * t - 1) / steps**2
-    return NoiseSchedule(log_alphas.exp().float(), log_alphas.cumsum(dim=0).exp().float())
+    dtype = th.get_default_dtype()
+    return NoiseSchedule(log_alphas.exp().to(dtype), log_alphas.cumsum(dim=0).exp().to(dtype))
 
 
 def noised(x_0: th.Tensor, noise: th.Tensor, alpha_bar: th.Tensor) -> th.Tensor:
