@@ -18,7 +18,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import FQL, SACFlow
+from sb3_flow import DIME, FQL, SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 
@@ -38,13 +38,16 @@ VELOCITY_NETS = {
 }
 OURS = {
     **VELOCITY_NETS,
+    "flow_t_categorical": Ours(SACFlow, "FlowTPolicy", {"policy_kwargs": {"critic": "categorical"}}, ("flow_steps",)),
     "cloning": Ours(SACFlow, CloningPolicy),
+    # Sixteen steps and two updates a step of the environment, as in its paper
+    "dime": Ours(DIME, "DIMEPolicy"),
     # Their flows have ten steps, as in the papers
     "fql": Ours(FQL, "FQLPolicy"),
     "qc_fql": Ours(FQL, "FQLPolicy", {"horizon_length": 5}),
     "qc": Ours(FQL, "FQLPolicy", {"horizon_length": 5, "best_of_n": 32}),
 }
-TIMED = (*VELOCITY_NETS, "fql", "qc_fql", "qc")
+TIMED = (*VELOCITY_NETS, "flow_t_categorical", "dime", "fql", "qc_fql", "qc")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "": {},
     "+bf16": {"amp": "bf16"},
@@ -114,8 +117,8 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
         base, plus, suffix = name.partition("+")
         ours = OURS[base]
         sizes = {key: getattr(size, key) for key in ours.policy_kwargs}
-        nets = {"net_arch": {"qf": critics}, **sizes}
-        own = {"horizon_length": size.horizon, **ours.arguments, "policy_kwargs": nets}
+        nets = {"policy_kwargs": {"net_arch": {"qf": critics}, **sizes}}
+        own = merged({"horizon_length": size.horizon}, ours.arguments, nets)
         model = ours.algorithm(ours.policy, **own, **SUFFIXES[plus + suffix], **common)
     model.set_logger(configure(None, []))
     return model
