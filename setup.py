@@ -10,7 +10,7 @@ assert VERSION is not None
 setup(
     name="sb3_flow",
     version=VERSION.group(1),
-    description="Flow and diffusion policies for Stable-Baselines3, trained off-policy: SAC Flow, FQL, Q-chunking and DIME",
+    description="Flow and diffusion policies for Stable-Baselines3, off-policy: SAC Flow, FQL, Q-chunking and DIME",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",

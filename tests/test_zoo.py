@@ -222,10 +222,10 @@ import sb3_flow
 assert not any(name.startswith("rl_zoo3") for name in sys.modules), "importing sb3_flow has side effects"
 from rl_zoo3.exp_manager import ExperimentManager  # gets to register() half imported
 from rl_zoo3 import ALGOS
-assert ALGOS["sac_flow"] is sb3_flow.SACFlow and ALGOS["fql"] is sb3_flow.FQL
+assert ALGOS["sac_flow"] is sb3_flow.SACFlow and ALGOS["fql"] is sb3_flow.FQL and ALGOS["dime"] is sb3_flow.DIME
 from sb3_flow.zoo import register
 register()
-for algo in ("sac_flow", "fql"):
+for algo in ("sac_flow", "fql", "dime"):
     config = ExperimentManager(None, algo, "Pendulum-v1", "logs").config
     assert config.endswith(f"hyperparams/{algo}.yml") and "rl_zoo3" not in config
 sys.argv[1:] = ["--algo", "sac_flow", "--help"]
