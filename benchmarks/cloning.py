@@ -12,5 +12,5 @@ class CloningPolicy(FlowTPolicy):
 
     def _make_critic(self) -> FlowCritic:
         critic = super()._make_critic()
-        critic.register_forward_hook(lambda module, inputs, q: 0 * q)
+        critic.q_networks.register_forward_hook(lambda module, inputs, outputs: 0 * outputs)
         return critic

@@ -18,7 +18,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import FQL, QSM, FlowRL, SACFlow
+from sb3_flow import DIME, FQL, QSM, FlowRL, SACFlow
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 
@@ -38,7 +38,10 @@ VELOCITY_NETS = {
 }
 OURS = {
     **VELOCITY_NETS,
+    "flow_t_categorical": Ours(SACFlow, "FlowTPolicy", {"policy_kwargs": {"critic": "categorical"}}, ("flow_steps",)),
     "cloning": Ours(SACFlow, CloningPolicy),
+    # Sixteen steps and two updates a step of the environment, as in its paper
+    "dime": Ours(DIME, "DIMEPolicy"),
     # Their flows have ten steps, as in the papers
     "fql": Ours(FQL, "FQLPolicy"),
     "qc_fql": Ours(FQL, "FQLPolicy", {"horizon_length": 5}),
@@ -48,7 +51,7 @@ OURS = {
     # Five diffusion steps
     "qsm": Ours(QSM, "QSMPolicy"),
 }
-TIMED = (*VELOCITY_NETS, "fql", "qc_fql", "qc", "flow_rl", "qsm")
+TIMED = (*VELOCITY_NETS, "flow_t_categorical", "fql", "qc_fql", "qc", "flow_rl", "qsm", "dime")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "": {},
     "+bf16": {"amp": "bf16"},
@@ -118,8 +121,8 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
         base, plus, suffix = name.partition("+")
         ours = OURS[base]
         sizes = {key: getattr(size, key) for key in ours.policy_kwargs}
-        nets = {"net_arch": {"qf": critics}, **sizes}
-        own = {"horizon_length": size.horizon, **ours.arguments, "policy_kwargs": nets}
+        nets = {"policy_kwargs": {"net_arch": {"qf": critics}, **sizes}}
+        own = merged({"horizon_length": size.horizon}, ours.arguments, nets)
         model = ours.algorithm(ours.policy, **own, **SUFFIXES[plus + suffix], **common)
     model.set_logger(configure(None, []))
     return model

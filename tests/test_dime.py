@@ -136,6 +136,15 @@ def test_alpha_rises_while_paths_cost_more_than_the_target_and_falls_below() -> 
         assert (model.log_ent_coef.exp().item() > 0.003) == rises
 
 
+def test_the_temperature_sees_the_running_cost_alone() -> None:
+    model = make_variant("dime", target_entropy=-7.0).learn(20)
+    values = model.logger.name_to_value
+    model.train(1, batch_size=8)
+    log_alpha = math.log(values["train/ent_coef"])
+    assert values["train/ent_coef_loss"] == pytest.approx(-log_alpha * (values["train/running_cost"] - 7.0), rel=1e-4)
+    assert abs(values["train/running_cost"] - values["train/path_cost"]) > 0.1
+
+
 def test_every_number_of_the_actor_s_gradient_is_cut_off_at_1() -> None:
     model = make_variant("dime", policy_delay=1, ent_coef=1e6).learn(20)
     gradients = [parameter.grad for parameter in model.actor.parameters()]

@@ -79,6 +79,20 @@ def test_training_of_guests_logs_every_key_as_a_finite_number(name: str) -> None
     assert values["train/fps"] > 0
 
 
+def test_training_of_dime_logs_every_key_as_a_finite_number() -> None:
+    model = make_variant("dime").learn(10)
+    model.train(6, batch_size=8)
+    values = {key: value for key, value in model.logger.name_to_value.items() if key.startswith("train/")}
+    common = TRAIN_KEYS - {"train/entropy", "train/path_entropy", "train/log_std"}
+    assert values.keys() == common | {
+        "train/running_cost",
+        "train/path_cost",
+        "train/reward_scale",
+        "train/qf_learning_rate",
+    }
+    assert all(isinstance(value, float | int) and np.isfinite(value) for value in values.values())
+
+
 def test_a_fixed_ent_coef_is_logged_without_a_loss() -> None:
     model = make_model(ent_coef=0.25).learn(10)
     model.train(3, batch_size=8)

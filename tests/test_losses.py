@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sb3_flow.common.flow import Path
 from sb3_flow.common.temperature import ent_coef_loss
-from sb3_flow.sac_flow.losses import Target, actor_loss, add_matching, critic_loss, td_target
+from sb3_flow.sac_flow.losses import Target, actor_loss, add_matching, categorical_critic_loss, critic_loss, td_target
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)
@@ -51,6 +51,17 @@ def test_td_target_is_the_reward_plus_the_discounted_soft_value_of_live_states(
     assert target.next_q.tolist() == next_q.tolist()
     assert target.next_log_prob.tolist() == next_log_prob.tolist()
     assert not any(tensor.requires_grad for tensor in target)
+
+
+def test_the_categorical_loss_is_the_mean_cross_entropy_of_what_has_a_target_summed_over_critics() -> None:
+    logits, probs = randn(2, 3, 5, seed=0), randn(3, 5, seed=1).detach().softmax(-1)
+    q, scalar = randn(2, 3, seed=2), randn(3, seed=3).detach()
+    target = Target(scalar, scalar, scalar)
+    each = -(probs * logits.softmax(-1).log()).sum(-1)
+    for valid, rows in ((None, [0, 1, 2]), (th.tensor([1.0, 0.0, 1.0], dtype=th.float64), [0, 2])):
+        result = categorical_critic_loss(logits, q, probs, target, valid)
+        th.testing.assert_close(result.loss, each[:, rows].mean(dim=1).sum())
+    assert result.q.item() == pytest.approx(q.mean().item())
 
 
 @untimed

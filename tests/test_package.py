@@ -46,6 +46,7 @@ def test_the_wheel_ships_the_zoo_s_hook_and_hyperparameters(tmp_path: Path) -> N
         "custom_envs.py",
         "sb3_flow/hyperparams/sac_flow.yml",
         "sb3_flow/hyperparams/fql.yml",
+        "sb3_flow/hyperparams/dime.yml",
         "sb3_flow/py.typed",
     } <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "examples/"))]

@@ -7,7 +7,7 @@ import pytest
 from dataset_files import regular_arrays, trajectories
 
 from sb3_flow.zoo.registration import ALGORITHMS
-from sb3_flow.zoo.search.base import FLOW_STEPS, GIVEN
+from sb3_flow.zoo.search.base import GIVEN
 from sb3_flow.zoo.storage import load_study, open_storage
 
 OFFLINE = {"offline_dataset": "ogbench:x", "ent_coef": "0.0", "policy": "FlowGPolicy"}
@@ -109,8 +109,23 @@ QSM = {
         {"diffusion_steps", "online_bc_coef"},
     ),
 }
+DIME = {
+    "from scratch": (
+        {"net_arch": {"qf": [8], "pi": [8]}},
+        {"policy": "DIMEPolicy"},
+        {"diffusion_steps", "qf_learning_rate", "policy_delay", "initial_ent_coef", "target_entropy"},
+        {"flow_steps", "bc_coef", "offline_ratio"},
+    ),
+    "fixed alpha": (
+        {},
+        {"policy": "DIMEPolicy", "ent_coef": "0.01", GIVEN: "diffusion_steps policy_kwargs"},
+        {"qf_learning_rate"},
+        {"diffusion_steps", "initial_ent_coef", "target_entropy"},
+    ),
+}
 CASES = {
     **{f"sac_flow, {name}": ("sac_flow", *case, "{}/study.log") for name, case in SAC_FLOW.items()},
+    **{f"dime, {name}": ("dime", *case, "{}/study.log") for name, case in DIME.items()},
     **{f"fql, {name}": ("fql", *case, "{}/study.log") for name, case in FQL.items()},
     **{f"flow_rl, {name}": ("flow_rl", *case, "{}/study.log") for name, case in FLOW_RL.items()},
     **{f"qsm, {name}": ("qsm", *case, "{}/study.log") for name, case in QSM.items()},
@@ -159,13 +174,15 @@ def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
             assert sampled["policy_kwargs"][name] == kept[name]
         data = {"offline_dataset": pendulum_data()} if "offline_ratio" in sampled else {}
         model = algorithm(yaml_values["policy"], "Pendulum-v1", **{**sampled, **data, "buffer_size": 20})
-        assert search.steps not in searched or getattr(model.policy, search.steps) in FLOW_STEPS
+        steps, choices = search.steps
+        assert steps not in params or getattr(model.policy, steps) in choices
         for name, value in sampled["policy_kwargs"].items():
             assert getattr(model.policy, "critic_name" if name == "critic" else name) == value
         for name in sampled.keys() - {"policy_kwargs"}:
             assert getattr(model, name) == sampled[name]
         if "target_entropy" in searched:
-            assert -2 <= model.target_entropy / model.policy.chunk_dim <= -0.75
+            target = search.space(study.user_attrs, 1)["target_entropy"]
+            assert target.low <= model.target_entropy / model.policy.chunk_dim <= target.high
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -242,11 +242,12 @@ import sb3_flow
 assert not any(name.startswith("rl_zoo3") for name in sys.modules), "importing sb3_flow has side effects"
 from rl_zoo3.exp_manager import ExperimentManager  # gets to register() half imported
 from rl_zoo3 import ALGOS
-for algo, name in {"sac_flow": "SACFlow", "fql": "FQL", "flow_rl": "FlowRL", "qsm": "QSM"}.items():
+names = {"sac_flow": "SACFlow", "fql": "FQL", "flow_rl": "FlowRL", "qsm": "QSM", "dime": "DIME"}
+for algo, name in names.items():
     assert ALGOS[algo] is getattr(sb3_flow, name)
 from sb3_flow.zoo import register
 register()
-for algo in ("sac_flow", "fql", "flow_rl", "qsm"):
+for algo in names:
     config = ExperimentManager(None, algo, "Pendulum-v1", "logs").config
     assert config.endswith(f"hyperparams/{algo}.yml") and "rl_zoo3" not in config
 sys.argv[1:] = ["--algo", "sac_flow", "--help"]

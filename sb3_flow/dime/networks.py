@@ -60,6 +60,7 @@ class ControlNet(nn.Module):
         i = th.arange(self.steps, dtype=self.phase.dtype, device=self.phase.device).unsqueeze(1)
         phase = i * self.frequencies + self.phase  # (K, width)
         time = self.time_net(th.cat([phase.sin(), phase.cos()], dim=1))
+        features = features.to(self.bias.dtype)  # SB3's preprocessing makes float32 of them
         return Context(linear(features, self.state_weight, self.bias), linear(time, self.time_weight))
 
     def forward(self, context: Context, i: int, x: th.Tensor) -> th.Tensor:
