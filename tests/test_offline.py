@@ -590,8 +590,8 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
     ("arguments", "message"),
     [
         ({"offline_steps": -1}, r"offline_steps=-1 .*>= 0"),
-        ({"offline_steps": 1.5}, r"offline_steps=1.5 .*whole"),
-        ({"offline_steps": float("nan")}, r"offline_steps=nan .*whole"),
+        ({"offline_steps": 1.5}, r"offline_steps=1.5 .*an integer >= 0"),
+        ({"offline_steps": float("nan")}, r"offline_steps=nan .*an integer >= 0"),
         ({"offline_dataset": None}, r"offline_steps=12 .*no offline_dataset"),
         (
             {"offline_dataset": None, "offline_steps": 0, "offline_ratio": 0.5},
