@@ -104,6 +104,16 @@ def test_batch_renorm_in_evaluation_changes_nothing_and_treats_rows_alone() -> N
         assert th.equal(value, before[name])
 
 
+def test_batch_renorm_keeps_the_digits_of_features_with_a_large_mean() -> None:
+    layer = BatchRenorm(3)
+    layer.ra_mean.fill_(1e5)
+    layer.train(False)
+    x = 1e5 + randn(64, 3)
+    layer.ra_var.fill_(4.0)
+    exact = (x.float().double() - 1e5) / (4.0 + layer.eps) ** 0.5
+    th.testing.assert_close(layer(x.float()).double(), exact, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("warmup_steps", [0, WARMUP])
 def test_batch_renorm_of_a_dead_unit_has_finite_gradients_and_leaves_the_other_units_alone(warmup_steps: int) -> None:
     def trained() -> BatchRenorm:

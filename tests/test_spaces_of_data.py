@@ -248,4 +248,5 @@ def test_an_export_leaves_acting_compiled(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     model = make_model(compile=True)
     export_onnx(model, tmp_path / "policy.onnx")
-    assert model.actor.action_fn.failed is False  # type: ignore[attr-defined]
+    acting: Any = model.actor.action_fn
+    assert (acting.failed, acting._compiled) == (False, None)  # it is compiled by the first decision, not by the export
