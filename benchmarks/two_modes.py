@@ -93,7 +93,7 @@ def train(
         "env": OneState(),
         "offline_dataset": data(),
         "bc_coef": bc_coef,
-        "learning_rate": 1e-3,
+        "learning_rate": lambda left: 3e-3 * left,
         "batch_size": 256,
         "buffer_size": 10,
         "device": "cpu",
@@ -112,41 +112,41 @@ def train(
     return actions
 
 
-def draw(axes: Axes, actions: dict[str, NDArray[Any]], title: str) -> None:
-    """Histograms in one panel."""
+def draw(axes: Axes, actions: NDArray[Any], title: str) -> None:
+    """A policy's actions over those of the data."""
     bins = np.linspace(-1, 1, 81).tolist()
-    for name, values in actions.items():
-        axes.hist(values.ravel(), bins, density=True, histtype="step", label=name, lw=1.4)
-    axes.set(title=title, xlabel="action", yticks=[])
-    axes.legend(fontsize=8, loc="upper left", frameon=False)
+    axes.hist(data()["actions"].ravel(), bins, density=True, color="#bbbbbb", label="data")
+    axes.hist(actions.ravel(), bins, density=True, histtype="step", color="#0b6e99", lw=1.6, label="policy")
+    axes.set_title(title, fontsize=10)
+    axes.set(yticks=[], xlim=(-1, 1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="+", type=float, default=[1.0, 10.0, 300.0], help="beta, or alpha of FQL")
-    parser.add_argument("--updates", type=positive, default=4_000)
+    parser.add_argument("--updates", type=positive, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/two_modes.csv"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/two_modes.png"))
     args = parser.parse_args()
     th.set_num_threads(1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    panels: dict[Contender, dict[str, NDArray[Any]]] = {contender: {} for contender in LABELS}
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    panels = np.atleast_2d(figure.subplots(len(args.weights), len(LABELS), sharex=True))
     with open(args.out, "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["contender", "bc_coef", *Shares._fields])
-        for contender, weight in product(LABELS, args.weights):
+        for (column, contender), (row, weight) in product(enumerate(LABELS), enumerate(args.weights)):
             actions = train(contender, weight, args.updates, seed=args.seed)
             symbol = r"$\alpha$" if contender == "fql" else r"$\beta$"
-            panels[contender][f"{symbol} = {weight:g}"] = actions
+            title = f"{symbol} = {weight:g}"
+            draw(panels[row, column], actions, title if row > 0 else f"{LABELS[contender]}\n{title}")
             table.writerow([contender, weight, *(f"{share:.3f}" for share in shares_of(actions))])
             file.flush()
     append_record(args.out.with_suffix(".jsonl"), {"updates": args.updates, "seed": args.seed})
-    figure = Figure(figsize=(12, 3), layout="constrained")
-    axes = figure.subplots(1, 1 + len(panels))
-    draw(axes[0], {"data": data()["actions"]}, "the data")
-    for axis, (contender, by_weight) in zip(axes[1:], panels.items(), strict=True):
-        draw(axis, by_weight, LABELS[contender])
+    panels[0, 0].legend(fontsize=8, loc="upper left", frameon=False)
+    for axes in panels[-1]:
+        axes.set_xlabel("action")
     args.figure.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.figure, dpi=150)
 
