@@ -1,5 +1,6 @@
 """What the tests share: environments and models small enough to train in a fraction of a second."""
 
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,13 @@ CATEGORICAL = ("categorical", "xqc")
 # All but SAC Flow
 GUESTS = [name for name in VARIANTS if name not in SAC_FLOWS]
 ONE_OF_EACH = ["flow_t", *GUESTS]
+
+
+def taking(argument: str, names: list[str]) -> list[str]:
+    """The variants whose algorithm has an argument."""
+    return [name for name in names if argument in inspect.signature(VARIANTS[name].algorithm).parameters]
+
+
 # The parameters "name" and "critic" of `make_variant`: SAC Flow has a choice of critics, which no velocity net knows of
 EVERY_MODEL = [
     pytest.param(name, critic, id=f"{name}-{critic}")

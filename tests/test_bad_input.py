@@ -25,6 +25,7 @@ from helpers import (
     observations,
     policy_kwargs,
     snapshot,
+    taking,
 )
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -155,7 +156,6 @@ def test_algorithm_arguments_are_checked(policy: str, name: str, value: Any, all
         ("n_steps", 1.5, "an integer >= 1"),
         ("horizon_length", 0, "an integer >= 1"),
         ("gamma", 1.5, "[0, 1]"),
-        ("tau", NAN, "[0, 1]"),
         ("compile", "fast", "True, 'max'"),
         ("learning_rate", "1e-3", "a number or a schedule"),
     ],
@@ -164,7 +164,12 @@ def test_algorithm_arguments_of_guests_are_checked(variant: str, name: str, valu
     assert_refused(name, value, allowed, variant=variant, **{name: value})
 
 
-@pytest.mark.parametrize("name", [name for name in GUESTS if name != "qc"])
+@pytest.mark.parametrize("name", taking("tau", GUESTS))
+def test_the_share_of_the_target_is_checked(name: str) -> None:
+    assert_refused("tau", NAN, "[0, 1]", variant=name, tau=NAN)
+
+
+@pytest.mark.parametrize("name", [name for name in taking("bc_coef", GUESTS) if name != "qc"])
 @pytest.mark.parametrize("value", [-1.0, NAN, INF])
 def test_the_weight_of_the_data_is_a_number_of_at_least_zero(value: float, name: str) -> None:
     assert_refused("bc_coef", value, ">= 0", variant=name, bc_coef=value)

@@ -67,7 +67,7 @@ def test_training_logs_every_key_as_a_finite_number(policy: str, critic: str) ->
     assert -5 <= values["train/log_std"] <= np.log(2) / 2
 
 
-@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize("name", [name for name in GUESTS if name != "dime"])
 def test_training_of_guests_logs_every_key_as_a_finite_number(name: str) -> None:
     model = make_variant(name).learn(10)
     model.train(6, batch_size=8)

@@ -25,6 +25,7 @@ from helpers import (
     observations,
     random_state_kept,
     snapshot,
+    taking,
 )
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
@@ -173,8 +174,10 @@ def test_guests_go_on_bit_identically_with_every_option(name: str, kwargs: dict[
 
 @pytest.mark.parametrize("name", GUESTS)
 def test_everything_the_user_chose_of_guests_is_saved(name: str, tmp_path: Path) -> None:
-    chosen: dict[str, Any] = {"batch_size": 7, "tau": 0.3, "gamma": 0.7, "gradient_steps": 2}
+    chosen: dict[str, Any] = {"batch_size": 7, "gamma": 0.7, "gradient_steps": 2}
+    chosen |= {"tau": 0.3} if name in taking("tau", GUESTS) else {}
     chosen |= {
+        "dime": {"ent_coef": 0.1, "policy_delay": 4, "qf_learning_rate": 2e-3},
         "qc": {"best_of_n": 5},
         "qsm": {"bc_coef": 1.5, "q_coef": 3.0, "normalize_gradient": True, "exploration_noise": 0.2},
         "flow_rl": {"bc_coef": 1.5, "expectile": 0.7, "policy_delay": 3},
@@ -257,8 +260,10 @@ def test_a_zip_of_guests_holds_no_net_twice(name: str, tmp_path: Path) -> None:
     assert not {"policy", "critic_target", "env", "replay_buffer", *model._nets} & data.keys()
     assert not any(isinstance(value, th.nn.Module | th.Tensor | th.optim.Optimizer) for value in data.values())
     assert not any(name.endswith("_fn") for name in data)
-    assert params.keys() == {"policy", *(f"{net}.optimizer" for net in model._nets)}
-    assert not variables
+    has_temperature = name in taking("ent_coef", GUESTS)
+    temperature = {"ent_coef_optimizer"} if has_temperature else set()
+    assert params.keys() == {"policy", *(f"{net}.optimizer" for net in model._nets)} | temperature
+    assert (variables or {}).keys() == ({"log_ent_coef"} if has_temperature else set())
 
 
 def test_a_loaded_model_without_env_predicts_and_then_learns(tmp_path: Path) -> None:

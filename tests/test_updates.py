@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import GUESTS, LEARNING_STARTS, ONE_OF_EACH, make_model, make_variant, observations
+from helpers import GUESTS, LEARNING_STARTS, ONE_OF_EACH, make_model, make_variant, observations, taking
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -74,7 +74,7 @@ def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(
     assert all(parameter.requires_grad for parameter in model.critic.parameters())
 
 
-@pytest.mark.parametrize("name", ["flow_t", *GUESTS])
+@pytest.mark.parametrize("name", taking("tau", ONE_OF_EACH))
 def test_the_target_critic_has_the_running_statistics_of_the_critic(name: str) -> None:
     model = make_variant(name, critic="target", net={"features_extractor_class": NormalisedFeatures})
     model.learn(LEARNING_STARTS + 5)

@@ -32,10 +32,16 @@ def check_known(cls: type[Any], kwargs: Iterable[str]) -> None:
     known = _parameters(cls)
     for name in kwargs:
         if known and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            instead = INSTEAD.get(name) or (f"did you mean {close[0]}?" if close else "leave it out")
             public = ", ".join(one for one in known if not one.startswith("_"))
-            raise ValueError(f"{name} is no argument of {cls.__name__}: {instead}. It takes {public}")
+            raise ValueError(f"{name} is no argument of {cls.__name__}: {_instead(name, known)}. It takes {public}")
+
+
+def _instead(name: str, known: list[str]) -> str:
+    """What to do in place of giving an argument that is not known."""
+    if name == "target_update_interval" and "tau" not in known:
+        return "leave it out: there are no target critics"
+    close = difflib.get_close_matches(name, known, n=1)
+    return INSTEAD.get(name) or (f"did you mean {close[0]}?" if close else "leave it out")
 
 
 def _parameters(cls: type[Any]) -> list[str]:
