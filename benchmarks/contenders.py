@@ -51,6 +51,7 @@ OURS = {
     # Five diffusion steps
     "qsm": Ours(QSM, "QSMPolicy"),
 }
+TEN_CRITICS = {"n_critics": 10, "critic_pessimism": 0.5}  # as in QAM's repository
 TIMED = (*VELOCITY_NETS, "flow_t_categorical", "fql", "qc_fql", "qc", "flow_rl", "qsm", "dime")
 SUFFIXES: dict[str, dict[str, Any]] = {
     "": {},

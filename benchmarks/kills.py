@@ -117,18 +117,10 @@ def make_model(subject: Subject) -> OffPolicyFlowAlgorithm:
 def learn_and_save(subject: Subject, folder: Path) -> None:
     """Learn until killed, from where the last process was killed."""
     th.set_num_threads(1)
-    env = make_env(subject)
     if checkpoints(folder):
-        model = subject.algorithm.resume(folder, env, "cpu", **dataset_of(subject))
+        model = subject.algorithm.resume(folder, make_env(subject), "cpu", **dataset_of(subject))
     else:
-        arguments: dict[str, Any] = {
-            "policy": "MlpPolicy",
-            "learning_starts": 4,
-            "batch_size": 16,
-            "buffer_size": 20_000,
-        }
-        arguments |= {"seed": 0, "device": "cpu", **dataset_of(subject), **subject.arguments}
-        model = subject.algorithm(env=env, **arguments)
+        model = make_model(subject)
     callbacks = [CheckpointCallback(EVERY, folder), SaveByName(folder)]
     model.learn(10**6, callback=callbacks, reset_num_timesteps=False)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch as th
 from arguments import positive
-from contenders import OURS, merged, ours_of
+from contenders import OURS, TEN_CRITICS, merged, ours_of
 from datasets import WIDTHS, random_steps
 from records import machine
 from shapes import Shapes
@@ -28,7 +28,7 @@ from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 ROWS = 20_000
 VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t+behavior": {"proximity": "behavior"},
-    "flow_t+ten": {"policy_kwargs": {"n_critics": 10, "critic_pessimism": 0.5}},
+    "flow_t+ten": {"policy_kwargs": TEN_CRITICS},
 }
 CONTENDERS = ("flow_t", *VARIANTS, "flow_g", "flow_mlp", "fql", "qc_fql", "qc")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import add_run_arguments
-from contenders import merged, ours_of
+from contenders import TEN_CRITICS, merged, ours_of
 from learning import Run, run_all
 
 from sb3_flow import SACFlow
@@ -58,7 +58,6 @@ STUDIES = {
         steps=50_000,
     ),
 }
-TEN_CRITICS = {"n_critics": 10, "critic_pessimism": 0.5}  # as in QAM's repository
 # What differs from the paper's settings; the name before the "+" is that of `contenders.OURS`
 VARIANTS: dict[str, dict[str, Any]] = {
     "flow_t": {},

@@ -44,8 +44,7 @@ def require_integer(name: str, value: Any, lowest: int = 1) -> None:
 
 def require_whole(name: str, value: Any, lowest: int = 1) -> None:
     """Refuse what is not a whole number >= lowest; 1e6 is fine, as in SB3's `learn`."""
-    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
-    require(whole and value >= lowest, name, value, f"a whole number >= {lowest}")
+    require(_is_whole(value, lowest), name, value, f"a whole number >= {lowest}")
 
 
 def as_integer(name: str, value: Any, lowest: int = 1) -> int:
@@ -53,9 +52,13 @@ def as_integer(name: str, value: Any, lowest: int = 1) -> int:
 
     :raises ValueError: for anything else
     """
-    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
-    require(whole and value >= lowest, name, value, f"an integer >= {lowest}")
+    require(_is_whole(value, lowest), name, value, f"an integer >= {lowest}")
     return int(value)
+
+
+def _is_whole(value: Any, lowest: int) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and float(value).is_integer() and value >= lowest
 
 
 def require_number(name: str, value: Any, lowest: float, highest: float, allowed: str) -> None:

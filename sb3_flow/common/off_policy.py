@@ -155,7 +155,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
 
     def _update_learning_rates(self) -> None:
-        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
+        self._update_learning_rate([net.optimizer for net in self._nets.values()])
 
     @property
     def _nets(self) -> dict[str, BaseModel]:
@@ -208,4 +208,4 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         return [*super()._excluded_save_params(), "actor", "critic", "critic_target", *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "actor.optimizer", "critic.optimizer"], []
+        return ["policy", *(f"{name}.optimizer" for name in self._nets)], []

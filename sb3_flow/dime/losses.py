@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 
 from sb3_flow.common.categorical import cross_entropy
 from sb3_flow.common.ou import PathCost
-from sb3_flow.common.updates import saturated_share
+from sb3_flow.common.updates import masked_mean, saturated_share
 
 NEG_ENTROPY_COEF = 0.005  # of the critics' distributions: keeps them from collapsing
 
@@ -91,8 +91,9 @@ def critic_loss(
     log_probs = log_softmax(logits, dim=-1)
     neg_entropy = (log_probs.exp() * log_probs).sum(dim=-1)  # (N, B)
     loss = cross_entropy(logits, target_probs) + NEG_ENTROPY_COEF * neg_entropy
-    mean = loss.mean(dim=1) if valid is None else (loss * valid).sum(dim=1) / valid.sum().clamp_min(1)
-    return CriticLoss(mean.sum(), q.detach().mean(), next_cost.detach(), next_q.detach(), target_q.detach())
+    return CriticLoss(
+        masked_mean(loss, valid) * len(loss), q.detach().mean(), next_cost.detach(), next_q.detach(), target_q.detach()
+    )
 
 
 def actor_loss(cost: PathCost, q: th.Tensor, ent_coef: th.Tensor, actions: th.Tensor) -> ActorLoss:

@@ -227,13 +227,6 @@ class FlowRL(OffPolicyFlowAlgorithm):
         behavior = {"behavior_critic": self.behavior_critic, "behavior_value": self.behavior_value}
         return {**super()._nets, **behavior}
 
-    def _update_learning_rates(self) -> None:
-        self._update_learning_rate([net.optimizer for net in self._nets.values()])
-
     def _update_target(self) -> None:
         super()._update_target()
         self._follow(self.behavior_critic, self.policy.behavior_critic_target)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, tensors = super()._get_torch_save_params()
-        return [*state_dicts, "behavior_critic.optimizer", "behavior_value.optimizer"], tensors

@@ -332,7 +332,3 @@ class SACFlow(MaxEntropyAlgorithm):
         super()._update_learning_rates()
         if self.ent_coef_optimizer is not None:
             update_learning_rate(self.ent_coef_optimizer, self.qf_lr_schedule(self._current_progress_remaining))
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, tensors = super()._get_torch_save_params()
-        return [*state_dicts, *([] if self.behavior is None else ["behavior.optimizer"])], tensors

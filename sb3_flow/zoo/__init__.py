@@ -1,4 +1,4 @@
-"""rl-zoo3 integration: `--algo sac_flow`, `--algo fql`, `--algo dime` (docs/rl_zoo3.md)."""
+"""rl-zoo3 integration: every algorithm as an `--algo` (docs/rl_zoo3.md)."""
 
 from sb3_flow.zoo.registration import register
 
