@@ -144,6 +144,18 @@ class SearchSpace(ABC):
         return set(self.convert({name: _any_value(distribution) for name, distribution in space.items()}))
 
 
+def convert_temperature(params: dict[str, Any]) -> dict[str, Any]:
+    """The start of a learned alpha and the target entropy of a whole chunk, from what was sampled for them.
+
+    :param params: of the trial; it is changed
+    """
+    if "initial_ent_coef" in params:
+        params["ent_coef"] = f"auto_{params.pop('initial_ent_coef')}"
+    if "target_entropy" in params:
+        params["target_entropy"] *= params.pop("n_actions") * params["horizon_length"]
+    return params
+
+
 def bc_coef_parameters(fixed: Fixed, weights: FloatDistribution) -> Space:
     """The weight of what holds the policy to the data, one for each phase if the YAML has two.
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space
+from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, convert_temperature
 
 DIFFUSION_STEPS = (4, 8, 16, 24)
 
@@ -33,8 +33,4 @@ class DIMESearch(SearchSpace):
         return space
 
     def convert_own(self, params: dict[str, Any]) -> dict[str, Any]:
-        if "initial_ent_coef" in params:
-            params["ent_coef"] = f"auto_{params.pop('initial_ent_coef')}"
-        if "target_entropy" in params:
-            params["target_entropy"] *= params.pop("n_actions") * params["horizon_length"]
-        return params
+        return convert_temperature(params)

@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from sb3_flow import SACFlow
 from sb3_flow.common.critics import CRITIC_KINDS
 from sb3_flow.sac_flow.policies import LOG_STD_RANGES, FlowTPolicy
-from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, bc_coef_parameters
+from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, bc_coef_parameters, convert_temperature
 
 FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
 BETA = FloatDistribution(1.0, 1e5, log=True)
@@ -44,11 +44,7 @@ class SACFlowSearch(SearchSpace):
         if "highest_log_std" in params:
             lowest, _ = _log_std_range(params["policy_kwargs"])
             params["policy_kwargs"]["log_std_range"] = (lowest, params.pop("highest_log_std"))
-        if "initial_ent_coef" in params:
-            params["ent_coef"] = f"auto_{params.pop('initial_ent_coef')}"
-        if "target_entropy" in params:
-            params["target_entropy"] *= params.pop("n_actions") * params["horizon_length"]
-        return params
+        return convert_temperature(params)
 
 
 def _entropy_parameters(fixed: Fixed) -> Space:
