@@ -1,11 +1,12 @@
 """Learns for an hour with eight environments, saves and evaluates every minute, and watches memory, files and threads.
 
-    python benchmarks/soak.py --minutes 60 --out soak.csv
+    python benchmarks/soak.py --minutes 60 --out soak.csv --figure soak.png
 
 Every row of the CSV has the minute, the timesteps, resident memory in MB, open files and threads. Linux only.
 """
 
 import argparse
+import csv
 import os
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch as th
 from arguments import positive
+from matplotlib.figure import Figure
 from records import append_rows
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -80,13 +82,38 @@ def soak(rows: int, out: Path, seconds: float = 60.0) -> None:
         model.learn(10**9, callback=EveryMinute(rows, out, save, seconds))
 
 
+def draw(csv_file: Path, out: Path) -> None:
+    """Memory and what was learned, minute by minute.
+
+    :param csv_file: that a soak wrote
+    :param out: the figure
+    """
+    with open(csv_file, newline="") as file:
+        rows = list(csv.DictReader(file))
+    minutes = [int(row["minute"]) for row in rows]
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    memory = figure.subplots()
+    memory.plot(minutes, [float(row["resident_mb"]) for row in rows], color="#0b6e99")
+    memory.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None), xlim=(0, max(minutes)))
+    memory.yaxis.label.set_color("#0b6e99")
+    steps = memory.twinx()
+    steps.plot(minutes, [int(row["steps"]) / 1000 for row in rows], color="#8d8d8d", lw=1)
+    steps.set(ylabel="thousand timesteps", ylim=(0, None))
+    steps.yaxis.label.set_color("#8d8d8d")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=positive, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/soak.csv"))
+    parser.add_argument("--figure", type=Path, help="of the CSV, when done")
     args = parser.parse_args()
     th.set_num_threads(1)
     soak(args.minutes, args.out)
+    if args.figure is not None:
+        draw(args.out, args.figure)
 
 
 if __name__ == "__main__":
