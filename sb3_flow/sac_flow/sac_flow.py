@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import require, require_choice
@@ -221,8 +221,9 @@ class SACFlow(MaxEntropyAlgorithm):
             self.policy_delay = defaults.policy_delay
         if self.ent_coef is None:
             self.ent_coef = defaults.ent_coef
-        qf_learning_rate = defaults.qf_learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
-        self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
+        if self.qf_learning_rate is None:
+            self.qf_learning_rate = defaults.qf_learning_rate
+        self._setup_qf_lr_schedule()
         self._setup_target_entropy()
         self._setup_temperature()
         self._critic_loss_fn = self._compiled(self._critic_loss)
