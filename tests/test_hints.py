@@ -27,15 +27,16 @@ def test_a_run_that_ends_before_learning_begins_is_pointed_out_once(name: str) -
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_random_steps_of_a_model_that_has_learned_are_pointed_out(name: str, tmp_path: Any) -> None:
-    model = make_variant(name).learn(15)
-    model.save(tmp_path / "model")
-    loaded = VARIANTS[name].algorithm.load(tmp_path / "model", env=RandomEnv(), device="cpu")
-    assert not warned(lambda: loaded.learn(1, reset_num_timesteps=False))
-    (message,) = warned(lambda: loaded.learn(11))
+def test_random_steps_of_a_loaded_model_are_pointed_out(name: str, tmp_path: Any) -> None:
+    make_variant(name).learn(12).save(tmp_path / "model")
+
+    def load(**kwargs: Any) -> Any:
+        return VARIANTS[name].algorithm.load(tmp_path / "model", env=RandomEnv(), device="cpu", **kwargs)
+
+    (message,) = warned(lambda: load().learn(11))
     assert "its first 10 steps are random, though this model has learned" in message
-    loaded.learning_starts = 0
-    assert not warned(lambda: loaded.learn(1))
+    assert not warned(lambda: load().learn(1, reset_num_timesteps=False))
+    assert not warned(lambda: load(learning_starts=0).learn(1))
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

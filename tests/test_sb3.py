@@ -259,10 +259,17 @@ def test_a_policy_that_the_user_compiled_is_saved(name: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(loaded.predict(observations(loaded), deterministic=True)[0], action)
 
 
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_what_is_no_model_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.zip").write_text("text")
+    with pytest.raises(ValueError, match="zip"):
+        VARIANTS[name].algorithm.load(tmp_path / "model")
+
+
 @pytest.mark.filterwarnings("error")
 def test_files_are_closed(tmp_path: Path) -> None:
     model = make_model()
-    for path in (tmp_path / "as_path", str(tmp_path / "as_text")):
+    for path in (tmp_path / "new" / "folder" / "as_path", str(tmp_path / "as_text")):
         model.save(path)
         type(model).load(path, device="cpu")
         model.save_replay_buffer(path)
@@ -289,7 +296,6 @@ def test_only_a_buffer_that_would_lose_something_is_warned_of(name: str, optimiz
     model = make_variant(
         name,
         optimize_memory_usage=optimize_memory_usage,
-        learning_starts=0,
         replay_buffer_kwargs={"handle_timeout_termination": not optimize_memory_usage},
     )
     with warnings.catch_warnings(record=True) as caught:

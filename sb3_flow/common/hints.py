@@ -67,7 +67,7 @@ def learning_hints(
     :param learning_starts: random steps before learning
     :param offline_left: updates of the offline phase that come first
     :param online_only: arguments that were given for the phase in the environment alone
-    :param goes_on: whether the model has learned in an environment before
+    :param goes_on: whether the model had learned in an environment when it was loaded
     """
     if offline_left == 0 and total_timesteps <= learning_starts:
         yield (

@@ -315,7 +315,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             )
         if reset_num_timesteps:  # else it may be one of many short calls
             left = max(0, self.offline_steps - self._n_offline)
-            goes_on = self._n_updates > 0 and self._n_online > 0
+            goes_on = self._n_updates > 0 and self._n_online > 0 and self._last_obs is None  # after `load`
             hints = learning_hints(total_timesteps, self.learning_starts, left, self._online_only, goes_on)
         else:
             end = self.num_timesteps + total_timesteps
