@@ -29,7 +29,7 @@ def data() -> dict[str, Any]:
 
 # What a run is made of, and its phase
 PHASES: dict[str, dict[str, Any]] = {
-    "from scratch": {"env": RandomEnv, "normalize": True},
+    "from scratch": {"env": RandomEnv, "normalize": True, "sac_flow": {"noise_repeat": 16}},
     "n-step returns": {"env": RandomEnv, "n_steps": 3},
     "chunks": {"env": RandomEnv, "horizon_length": 3, "normalize": True},
     "offline": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 10**6, "normalize": True},
