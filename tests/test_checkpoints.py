@@ -29,7 +29,7 @@ def data() -> dict[str, Any]:
 
 # What a run is made of, and its phase
 PHASES: dict[str, dict[str, Any]] = {
-    "from scratch": {"env": RandomEnv, "normalize": True},
+    "from scratch": {"env": RandomEnv, "normalize": True, "sac_flow": {"noise_repeat": 16}},
     "n-step returns": {"env": RandomEnv, "n_steps": 3},
     "chunks": {"env": RandomEnv, "horizon_length": 3, "normalize": True},
     "offline": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 10**6, "normalize": True},
@@ -119,10 +119,12 @@ def test_a_resumed_run_begins_with_a_reset_and_other_episodes_than_the_first(tmp
 @pytest.mark.parametrize("keep_models", [False, True])
 def test_the_last_checkpoints_are_kept(keep: int | None, keep_models: bool, tmp_path: Path) -> None:
     callback = CheckpointCallback(3, tmp_path, "m", keep=keep, keep_models=keep_models)
-    make_model().learn(16, callback=callback)
+    make_model(env=VecNormalize(DummyVecEnv([RandomEnv]))).learn(16, callback=callback)
     all_steps = [3, 6, 9, 12, 15]
     kept = all_steps[-keep:] if keep else all_steps
     assert [checkpoint.steps for checkpoint in checkpoints(tmp_path)] == (all_steps if keep_models else kept)
+    # Without its statistics a model does not play as it learned
+    assert all(checkpoint.vecnormalize.exists() for checkpoint in checkpoints(tmp_path))
     assert sorted(tmp_path.glob("m_replay_buffer_*")) == sorted(
         tmp_path / f"m_replay_buffer_{steps}_steps.pkl" for steps in kept
     )

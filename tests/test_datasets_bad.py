@@ -1,5 +1,6 @@
 """Bad data are refused with an error that names file, key and row; damaged files never crash, hang or pass unseen."""
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from dataset_files import (
     write_minari,
     write_robomimic,
 )
+from gymnasium import spaces
 
 from sb3_flow.datasets import (
     DataError,
@@ -340,6 +342,23 @@ def test_bad_minari_data(tmp_path: Path, change: Callable[[Any], None], message:
     with h5py.File(folder / "main_data.hdf5", "a") as file:
         change(file)
     with pytest.raises(DataError, match=rf"data: {message}"):
+        load_minari(folder)
+
+
+def test_the_part_of_minaris_observations_that_lacks_one_is_named(tmp_path: Path) -> None:
+    h5py, minari = pytest.importorskip("h5py"), pytest.importorskip("minari")
+    folder = write_minari(tmp_path / "data", [6, 9])
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        for i in range(2):
+            values = file[f"episode_{i}/observations"][:]
+            del file[f"episode_{i}/observations"]
+            file[f"episode_{i}/observations/position"] = values
+            file[f"episode_{i}/observations/goal"] = values[: len(values) - i]
+    metadata = json.loads((folder / "metadata.json").read_text())
+    part = spaces.Box(-np.inf, np.inf, values.shape[1:], np.float64)
+    space = minari.serialization.serialize_space(spaces.Dict({"goal": part, "position": part}))
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "observation_space": space}))
+    with pytest.raises(DataError, match=r"'episode_1/observations/goal': it has 9 rows, but 9 steps need 10"):
         load_minari(folder)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import VARIANTS, RandomEnv, make_model, make_variant, observations
+from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_model, make_variant, observations, taking
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -262,3 +262,70 @@ def test_a_vec_normalize_that_knows_nothing_is_warned_of_when_a_model_goes_on(tm
     loaded = SACFlow.load(tmp_path / "model", env=fresh, device="cpu")
     with pytest.warns(UserWarning, match="VecNormalize has seen nothing"):
         loaded.learn(5, reset_num_timesteps=False)
+
+
+# --- Arguments that are assigned ---
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_learning_rate_that_is_assigned_acts(name: str) -> None:
+    model = make_variant(name).learn(12)
+    model.learning_rate = 0.125
+    model.learn(1, reset_num_timesteps=False)
+    model.train(1, 8)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.125
+    model.lr_schedule = lambda _: 0.25  # as users of SB3 do
+    model.learn(1, reset_num_timesteps=False)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("name", [name for name in taking("bc_coef", ONE_OF_EACH) if name != "qc"])
+def test_a_weight_of_the_data_that_is_assigned_acts(name: str) -> None:
+    model = make_variant(name).learn(12)
+    model.bc_coef = (2.0, 0.5)
+    model.learn(1, reset_num_timesteps=False)
+    assert model._bc_coef_now() == 0.5
+
+
+@pytest.mark.parametrize("name", taking("ent_coef", ONE_OF_EACH))
+def test_alpha_and_the_critics_learning_rate_that_are_assigned_act(name: str) -> None:
+    model: Any = make_variant(name).learn(12)
+    learned = model.temperature.value.clone()
+    model.ent_coef, model.qf_learning_rate = "auto_0.7", 0.125
+    model.learn(1, reset_num_timesteps=False)
+    assert abs(model.temperature.value - learned) < 0.1  # goes on
+    assert model.critic.optimizer.param_groups[0]["lr"] == 0.125
+    model.ent_coef = 0.7
+    model.learn(1, reset_num_timesteps=False)
+    assert model.temperature.value == np.float32(0.7)
+    model.ent_coef = "auto_0.5"
+    model.learn(1, reset_num_timesteps=False)
+    assert model.log_ent_coef is not None
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_train_freq_that_is_assigned_acts(name: str) -> None:
+    model = make_variant(name)
+    model.train_freq = 4
+    model.learn(28)
+    assert model._n_updates == 5
+
+
+@pytest.mark.parametrize(("argument", "value"), [("learning_rate", "1e-3"), ("batch_size", "8"), ("gamma", 2)])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_what_is_assigned_is_checked(name: str, argument: str, value: Any) -> None:
+    model = make_variant(name).learn(12)
+    setattr(model, argument, value)
+    with pytest.raises(ValueError, match=argument):
+        model.learn(1, reset_num_timesteps=False)
+
+
+def test_data_that_are_assigned_are_learned_from() -> None:
+    def data(steps: int) -> Any:
+        return regular_arrays(trajectories([steps]))
+
+    model = make_variant("fql", offline_dataset=data(20)).learn_offline(2)
+    model.offline_dataset = data(30)
+    model.learn_offline(2)
+    assert model._dataset is not None
+    assert len(model._dataset.at(0)) == 30

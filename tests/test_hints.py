@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from dataset_files import regular_arrays, trajectories
-from helpers import VARIANTS, make_model, make_variant
+from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_model, make_variant
 
 from sb3_flow.common.flow import auto_target_entropy, constant_entropy
 
@@ -24,6 +24,35 @@ def test_a_run_that_ends_before_learning_begins_is_pointed_out_once(name: str) -
     assert "learn(20) ends before learning begins: 20 steps are random" in message
     assert not warned(lambda: model.learn(1, reset_num_timesteps=False))  # as loops of short calls have it
     assert not warned(lambda: make_variant(name, learning_starts=20).learn(21))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_random_steps_of_a_loaded_model_are_pointed_out(name: str, tmp_path: Any) -> None:
+    make_variant(name).learn(12).save(tmp_path / "model")
+
+    def load(**kwargs: Any) -> Any:
+        return VARIANTS[name].algorithm.load(tmp_path / "model", env=RandomEnv(), device="cpu", **kwargs)
+
+    (message,) = warned(lambda: load().learn(11))
+    assert "its first 10 steps are random, though this model has learned" in message
+    assert not warned(lambda: load().learn(1, reset_num_timesteps=False))
+    assert not warned(lambda: load(learning_starts=0).learn(1))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_schedule_that_jumps_because_the_run_gets_longer_is_pointed_out(name: str) -> None:
+    model = make_variant(name, learning_rate=lambda progress: 1e-3 * progress)
+    assert not warned(lambda: model.learn(20, callback=lambda locals_, _: locals_["self"].num_timesteps < 5))
+    assert not warned(lambda: model.learn(15, reset_num_timesteps=False))  # to the end that it was made for
+    (message,) = warned(lambda: model.learn(20, reset_num_timesteps=False))
+    assert "learning_rate jumps from 0 to 0.0005" in message
+    assert not warned(lambda: make_variant(name).learn(12).learn(1, reset_num_timesteps=False))
+
+
+def test_xqcs_own_schedule_is_pointed_out() -> None:
+    model = make_model(critic="xqc").learn(12)
+    (message,) = warned(lambda: model.learn(12, reset_num_timesteps=False))
+    assert "qf_learning_rate jumps from 3e-05 to 0.000165" in message
 
 
 def test_what_concerns_the_environment_alone_is_pointed_out_if_it_is_never_stepped() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from helpers import EVERY_MODEL, ONE_OF_EACH, RandomEnv, make_model, make_variant, snapshot
+from helpers import EVERY_MODEL, ONE_OF_EACH, VARIANTS, RandomEnv, make_model, make_variant, snapshot
 from stable_baselines3.common.buffers import ReplayBufferSamples
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import (
@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import (
     SubprocVecEnv,
     VecCheckNan,
     VecEnv,
+    VecEnvWrapper,
     VecMonitor,
     VecNormalize,
     sync_envs_normalization,
@@ -43,6 +44,30 @@ def test_the_number_of_envs_is_free(name: str, critic: str | None) -> None:
     model = make_variant(name, DummyVecEnv([RandomEnv] * 5), critic).learn(20)
     assert model._n_updates == 2
     assert model.predict(model.get_env().reset())[0].shape == (5, 2)
+
+
+class OneArray(VecEnvWrapper):
+    """Shows every observation in the same array, as some simulators do."""
+
+    def __init__(self, venv: VecEnv):
+        super().__init__(venv)
+        self.shown = venv.reset()
+
+    def reset(self) -> Any:
+        self.shown[:] = self.venv.reset()
+        return self.shown
+
+    def step_wait(self) -> Any:
+        obs, *others = self.venv.step_wait()
+        self.shown[:] = obs
+        return self.shown, *others
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_environment_may_show_everything_in_one_array(name: str) -> None:
+    buffers = [make_variant(name, wrap(two())).learn(30).replay_buffer for wrap in (lambda env: env, OneArray)]
+    for array in ("observations", "next_observations", "actions"):
+        np.testing.assert_array_equal(*(getattr(buffer, array) for buffer in buffers))
 
 
 def test_set_env_changes_where_it_learns() -> None:

@@ -65,8 +65,8 @@ class Checkpoint(NamedTuple):
     def vecnormalize(self) -> Path:
         return self.folder / f"{self.prefix}_vecnormalize_{self.steps}_steps.pkl"
 
-    def remove(self, keep_model: bool = False) -> None:
-        for path in (*([] if keep_model else [self.model]), self.replay_buffer, self.vecnormalize):
+    def remove(self) -> None:
+        for path in (self.model, self.replay_buffer, self.vecnormalize):
             path.unlink(missing_ok=True)
 
 
@@ -114,7 +114,7 @@ class CheckpointCallback(SB3CheckpointCallback):
     :param save_path: folder of one run
     :param name_prefix: of the files' names
     :param keep: how many of the newest are kept, >= 1; None for all
-    :param keep_models: keep the models of the older ones, which play without what is beside them
+    :param keep_models: keep the models of the older ones and the statistics that they play with, without the buffers
     :param save_replay_buffer: with the replay buffer
     :param save_vecnormalize: with VecNormalize's statistics, if there is one
     :param verbose: 2 to print what is saved
@@ -167,7 +167,10 @@ class CheckpointCallback(SB3CheckpointCallback):
             print(f"Saved the checkpoint {checkpoint.model}")
         if self.keep is not None:
             for old in checkpoints(self.save_path, self.name_prefix)[: -self.keep]:
-                old.remove(self.keep_models)
+                if self.keep_models:
+                    old.replay_buffer.unlink(missing_ok=True)
+                else:
+                    old.remove()
 
 
 def with_statistics(env: VecEnv, path: Path) -> VecEnv:

@@ -1,5 +1,6 @@
 """Actions that are decided in chunks and executed open loop, and the buffers that they are learned from."""
 
+from copy import deepcopy
 from typing import Any
 
 from gymnasium import spaces
@@ -75,6 +76,8 @@ class ChunkedAlgorithm(PersistentAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[Any], NDArray[Any]]:
+        # An environment may write its next observation into this array, and it is not stored yet
+        self._last_obs = deepcopy(self._last_obs)
         if self.horizon_length == 1 or self.num_timesteps < learning_starts:
             self._chunk_state = None
             return super()._sample_action(learning_starts, action_noise, n_envs)

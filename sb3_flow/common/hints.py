@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 # Arguments of SB3's SAC, and what there is instead
@@ -58,19 +59,25 @@ def _parameters(cls: type[Any]) -> list[str]:
 
 
 def learning_hints(
-    total_timesteps: int, learning_starts: int, offline_left: int, online_only: Iterable[str]
+    total_timesteps: int, learning_starts: int, offline_left: int, online_only: Iterable[str], goes_on: bool
 ) -> Iterator[str]:
-    """What a run of so many timesteps will not do.
+    """What a run of so many timesteps will not do, or do again.
 
     :param total_timesteps: of the run
     :param learning_starts: random steps before learning
     :param offline_left: updates of the offline phase that come first
     :param online_only: arguments that were given for the phase in the environment alone
+    :param goes_on: whether the model had learned in an environment when it was loaded
     """
     if offline_left == 0 and total_timesteps <= learning_starts:
         yield (
             f"learn({total_timesteps}) ends before learning begins: {learning_starts} steps are random. Lower "
             "learning_starts, or learn longer."
+        )
+    elif goes_on and learning_starts > 0:
+        yield (
+            f"learn({total_timesteps}) counts anew: its first {learning_starts} steps are random, though this model "
+            "has learned. To go on, pass reset_num_timesteps=False, or set learning_starts to 0."
         )
     unused = ", ".join(online_only)
     if total_timesteps < offline_left and unused:
@@ -78,6 +85,26 @@ def learning_hints(
             f"learn({total_timesteps}) never steps the environment, for {offline_left} updates of the offline phase "
             f"come first: {unused} will do nothing"
         )
+
+
+def jumps(schedules: Mapping[str, Schedule], done: int, end_before: int, end: int) -> Iterator[str]:
+    """What jumps because a run gets longer than its schedules were told.
+
+    :param schedules: of the progress remaining, by their names
+    :param done: timesteps
+    :param end_before: of the run, in timesteps, as the last call of `learn` had it; 0 if there was none
+    :param end: of the run now
+    """
+    if not 0 < end_before < end:
+        return
+    for name, schedule in schedules.items():
+        before, now = (schedule(max(0.0, 1 - done / last)) for last in (end_before, end))
+        if before != now:
+            yield (
+                f"{name} jumps from {before:.3g} to {now:.3g}: its schedule went up to {end_before} timesteps, and "
+                f"now goes up to {end}. Tell `learn` all of them at once, with a callback for what is done between, "
+                "or use a constant."
+            )
 
 
 def knows_nothing(normalize: VecNormalize | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_flow.common.checks import require, require_integer, require_number
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
@@ -20,7 +20,8 @@ SelfMaxEntropy = TypeVar("SelfMaxEntropy", bound="MaxEntropyAlgorithm")
 class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     """An algorithm with an entropy term, whose actor and temperature may be updated less often than the critics.
 
-    A subclass sets `qf_lr_schedule`, a `target_entropy` that is a number, and then the `temperature`.
+    A subclass replaces arguments that are None, and sets a `target_entropy` that is a number, the schedule of
+    `qf_learning_rate` and then the `temperature`.
 
     :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; None if the subclass
         knows a default
@@ -68,6 +69,24 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     def _setup_temperature(self) -> None:
         """Set `temperature` as `ent_coef` says."""
 
+    def _setup_qf_lr_schedule(self) -> None:
+        assert self.qf_learning_rate is not None
+        self.qf_lr_schedule = FloatSchedule(self.qf_learning_rate)
+
+    def _follow_arguments(self) -> None:
+        super()._follow_arguments()
+        self._setup_qf_lr_schedule()
+        self._follow_ent_coef()
+
+    def _follow_ent_coef(self) -> None:
+        """Set the temperature anew, unless it is learned before and after."""
+        if not (isinstance(self.ent_coef, str) and self.temperature.log_ent_coef is not None):
+            self._setup_temperature()
+
+    @property
+    def _schedules(self) -> dict[str, Schedule]:
+        return {**super()._schedules, "qf_learning_rate": self.qf_lr_schedule}
+
     @property
     def _updates_actor(self) -> bool:
         """Whether this update is one of the actor, too."""
@@ -110,11 +129,9 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
         ent_coef = kwargs.pop("ent_coef", None)
         model = super().load(path, *args, **kwargs)
         if ent_coef is not None:
-            goes_on = isinstance(ent_coef, str) and isinstance(model.ent_coef, str)
             model.ent_coef = ent_coef
             model._check_arguments()
-            if not goes_on:
-                model._setup_temperature()
+            model._follow_ent_coef()
         return model
 
     def _excluded_save_params(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
@@ -108,6 +109,20 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         self.bc_schedules = self._phase_schedules()
         self.actor.action_fn = self._compiled(self.actor.action)
 
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self._scheduled = self.learning_rate
+
+    def _follow_arguments(self) -> None:
+        super()._follow_arguments()
+        self.bc_schedules = self._phase_schedules()
+        if self.learning_rate != self._scheduled:  # users of SB3 assign lr_schedule, too
+            self._setup_lr_schedule()
+
+    @property
+    def _schedules(self) -> dict[str, Schedule]:
+        return {**super()._schedules, "bc_coef": self.bc_schedules.online}
+
     @property
     def _online_only(self) -> list[str]:
         two = isinstance(self.bc_coef, Sequence)
@@ -152,7 +167,8 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         if self.reward_scale is not None:
             self.logger.record("train/reward_scale", self.reward_scale.value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/fps", gradient_steps / (time.perf_counter() - start))
+        elapsed = max(time.perf_counter() - start, sys.float_info.epsilon)  # some clocks are coarse
+        self.logger.record("train/fps", gradient_steps / elapsed)
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate([net.optimizer for net in self._nets.values()])
@@ -205,7 +221,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", *methods]
+        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", "_scheduled", *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self._nets)], []

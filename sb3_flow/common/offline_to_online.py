@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.buffers import Batch, end_episodes
@@ -22,7 +22,7 @@ from sb3_flow.common.callbacks import correct_progress_bars
 from sb3_flow.common.checks import as_integer, check_spaces, require, require_number, require_whole
 from sb3_flow.common.chunked import ChunkedAlgorithm
 from sb3_flow.common.experience import Experience
-from sb3_flow.common.hints import check_known, knows_nothing, learning_hints
+from sb3_flow.common.hints import check_known, jumps, knows_nothing, learning_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
@@ -83,6 +83,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         self.offline_ratio = offline_ratio
         self.start_training = start_training
         self._dataset: Dataset | None = None
+        self._dataset_of: Any = None  # the offline_dataset that it was loaded for
         self._dataset_name = ""
         self._n_offline = 0  # updates of the offline phase that are done
         self._n_online = 0  # steps of the environment that were stored
@@ -117,6 +118,11 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             freq, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
             self.train_freq = (as_integer("train_freq", freq), unit)
 
+    def _follow_arguments(self) -> None:
+        """Let arguments act that were assigned since the model was set up, as `model.bc_coef = 3`."""
+        self._check_arguments()
+        self._convert_train_freq()
+
     def _load_dataset(self) -> None:
         """The data behind `offline_dataset`, unless they are here; a loaded model reads them when it learns."""
         if self.offline_dataset is None:
@@ -134,12 +140,12 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
                     stacklevel=3,
                 )
                 self._dataset_name, self.offline_ratio = "", None
-        elif self._dataset is None:
+        elif self._dataset is None or self._dataset_of is not self.offline_dataset:
             require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
             dataset = load_dataset(self.offline_dataset)
             check_fits(dataset, self.observation_space, self.action_space)
             dataset.check_chunks(self.horizon_length)
-            self._dataset, self._dataset_name = dataset, repr(dataset)
+            self._dataset, self._dataset_of, self._dataset_name = dataset, self.offline_dataset, repr(dataset)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -269,6 +275,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
 
         The other parameters are those of SB3's `learn`.
         """
+        self._follow_arguments()
         self._load_dataset()
         self._give_hints(int(total_timesteps), reset_num_timesteps)
         if self._dataset is not None and self._vec_normalize_env is not None:
@@ -308,8 +315,18 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             )
         if reset_num_timesteps:  # else it may be one of many short calls
             left = max(0, self.offline_steps - self._n_offline)
-            for hint in learning_hints(total_timesteps, self.learning_starts, left, self._online_only):
-                warnings.warn(hint, stacklevel=3)
+            goes_on = self._n_updates > 0 and self._n_online > 0 and self._last_obs is None  # after `load`
+            hints = learning_hints(total_timesteps, self.learning_starts, left, self._online_only, goes_on)
+        else:
+            end = self.num_timesteps + total_timesteps
+            hints = jumps(self._schedules, self.num_timesteps, self._total_timesteps, end)
+        for hint in hints:
+            warnings.warn(hint, stacklevel=3)
+
+    @property
+    def _schedules(self) -> dict[str, Schedule]:
+        """What follows the progress, by the names of the arguments."""
+        return {"learning_rate": self.lr_schedule}
 
     @property
     def _online_only(self) -> list[str]:
@@ -340,7 +357,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         # A name of data is kept, data are not
         data = [] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]
-        return [*super()._excluded_save_params(), "_dataset", *data]
+        return [*super()._excluded_save_params(), "_dataset", "_dataset_of", *data]
 
 
 def _no_steps(n_envs: int) -> dict[str, Any]:

@@ -53,6 +53,10 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
     def replay_buffer(self, buffer: ReplayBuffer | None) -> None:
         self.__dict__["replay_buffer"] = buffer
 
+    @replay_buffer.deleter
+    def replay_buffer(self) -> None:
+        self.replay_buffer = None
+
     def _setup_model(self) -> None:
         buffer = self.__dict__["replay_buffer"]
         self.replay_buffer = NOT_YET

@@ -113,25 +113,23 @@ def _episode(
     truncated = flag_array(path, f"{prefix}/truncations", episode.truncations, steps)
     if not (terminated[-1] or truncated[-1]):
         raise DataError(path, f"{prefix}/terminations", "the episode never ends", steps - 1)
-    observations = _observations(path, prefix, episode.observations, observation_space)
-    if len(observations) != steps + 1:
-        problem = f"it has {len(observations)} rows, but {steps} steps need {steps + 1}"
-        raise DataError(path, f"{prefix}/observations", problem)
+    observations = _observations(path, f"{prefix}/observations", episode.observations, observation_space, steps)
     row = ((0, 1), *((0, 0),) * (actions.ndim - 1))
     is_step = np.arange(steps + 1) < steps
     ends = np.append(terminated | truncated, False)
     return observations, np.pad(actions, row), np.append(rewards, 0), np.append(~terminated, True), ends, is_step
 
 
-def _observations(path: Path, prefix: str, values: Any, space: spaces.Space[Any]) -> Array:
-    """Observations as float32 vectors, or as uint8 images."""
-    key = f"{prefix}/observations"
+def _observations(path: Path, key: str, values: Any, space: spaces.Space[Any], steps: int) -> Array:
+    """Observations of T + 1 moments as float32 vectors, or as uint8 images."""
     if isinstance(space, spaces.Dict):
-        parts = [_observations(path, f"{key}/{name}", values[name], part) for name, part in space.spaces.items()]
+        parts = [_observations(path, f"{key}/{name}", values[name], part, steps) for name, part in space.items()]
         return np.hstack([part.reshape(len(part), -1) for part in parts])
     if not isinstance(space, spaces.Box):
         raise DataError(path, key, f"the space is {space}; only numbers, and Dicts of them, can be read")
     array: Array = np.asarray(values)
     array = array if array.dtype == np.uint8 else float_array(path, key, array)
     check_shape(path, key, array, (None, *space.shape))
+    if len(array) != steps + 1:
+        raise DataError(path, key, f"it has {len(array)} rows, but {steps} steps need {steps + 1}")
     return array

@@ -7,7 +7,6 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import require
@@ -160,8 +159,7 @@ class DIME(MaxEntropyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        assert self.qf_learning_rate is not None
-        self.qf_lr_schedule = FloatSchedule(self.qf_learning_rate)
+        self._setup_qf_lr_schedule()
         if self.target_entropy == "auto":
             self.target_entropy = -TARGET_COST * self.policy.chunk_dim
         self.target_entropy = float(self.target_entropy)

@@ -2,7 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -88,6 +89,7 @@ class FlowActor(ChunkActor):
         self.flow_steps = flow_steps
         self.rollout_kind: RolloutKind = rollout_kind
         self.likelihood: Likelihood = likelihood
+        self._acting_noise: th.Tensor | None = None
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -125,6 +127,20 @@ class FlowActor(ChunkActor):
     def sample_noise(self, batch_size: int) -> th.Tensor:
         """All the noise of one rollout, (K + 1, B, D), in one draw."""
         return th.randn(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
+
+    @contextmanager
+    def acting_with(self, noise: th.Tensor) -> Iterator[None]:
+        """Let decisions be made with this noise, (K + 1, B, D), in place of a draw, unless they are deterministic."""
+        self._acting_noise = noise
+        try:
+            yield
+        finally:
+            self._acting_noise = None
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if self._acting_noise is None or deterministic:
+            return super().forward(obs, deterministic)
+        return self.action_fn(obs, self._acting_noise)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Sampled actions (B, D) in [-1, 1] and their log-densities (B,), under the name SAC's actor has."""

@@ -5,14 +5,15 @@ import warnings
 from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
+from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import require, require_choice
+from sb3_flow.common.checks import as_integer, require, require_choice
 from sb3_flow.common.compile import CompileMode
 from sb3_flow.common.critics import outputs_and_next
 from sb3_flow.common.flow import (
@@ -37,6 +38,7 @@ from sb3_flow.sac_flow.policies import (
     FlowTCnnPolicy,
     FlowTPolicy,
 )
+from sb3_flow.sac_flow.repeated_noise import RepeatedNoise
 
 Proximity = Literal["data", "behavior"]
 PROXIMITIES: tuple[str, ...] = get_args(Proximity)
@@ -84,7 +86,9 @@ class SACFlow(MaxEntropyAlgorithm):
         and their modes are kept
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" and "categorical" critics, 3e-4
         with "target", and 3e-4 falling to 3e-5 with "xqc"
-    :param policy_delay: critic updates per actor update; None for 1 with "target" critics, else 3
+    :param policy_delay: critic updates per actor update; None for 1 with "target" critics, 2 with "flashsac", else 3
+    :param noise_repeat: the noise of the rollout is kept for up to so many steps of an environment when learning, a
+        number that is drawn from a zeta distribution (16 in FlashSAC); 1 for new noise at every step
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
         for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; targets, densities, statistics and optimizers
@@ -140,6 +144,7 @@ class SACFlow(MaxEntropyAlgorithm):
         proximity: Proximity = "data",
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int | None = None,
+        noise_repeat: int = 1,
         compile: CompileMode = False,
         amp: str | None = None,
         use_sde: bool = False,
@@ -157,6 +162,8 @@ class SACFlow(MaxEntropyAlgorithm):
         self.matching_target: MatchingTarget = matching_target
         self.proximity: Proximity = proximity
         self._has_behavior: bool | None = None  # None until there is a policy
+        self.noise_repeat = noise_repeat
+        self._repeated_noise = RepeatedNoise()
         super().__init__(
             policy,
             env,
@@ -198,6 +205,9 @@ class SACFlow(MaxEntropyAlgorithm):
         super()._check_arguments()
         require_choice("matching_target", self.matching_target, MATCHING_TARGETS)
         self._check_proximity()
+        self.noise_repeat = as_integer("noise_repeat", self.noise_repeat)
+        single = self.noise_repeat == 1 or self.horizon_length == 1
+        require(single, "noise_repeat", self.noise_repeat, "a chunk is decided with one noise; use horizon_length=1")
 
     def _check_proximity(self) -> None:
         require_choice("proximity", self.proximity, PROXIMITIES)
@@ -221,8 +231,9 @@ class SACFlow(MaxEntropyAlgorithm):
             self.policy_delay = defaults.policy_delay
         if self.ent_coef is None:
             self.ent_coef = defaults.ent_coef
-        qf_learning_rate = defaults.qf_learning_rate if self.qf_learning_rate is None else self.qf_learning_rate
-        self.qf_lr_schedule = FloatSchedule(qf_learning_rate)
+        if self.qf_learning_rate is None:
+            self.qf_learning_rate = defaults.qf_learning_rate
+        self._setup_qf_lr_schedule()
         self._setup_target_entropy()
         self._setup_temperature()
         self._critic_loss_fn = self._compiled(self._critic_loss)
@@ -249,6 +260,16 @@ class SACFlow(MaxEntropyAlgorithm):
         beta1 = DEFAULTS[self.policy.critic_name].adam_beta1
         assert self.ent_coef is not None
         self.temperature = Temperature(self.ent_coef, self.qf_lr_schedule(1), beta1, self.device)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        if self.noise_repeat == 1 or self.num_timesteps < learning_starts:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        assert self._last_episode_starts is not None
+        fresh = self.actor.sample_noise(n_envs)
+        with self.actor.acting_with(self._repeated_noise.next(fresh, self._last_episode_starts, self.noise_repeat)):
+            return super()._sample_action(learning_starts, action_noise, n_envs)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         bc_coef = self._bc_coef_now()
