@@ -18,8 +18,8 @@ from contenders import OURS, Ours
 from gymnasium import spaces
 from records import append_record
 
+from sb3_flow import SACFlow
 from sb3_flow.common.files import write_text
-from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.datasets import OfflineDataset
 from sb3_flow.envs import register
 
@@ -88,7 +88,7 @@ def row_size(task: str, observation_space: spaces.Box, action_space: spaces.Box)
     """Of the replay buffer that a model makes, and of data."""
     env = Spaces(observation_space, action_space)
     policy = "CnnPolicy" if task == IMAGES else "MlpPolicy"
-    model = OURS["flow_t"].algorithm(policy, env, buffer_size=ROWS, device="cpu")
+    model = SACFlow(policy, env, buffer_size=ROWS, device="cpu")
     buffer = n_bytes(
         model.replay_buffer, ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
     )
@@ -100,10 +100,8 @@ def row_size(task: str, observation_space: spaces.Box, action_space: spaces.Box)
 
 def model_size(name: str, ours: Ours) -> ModelSize:
     """Of a model that has made one update, so that Adam has its moments."""
-    env = gym.make(MODEL_TASK)
-    model: OffPolicyFlowAlgorithm = ours.algorithm(
-        ours.policy, env, learning_starts=1, buffer_size=100, batch_size=8, device="cpu", seed=0, **ours.arguments
-    )
+    once = {"learning_starts": 1, "buffer_size": 100, "batch_size": 8, "device": "cpu", "seed": 0}
+    model = ours.algorithm(ours.policy, **{"env": gym.make(MODEL_TASK), **once, **ours.arguments})
     model.learn(8)
     file = io.BytesIO()
     model.save(file)

@@ -44,6 +44,11 @@ def count(seeds: dict[int, Any]) -> str:
     return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
+def short(task: str) -> str:
+    """A task's name without what names its data."""
+    return task.partition("-play")[0].partition("-mh")[0]
+
+
 def from_scratch() -> Curves:
     return finished(read_curves(RESULTS / "learning", RETURN))
 
@@ -68,7 +73,7 @@ def scratch_table(_: str) -> str:
     """Return of the last evaluation: mean over seeds, and the lowest and highest."""
     curves = from_scratch()
     tasks = sorted({task for task, _ in curves})
-    steps = {task: int(next(iter(curves[t, a].values()))[-1, 0]) for t, a in curves for task in [t]}
+    steps = {task: int(next(iter(seeds.values()))[-1, 0]) for (task, _), seeds in curves.items()}
     rows = [["", *(f"{task}, {steps[task]:,} steps" for task in tasks)]]
     for algo in in_order(algo for _, algo in curves):
         cells = []
@@ -93,9 +98,8 @@ def data_table(_: str) -> str:
             online = int(next(iter(seeds.values()))[-1, 0]) - offline[task]
             after = [after_data(seeds, offline[task]), final(seeds)]
             values = [f"{value.mean():.2f}" for value in after]
-            short = task.partition("-play")[0].partition("-mh")[0]
             rows.append(
-                [short, label(algo), str(len(seeds)), f"{offline[task]:,}", values[0], f"{online:,}", values[1]]
+                [short(task), label(algo), str(len(seeds)), f"{offline[task]:,}", values[0], f"{online:,}", values[1]]
             )
     return markdown(rows)
 
@@ -107,9 +111,9 @@ def one_figure(algo: str) -> str:
         seeds = scratch[SHOWN_TASK, algo]
         steps = int(next(iter(seeds.values()))[-1, 0])
         return f"{SHOWN_TASK.partition('-')[0]}: {final(seeds).mean():.0f} after {steps:,} steps ({count(seeds)})"
-    for task, name in data:
+    for (task, name), seeds in data.items():
         if name == algo:
-            return f"{task.partition('-play')[0]}: success {final(data[task, name]).mean():.2f} ({count(data[task, name])})"
+            return f"{short(task)}: success {final(seeds).mean():.2f} ({count(seeds)})"
     return NO_RESULT
 
 
@@ -143,9 +147,7 @@ def rows_table(_: str) -> str:
     rows = [["", "an observation", "an action", "replay buffer", "data in memory", "data in OGBench's layout"]]
     for row in read("rows.csv"):
         sizes = [f"{float(row[name]) / 1e3:.2f} GB" for name in ("buffer", "data", "compact_data")]
-        rows.append(
-            [row["task"].partition("-play")[0], f"{int(row['numbers']):,} {row['dtype']}", row["actions"], *sizes]
-        )
+        rows.append([short(row["task"]), f"{int(row['numbers']):,} {row['dtype']}", row["actions"], *sizes])
     return markdown(rows)
 
 
@@ -196,9 +198,7 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path in PAGES:
         write_text(path, filled(path.read_text()))
         print(path.relative_to(ROOT))

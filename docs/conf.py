@@ -1,4 +1,4 @@
-"""Sphinx over this folder: `make docs`. Nothing is loaded from elsewhere; formulas are text, so that GitHub shows them too."""
+"""Sphinx over this folder: `make docs`. No page loads anything from elsewhere: formulas are text, as GitHub shows them."""
 
 import sb3_flow
 

@@ -1,4 +1,4 @@
-"""What is written works: code of README and docs runs, commands are understood, tables are those of the CSVs, the site builds.
+"""What is written works: code runs, commands are understood, tables are those of the CSVs, the site builds.
 
 Code runs as it stands but for its numbers from 1,000 on, which are made small, and episodes, which end after 20 steps.
 Commands are read by their scripts' own parsers. Nothing is uploaded and nothing is downloaded: what would need an
@@ -44,7 +44,7 @@ def blocks(page: Path, language: str) -> list[str]:
 class Shorter(ast.NodeTransformer):
     """Numbers from 1,000 on become small, and keep their order."""
 
-    def visit_Constant(self, node: ast.Constant) -> ast.Constant:  # noqa: N802 (ast's name)
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         if isinstance(node.value, (int, float)) and node.value >= 1_000:
             return ast.copy_location(ast.Constant(max(1, round(2 * math.log10(node.value)) - 5)), node)
         return node
@@ -131,7 +131,10 @@ for program in python pip make; do eval "$program() { say $program \\"\\$@\\"; }
 
 def commands(page: Path) -> list[Command]:
     """The commands of a page, their variables and quotes resolved by bash, with those that stand in the text."""
-    inline = re.findall(r"`(python (?:benchmarks/|examples/|-m (?:rl_zoo3|sb3_flow))[^`]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    inline = re.findall(
+        r"`(python (?:benchmarks/|examples/|-m (?:rl_zoo3|sb3_flow))[^`]+)`",
+        re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL),
+    )
     script = "\n".join([SHELL, *blocks(page, "bash"), *(" ".join(text.split()) for text in inline)])
     ran = subprocess.run(["bash", "-eu", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -162,13 +165,12 @@ def understood(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argpars
 
     is_module = arguments[0] == "-m"
     name, *rest = arguments[1:] if is_module else arguments
-    with monkeypatch.context() as patch, pytest.raises(Parsed) as parsed:
+    start = runpy.run_module if is_module else runpy.run_path
+    with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         patch.setattr(sys, "argv", [name, *rest])
-        if is_module:
-            runpy.run_module(name, run_name="__main__")
-        else:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
+        with pytest.raises(Parsed) as parsed:
+            start(name if is_module else str(ROOT / name), run_name="__main__")
     return parsed.value.namespace
 
 
@@ -208,7 +210,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site; a warning, a link to nowhere among them, is an error."""
     build = pytest.importorskip("sphinx.cmd.build")
     out = tmp_path_factory.mktemp("site")
-    assert build.build_main(["-q", "-E", "-W", "--keep-going", "-d", str(out / "doctrees"), str(DOCS), str(out / "html")]) == 0
+    folders = ["-d", str(out / "doctrees"), str(DOCS), str(out / "html")]
+    assert build.build_main(["-q", "-E", "-W", "--keep-going", *folders]) == 0
     return out / "html"
 
 
