@@ -1,4 +1,4 @@
-"""Sphinx over this folder: `make docs`. No page loads anything from elsewhere: formulas are text, as GitHub shows them."""
+"""Sphinx over this folder: `make docs`. No page loads anything from elsewhere: formulas are text."""
 
 import sb3_flow
 

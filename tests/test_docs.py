@@ -8,6 +8,7 @@ account or a server (`sb3_flow.zoo.push_to_hub`, `rl_zoo3.load_from_hub`, `--tra
 import argparse
 import ast
 import inspect
+import json
 import math
 import re
 import runpy
@@ -82,6 +83,17 @@ def test_code_runs(page: Path, small_world: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "page"}
     for i, code in enumerate(blocks(page, "python")):
         execute(code, namespace, f"{page.name}, block {i}")
+
+
+def test_the_notebook_runs(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells[0].startswith("%pip install")
+    assert not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    for i, cell in enumerate(cells[1:], 1):
+        execute(cell, namespace, f"cell {i}")
 
 
 def test_a_velocity_net_of_ones_own_is_trained_saved_exported_and_known_to_the_zoo(
