@@ -1,5 +1,11 @@
 """Sphinx over this folder: `make docs`. No page loads anything from elsewhere: formulas are text."""
 
+import inspect
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
+
 import sb3_flow
 
 project = "sb3_flow"
@@ -15,10 +21,26 @@ default_role = "code"  # docstrings have single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # they are in the source; with them a signature of SACFlow fills a page
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = f"sb3_flow {version}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
-templates_path: list[str] = []
+
+
+def constructor_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Of `__init__`, where a `__new__` that takes anything hides it."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return signature, returns
+    own = inspect.signature(obj.__init__)
+    without_self = own.replace(parameters=list(own.parameters.values())[1:])
+    return stringify_signature(without_self, show_annotation=False, show_return_annotation=False), None
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", constructor_signature)
