@@ -42,6 +42,7 @@ setup(
         "plots": ["rliable>=1.2", "matplotlib>=3.8", "plotly>=6", "pandas<3"],
         "postgresql": ["psycopg[binary]>=3.1"],  # studies that several machines share
         "ray": ["ray>=2.9"],  # benchmarks on a cluster
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],
         "dev": [
             *("setuptools>=70", "wheel", "h5py>=3.8", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "scipy>=1.10"),
             *("ruff>=0.6", "mypy>=1.11", "types-PyYAML"),

@@ -1,5 +1,7 @@
 """`make demo`: train Flow-T on HalfCheetah for a few minutes, then leave a model, a learning curve and a video.
 
+The curve stands beside those of SAC, CrossQ and Flow-T over 100,000 steps, from the results in the repository.
+
 python examples/demo.py --steps 15000 --out demo
 """
 
@@ -18,6 +20,7 @@ import imageio.v3 as iio
 import mujoco
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -25,18 +28,39 @@ from stable_baselines3.common.vec_env import VecVideoRecorder
 
 from sb3_flow import SACFlow
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "learning"
+SHOWN = {"flow_t": ("Flow-T", "#0b6e99"), "crossq": ("CrossQ", "#555555"), "sac": ("SB3's SAC", "#a0a0a0")}
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, returns
+
+
+def committed_curves(env_id: str) -> dict[str, Curve]:
+    """Mean return over seeds of the runs in the repository, by label; none for a task that has none there."""
+    folder = RESULTS / f"{env_id.rpartition('-')[0]}-v4"
+    curves = {}
+    for name, (label, _) in SHOWN.items():
+        runs = [np.genfromtxt(path, delimiter=",", names=True) for path in sorted((folder / name).glob("*.csv"))]
+        if runs:
+            returns = np.mean([run["deterministic_return"] for run in runs], axis=0)
+            curves[f"{label}, 100,000 steps, mean of {len(runs)} seeds"] = (runs[0]["step"], returns)
+    return curves
+
 
 def draw_picture(evaluations: Path, video: Path | None, picture: Path, env_id: str) -> None:
-    """The learning curve from `EvalCallback`'s archive, under six consecutive moments of the video."""
+    """This run's curve beside those of the repository, under six consecutive moments of the video."""
     data = np.load(evaluations)
     returns = data["results"]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    strip, curve = np.asarray(figure.subfigures(2, 1, height_ratios=[1, 1.8]))
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    strip, curve = np.asarray(figure.subfigures(2, 1, height_ratios=[1, 2.2]))
     axes = curve.subplots()
-    axes.plot(data["timesteps"], returns.mean(axis=1), marker="o", ms=3, color="#0b6e99")
-    axes.fill_between(data["timesteps"], returns.min(axis=1), returns.max(axis=1), alpha=0.2, color="#0b6e99", lw=0)
-    axes.set(xlabel="environment steps", ylabel="evaluation return (mean, min-max)")
+    for (label, (steps, means)), (_, color) in zip(committed_curves(env_id).items(), SHOWN.values(), strict=False):
+        axes.plot(steps, means, color=color, lw=1.5, label=label)
+    axes.plot(
+        data["timesteps"], returns.mean(axis=1), marker="o", ms=3, lw=2.5, color="#d1495b", label="this run, Flow-T"
+    )
+    axes.fill_between(data["timesteps"], returns.min(axis=1), returns.max(axis=1), alpha=0.2, color="#d1495b", lw=0)
+    axes.set(xlabel="environment steps", ylabel="evaluation return")
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
     strip.suptitle(f"SAC Flow-T on {env_id}, from scratch")
     if video is not None:
         frames = iio.imread(video, plugin="FFMPEG")  # (n, height, width, 3)
@@ -108,9 +132,11 @@ def main() -> None:
     if video is not None:
         print(f"  video           {video}")
     print("\nNext:")
-    print("  with rl-zoo3          .venv/bin/python -m rl_zoo3.train --algo sac_flow --env Pendulum-v1 -P")
+    print(f"  look at it            {args.out / 'learning_curve.png'}: this run beside SAC, CrossQ and Flow-T")
     print("  another robot         .venv/bin/python examples/demo.py --env Hopper-v5 --out demo/hopper")
-    print("  your own environment  examples/custom_env.py")
+    print("  with rl-zoo3          .venv/bin/python -m rl_zoo3.train --algo sac_flow --env Pendulum-v1 -P")
+    print("  your own environment  examples/custom_env.py, and docs/from_sb3.md")
+    print("  your own data         docs/own_data.md")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class DeterministicPolicy(nn.Module):
     """What `predict(deterministic=True)` computes from the environment's observations, without SB3 around it.
 
     Its call takes B observations, a tensor or a dict of tensors, and returns actions in the environment's units,
-    (B, *action shape), or with chunks (B, h, *action shape), to be executed one after the other.
+    (B, action shape), or with chunks (B, h, action shape), to be executed one after the other.
 
     :param policy: the policy; it is not copied
     :param normalize: the environment's VecNormalize, whose statistics are then built in; None if there is none

@@ -99,7 +99,7 @@ def integrate(velocity: VelocityFn, x: th.Tensor, steps: int) -> th.Tensor:
     """The point at t = 1 of the ODE `dx = v dt`, by Euler steps.
 
     :param velocity: `(x, t) -> Velocity`; t has shape (1, 1)
-    :param x: (*, D) the point at t = 0
+    :param x: (..., D) the point at t = 0
     :param steps: K
     """
     for i in range(steps):

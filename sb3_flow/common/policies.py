@@ -273,7 +273,7 @@ class ChunkPolicy(BasePolicy):
         :param state: what the last call returned; None, or one of another number of environments, to decide anew
         :param episode_start: (n,) whether an episode has just begun, which empties the environment's queue
         :param deterministic: without noise
-        :return: actions, and the state: the chunks (n, h, *action shape) and how many of each are executed (n,)
+        :return: actions, and the state: the chunks (n, h, action shape) and how many of each are executed (n,)
         """
         if self.horizon_length == 1:
             return super().predict(observation, state, episode_start, deterministic)
@@ -299,7 +299,7 @@ class ChunkPolicy(BasePolicy):
     def unscale_action(self, scaled_action: NDArray[Any]) -> NDArray[Any]:
         """From [-1, 1] to the action space, in its dtype.
 
-        :param scaled_action: (*, *action shape)
+        :param scaled_action: (..., action shape)
         :return: within the bounds, which rounding would else leave
         """
         actions = super().unscale_action(scaled_action)

@@ -45,14 +45,17 @@ class LogStdHead(nn.Module):
 
 
 class VelocityNet(nn.Module):
-    """What every velocity net is: an encoder of the state and a field over (x, t)."""
+    """What every velocity net is: a field over (x, t), and an encoder of the state.
+
+    A net of your own needs `forward` alone; `encode` saves what would else be computed at each of the K steps.
+    """
 
     def encode(self, features: th.Tensor) -> Context:
-        """Everything that depends on the state alone.
+        """Everything that depends on the state alone; the features as they are, unless a net has more to do.
 
         :param features: (B, features_dim)
         """
-        raise NotImplementedError
+        return features
 
     def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
         """Velocity and log-std at a point.

@@ -32,7 +32,7 @@ LABEL_ROWS = 1 << 16
 def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 1000) -> Dataset:
     """Read OGBench data: a file as published, one in ogbench's regular or compact form, or a directory of them.
 
-    :param path: an npz file, or a directory, whose files but *-val.npz take turns
+    :param path: an npz file, or a directory, whose files take turns, but for those that end in -val.npz
     :param task: e.g. "cube-double-play-singletask-task2-v0", for rewards and masks; None takes those in the file. With
         "-sparse" before the kind of data ("scene-sparse-play-...") a step costs 1, however many subgoals are reached
     :param rotate_every: updates until the next file of a directory

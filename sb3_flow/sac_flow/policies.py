@@ -252,7 +252,7 @@ class FlowPolicy(ChunkPolicy):
 
     @abstractmethod
     def make_velocity(self, features_dim: int) -> VelocityNet:
-        """The velocity net of this policy.
+        """The velocity net of this policy, for actions of `self.chunk_dim` numbers.
 
         :param features_dim: width of the state features
         """
