@@ -115,7 +115,7 @@ def numbers(name: str, size: Size, args: argparse.Namespace, off: float = 0.0) -
             parameter.mul_(1 + off * th.randn_like(parameter))
     model.set_random_seed(1)
     model.train(UPDATES, size.batch)  # the last gradients stay in the parameters
-    losses = th.tensor([model.logger.name_to_value[f"train/{key}"] for key in ("critic_loss", "actor_loss")])
+    losses = th.tensor([float(model.logger.name_to_value[f"train/{key}"]) for key in ("critic_loss", "actor_loss")])
     gradients = th.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     model.train(100 - UPDATES, size.batch)
     return Numbers(losses, gradients, th.cat([p.detach().flatten() for p in parameters]))

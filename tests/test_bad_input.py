@@ -503,9 +503,15 @@ def test_training_stops_at_a_bad_gradient_of_the_temperature() -> None:
     assert th.equal(model.log_ent_coef, before)
 
 
+@pytest.mark.parametrize("optimizer", [{}, {"foreach": True}], ids=["fused", "foreach"])
+@pytest.mark.parametrize(("factor", "named"), [(NAN, "rewards"), (1e38, "critic_loss")])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_updates_before_the_bad_one_are_kept(name: str) -> None:
-    good, bad = make_variant(name).learn(20), make_variant(name).learn(20)
+def test_updates_before_the_bad_one_are_kept_and_none_after_it(
+    name: str, factor: float, named: str, optimizer: dict[str, Any]
+) -> None:
+    good, bad = (make_variant(name, net={"optimizer_kwargs": optimizer}).learn(20) for _ in range(2))
+    if named == "critic_loss" and good.critic.support is not None:
+        pytest.skip("Its targets end at the support")
     good.set_random_seed(0)
     good.train(2, batch_size=8)
     sample, calls = bad.replay_buffer.sample, []
@@ -513,13 +519,33 @@ def test_updates_before_the_bad_one_are_kept(name: str) -> None:
     def third_is_bad(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         batch = sample(*args, **kwargs)
-        return batch._replace(rewards=batch.rewards * NAN) if len(calls) == 3 else batch
+        return batch._replace(rewards=batch.rewards * factor) if len(calls) == 3 else batch
 
     bad.replay_buffer.sample = third_is_bad
     bad.set_random_seed(0)
-    with pytest.raises(FloatingPointError, match="`rewards`"):
+    with pytest.raises(FloatingPointError, match=f"`{named}`"):
         bad.train(5, batch_size=8)
-    assert not differences(snapshot(good), snapshot(bad))
+    changed = differences(snapshot(good), snapshot(bad))
+    # FQL's actor is updated before the critic, and that was good
+    earlier = isinstance(bad, FQL) and named == "critic_loss"
+    assert not [each for each in changed if not (earlier and is_of("actor", each))]
+    assert bad._n_updates == good._n_updates + 1
+
+
+def test_a_bad_update_is_found_before_there_are_too_many_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_flow.common.guard.MOST_RECORDS", 4)
+    model = make_model(policy_delay=1).learn(20)
+    updates = model._n_updates
+    next(iter(model.critic.parameters())).register_hook(lambda gradient: gradient * NAN)
+    draws = iter(range(10))
+    sample = model.replay_buffer.sample
+    monkeypatch.setattr(
+        model.replay_buffer, "sample", lambda *args, **kwargs: (next(draws), sample(*args, **kwargs))[1]
+    )
+    with pytest.raises(FloatingPointError, match="`critic_gradient_norm` has 1 NaN or infinite of 1 values"):
+        model.train(9, batch_size=8)
+    assert model._n_updates == updates + 1
+    assert next(draws) < 4
 
 
 @pytest.mark.parametrize(

@@ -246,16 +246,3 @@ def test_a_long_uncompiled_run_says_that_there_is_a_faster_way(
 def test_without_compilation_the_method_is_called_directly() -> None:
     method = Doubler().twice
     assert maybe_compile(method, False, CPU) is method
-
-
-@pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
-@pytest.mark.parametrize("mode", [True, "max"])
-def test_cuda_graphs_give_the_numbers_of_eager_code(mode: Any, name: str) -> None:
-    def trained(compile: Any) -> OffPolicyFlowAlgorithm:
-        model = make_variant(name, compile=compile, device="cuda", sac_flow={"policy_delay": 1})
-        return model.learn(LEARNING_STARTS + 5)
-
-    eager, compiled = snapshot(trained(False)), snapshot(trained(mode))
-    for name, value in eager.items():
-        th.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5, msg=name)

@@ -16,7 +16,7 @@ from sb3_flow import QSM
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.diffusion import denoise, vp_schedule
 from sb3_flow.common.layers import EnsembleLinear
-from sb3_flow.common.updates import Log
+from sb3_flow.common.log import Log
 from sb3_flow.qsm.losses import actor_loss, target_epsilon
 from sb3_flow.qsm.networks import EpsilonNet, critic_mlp
 from sb3_flow.qsm.policies import QSMPolicy
@@ -181,7 +181,7 @@ def test_actions_go_where_q_is_high_and_closer_with_a_higher_m_q() -> None:
         model.actor.optimizer.param_groups[0]["lr"] = 3e-3
         for _ in range(300):
             steps, noise = model.actor.sample_steps(64), th.randn(64, 2)
-            model._update(model.actor, Log(), model._actor_loss, batch, steps, noise, th.tensor(0.0))
+            model._update(model.actor, Log(), model._actor_loss_fn, batch, steps, noise, th.tensor(0.0))
         actions, _ = model.predict(np.zeros((500, 3), np.float32))
         assert np.abs(actions.mean(axis=0) - 0.4).max() < 0.2
         spread.append(actions.std())

@@ -533,17 +533,3 @@ def test_the_replay_buffer_is_saved(name: str, tmp_path: Path) -> None:
     other.load_replay_buffer(tmp_path / "buffer")
     assert other.replay_buffer.size() == 20
     np.testing.assert_array_equal(model.replay_buffer.observations, other.replay_buffer.observations)
-
-
-@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
-def test_a_model_saved_on_cuda_loads_on_cpu(name: str, critic: str | None, tmp_path: Path) -> None:
-    model = make_variant(name, critic=critic, device="cuda").learn(20)
-    model.save(tmp_path / "model")
-    loaded = type(model).load(tmp_path / "model", env=RandomEnv(), device="cpu")
-    assert {tensor.device.type for tensor in snapshot(loaded).values()} == {"cpu"}
-    obs = observations(model)
-    predictions = [each.predict(obs, deterministic=True)[0] for each in (model, loaded)]
-    np.testing.assert_allclose(*predictions, rtol=1e-3, atol=1e-4)
-    loaded.learn(20)
-    assert loaded._n_updates == model._n_updates + 10

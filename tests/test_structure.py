@@ -168,11 +168,16 @@ class Dummy(OffPolicyFlowAlgorithm):
         }
         super().__init__(policy, env, learning_rate, **(shared | kwargs))
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._critic_loss_fn = self._compiled_loss(self._critic_loss)
+        self._actor_loss_fn = self._compiled_loss(self._actor_loss)
+
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         for batch, log in self._batches(gradient_steps, batch_size):
             noise = self.actor.sample_noise(len(batch.actions))
-            self._update(self.critic, log, self._critic_loss, batch, noise)
-            self._update(self.actor, log, self._actor_loss, batch, noise)
+            self._update(self.critic, log, self._critic_loss_fn, batch, noise)
+            self._update(self.actor, log, self._actor_loss_fn, batch, noise)
             self._update_target()
 
     def _critic_loss(self, batch: Batch, noise: th.Tensor) -> Value:

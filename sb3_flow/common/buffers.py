@@ -156,7 +156,6 @@ class ChunkSampling(ReplayBuffer):
             next_observations=self._gather(self.next_observations, inds[:, -1], env_inds, env),
             fold=fold,
             gamma=self.gamma,
-            device=self.device,
         )
 
     def _gather(
@@ -189,7 +188,7 @@ class ChunkDictReplayBuffer(ChunkSampling, DictReplayBuffer):  # type: ignore[mi
 
 
 def tie(buffer: ReplayBuffer, horizon_length: int, n_steps: int, gamma: float, source: str) -> None:
-    """Let a buffer sample what a model learns from, whoever has filled it.
+    """Let a buffer sample what a model learns from, whoever has filled it, on the CPU: see `sb3_flow.common.transfer`.
 
     :param buffer: of any class
     :param horizon_length: h of the model
@@ -208,6 +207,7 @@ def tie(buffer: ReplayBuffer, horizon_length: int, n_steps: int, gamma: float, s
         n_steps,
         f"{holds} n-step returns; use n_steps=1",
     )
+    buffer.device = th.device("cpu")
     if isinstance(buffer, ChunkSampling):
         buffer.horizon_length, buffer.gamma = horizon_length, gamma
     elif isinstance(buffer, NStepReplayBuffer):
@@ -266,7 +266,6 @@ def sample_dataset(
     batch_size: int,
     horizon_length: int,
     gamma: float,
-    device: th.device | str = "cpu",
     env: VecNormalize | None = None,
 ) -> ChunkSamples:
     """Sample h consecutive steps of offline data, starting at every step with equal probability.
@@ -275,7 +274,6 @@ def sample_dataset(
     :param batch_size: B
     :param horizon_length: h >= 1
     :param gamma: discount of a single step
-    :param device: of the sample
     :param env: normalises observations and rewards as it does those of the environment
     """
     starts = dataset.rows(np.random.randint(len(dataset), size=batch_size))
@@ -289,7 +287,7 @@ def sample_dataset(
     def observations(array: NDArray[Any]) -> th.Tensor:
         normalized = ReplayBuffer._normalize_obs(array, env)
         assert isinstance(normalized, np.ndarray)
-        return th.as_tensor(normalized, device=device)
+        return th.as_tensor(normalized)
 
     return _chunk_samples(
         observations=observations(dataset.observations[starts]),
@@ -297,7 +295,6 @@ def sample_dataset(
         next_observations=observations(dataset.next_observations(last)),
         fold=fold,
         gamma=gamma,
-        device=device,
     )
 
 
@@ -307,23 +304,18 @@ def _chunk_samples(
     next_observations: PyTorchObs,
     fold: Fold,
     gamma: float,
-    device: th.device | str,
 ) -> ChunkSamples:
     """Folded chunks as tensors, whichever storage they come from. Actions: (B, h, d)."""
     batch_size, horizon_length, action_dim = actions.shape
-
-    def to_torch(array: NDArray[Any]) -> th.Tensor:
-        return th.as_tensor(array, device=device)
-
     return ChunkSamples(
         observations=observations,
-        actions=to_torch(actions.reshape(batch_size, -1)),
+        actions=th.as_tensor(actions.reshape(batch_size, -1)),
         next_observations=next_observations,
-        dones=to_torch(fold.dones),
-        rewards=to_torch(fold.rewards),
-        discounts=to_torch(np.full((batch_size, 1), gamma**horizon_length, dtype=np.float32)),
-        valid=to_torch(fold.valid),
-        in_episode=to_torch(fold.in_episode.repeat(action_dim, axis=1)),
+        dones=th.as_tensor(fold.dones),
+        rewards=th.as_tensor(fold.rewards),
+        discounts=th.as_tensor(np.full((batch_size, 1), gamma**horizon_length, dtype=np.float32)),
+        valid=th.as_tensor(fold.valid),
+        in_episode=th.as_tensor(fold.in_episode.repeat(action_dim, axis=1)),
     )
 
 

@@ -125,11 +125,27 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         )
 
 
+def non_finite(where: str, name: str, bad: int, size: int) -> NonFiniteError:
+    """The error that stops training.
+
+    :param where: what was being computed
+    :param name: of the tensor that is to blame
+    :param bad: how many of its numbers are NaN or infinite
+    :param size: how many it has
+    """
+    return NonFiniteError(
+        f"Training stopped in the {where}: `{name}` has {bad} NaN or infinite of {size} values. "
+        "No network took the bad step. If it came from the environment, find the step "
+        "with SB3's VecCheckNan wrapper; if not, lower the learning rate or the scale of "
+        "the rewards."
+    )
+
+
 def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> None:
     """Stop training at the first tensor that holds a NaN or an infinity.
 
     :param where: what was being computed
-    :param tensors: tensors in the order they were made, by name
+    :param tensors: tensors on the CPU in the order they were made, by name
     :raises NonFiniteError: naming that tensor
     """
     for name, tensor in tensors.items():
@@ -137,25 +153,4 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
             # A sum is finite only if every element is, and is one kernel; an overflowing sum is looked at again
             if not th.isfinite(leaf.sum()) and not th.isfinite(leaf).all():
                 bad = int((~th.isfinite(leaf)).sum())
-                label = f"{name}[{key!r}]" if key else name
-                raise NonFiniteError(
-                    f"Training stopped in the {where}: `{label}` has {bad} NaN or infinite of {leaf.numel()} values. "
-                    "No network took the bad step. If it came from the environment, find the step "
-                    "with SB3's VecCheckNan wrapper; if not, lower the learning rate or the scale of "
-                    "the rewards."
-                )
-
-
-def check_loss(where: str, name: str, loss: th.Tensor, **made_of: th.Tensor) -> None:
-    """Stop training at a loss that is NaN or infinite.
-
-    What is not finite in the tensors that it was made of reaches it, so they are looked at only then.
-
-    :param where: what was being computed
-    :param name: the loss's
-    :param loss: ()
-    :param made_of: tensors in the order they were made, by name
-    :raises NonFiniteError: naming the first that is bad
-    """
-    if not th.isfinite(loss):
-        check_finite(where, **made_of, **{name: loss})
+                raise non_finite(where, f"{name}[{key!r}]" if key else name, bad, leaf.numel())

@@ -25,10 +25,14 @@ class Compiled(Generic[P, R]):
     :param mode: True, or "max" to compile longer for faster code
     :param device: where it runs
     :param verbose: 1 to print how long the compilation takes
+    :param name: of the method in what is printed, if it is not its own
     """
 
-    def __init__(self, method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0):
+    def __init__(
+        self, method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0, name: str | None = None
+    ):
         self.method = method
+        self.name = str(name or getattr(method, "__name__", "function"))
         self.mode = mode
         self.device = device
         self.verbose = verbose
@@ -54,7 +58,7 @@ class Compiled(Generic[P, R]):
             return result
 
     def _first_call(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        name = getattr(self.method, "__name__", "function").strip("_").replace("_", " ")
+        name = self.name.strip("_").replace("_", " ")
         if self.verbose > 0:
             print(f"Compiling the {name}: about a minute, or a few seconds if this machine has done it before")
         start = time.perf_counter()
@@ -74,9 +78,11 @@ class Compiled(Generic[P, R]):
         return {**self.__dict__, "_compiled": None}
 
 
-def maybe_compile(method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0) -> Callable[P, R]:
+def maybe_compile(
+    method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0, name: str | None = None
+) -> Callable[P, R]:
     """The method itself without compilation, or `Compiled`, whose parameters these are."""
-    return Compiled(method, mode, device, verbose) if mode else method
+    return Compiled(method, mode, device, verbose, name) if mode else method
 
 
 class ReLU(th.nn.ReLU):

@@ -169,11 +169,14 @@ class FlowCritic(BaseModel):
         return target_distribution(probs, target_q.detach(), bootstrap, self.support)
 
     @th.no_grad()
-    def project_weights(self) -> None:
-        """Put weights that live on the unit sphere back there; after every step of the optimizer."""
+    def project_weights(self, stopped: th.Tensor) -> None:
+        """Put weights that live on the unit sphere back there; after every step of the optimizer.
+
+        :param stopped: () whether there was no step, so that no bit of them may change
+        """
         for module in self.modules():
             if isinstance(module, UnitNormLinear):
-                module.project()
+                module.project(stopped)
 
 
 def pessimistic(q: th.Tensor, rho: float) -> th.Tensor:

@@ -4,7 +4,6 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-import torch as th
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
@@ -23,7 +22,6 @@ class Experience(NamedTuple):
     offline_ratio: float | None  # share of the data in a batch online; None to sample from the union
     horizon_length: int
     gamma: float  # of a single step
-    device: th.device
     normalize: VecNormalize | None  # of the environment
 
     @property
@@ -51,7 +49,7 @@ class Experience(NamedTuple):
         return int(np.random.binomial(batch_size, resident / (resident + stored)))
 
     def sample(self, batch_size: int, update: int) -> Batch:
-        """One batch.
+        """One batch, on the CPU.
 
         :param batch_size: B
         :param update: how many updates were made before; data in shards take turns
@@ -65,7 +63,7 @@ class Experience(NamedTuple):
         if n_offline > 0:
             assert self.dataset is not None
             data = self.dataset.at(update)
-            chunks = sample_dataset(data, n_offline, self.horizon_length, self.gamma, self.device, self.normalize)
+            chunks = sample_dataset(data, n_offline, self.horizon_length, self.gamma, self.normalize)
             batches.append(to_batch(chunks, self.gamma))
         batch = batches[0] if len(batches) == 1 else join(*batches)
         if batch.valid is not None and not batch.valid.any():

@@ -117,11 +117,14 @@ class UnitNormLinear(nn.Module):
         self.weight = nn.Parameter(th.randn(n_members, in_features, out_features))
         self.bias = nn.Parameter(th.zeros(n_members, 1, out_features)) if bias else None
         with th.no_grad():
-            self.project()
+            self.project(th.tensor(False))
 
-    def project(self) -> None:
-        """Give the weights of every output unit norm again."""
-        self.weight.div_(self.weight.norm(dim=1, keepdim=True))
+    def project(self, stopped: th.Tensor) -> None:
+        """Give the weights of every output unit norm again.
+
+        :param stopped: () whether to leave them as they are
+        """
+        self.weight.div_(th.where(stopped, 1.0, self.weight.norm(dim=1, keepdim=True)))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return th.bmm(x, self.weight) if self.bias is None else th.baddbmm(self.bias, x, self.weight)

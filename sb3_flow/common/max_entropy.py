@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_flow.common.checks import require, require_integer, require_number
+from sb3_flow.common.log import Log
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.common.temperature import Temperature, initial_ent_coef
 
@@ -86,6 +87,11 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     @property
     def _schedules(self) -> dict[str, Schedule]:
         return {**super()._schedules, "qf_learning_rate": self.qf_lr_schedule}
+
+    def _update_temperature(self, log_prob: th.Tensor, log: Log) -> None:
+        """One step of alpha towards the target entropy, if it is learned."""
+        assert isinstance(self.target_entropy, float)
+        self.temperature.update(log_prob, self.target_entropy, log, self._guard)
 
     @property
     def _updates_actor(self) -> bool:

@@ -7,24 +7,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from types import MethodType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import polyak_update
 
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import check_loss, require, require_choice, require_number
+from sb3_flow.common.checks import NonFiniteError, require, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, Compiled, CompileMode, maybe_compile
 from sb3_flow.common.critics import FlowCritic
+from sb3_flow.common.guard import Flat, Guard
+from sb3_flow.common.log import Log
 from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
-from sb3_flow.common.updates import Log, Loss, compute_gradient, only_training, statistics_restored
-
-L = TypeVar("L", bound=Loss)
+from sb3_flow.common.updates import Figures, L, Measured, compute_gradient, only_training
 
 LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
 
@@ -107,6 +106,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         if self.critic.support is not None and self.reward_scale is None:
             self.reward_scale = RewardScale(self.critic.support.bound)
         self.bc_schedules = self._phase_schedules()
+        self._guard = Guard(self.device)
         self.actor.action_fn = self._compiled(self.actor.action)
 
     def _setup_lr_schedule(self) -> None:
@@ -132,9 +132,13 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         """What `bc_coef` is in the two phases."""
         return phase_schedules(self.bc_coef)
 
-    def _compiled(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _compiled(self, method: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
         """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
-        return maybe_compile(method, self.compile, self.device, self.verbose)
+        return maybe_compile(method, self.compile, self.device, self.verbose, name)
+
+    def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
+        """What `_update` minimises: a loss, a method of the model, with its figures."""
+        return self._compiled(Measured(loss_fn).loss, loss_fn.__name__)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
@@ -144,31 +148,53 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _bc_coef_now(self) -> th.Tensor:
         """The weight of the phase and the progress: a tensor, for torch.compile would make a graph for every number."""
         schedule = self.bc_schedules.offline if self.is_offline else self.bc_schedules.online
-        return th.tensor(schedule(self._current_progress_remaining), device=self.device)
+        # Not th.tensor, which waits for the device to copy the number
+        return th.full((), schedule(self._current_progress_remaining), device=self.device)
 
     def _batches(self, gradient_steps: int, batch_size: int) -> Iterator[tuple[Batch, Log]]:
         """The batches of one call of `train`, and what logs the updates that are made between them.
 
+        Nothing here waits for the device before the last update: it computes one while the next batch is drawn.
+
         :param gradient_steps: how many
         :param batch_size: B
+        :raises NonFiniteError: if a batch, a loss or a gradient was not finite; nothing has changed since
         """
         if self._only_stores or self.experience.is_empty:
             return
         self._update_learning_rates()
+        self._guard.begin()
         log = Log()
         start = time.perf_counter()
         for _ in range(gradient_steps):
             self._n_updates += 1
-            yield self._sample(batch_size), log
+            self._guard.update = self._n_updates
+            yield self._guarded_sample(batch_size), log
         # In training mode a call of the policy itself would move its running statistics
         self.policy.set_training_mode(False)
-        for key, value in log.means():
-            self.logger.record(f"train/{key}", value)
+        self._stop_if_bad()
+        log.record(self.logger)
         if self.reward_scale is not None:
             self.logger.record("train/reward_scale", self.reward_scale.value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         elapsed = max(time.perf_counter() - start, sys.float_info.epsilon)  # some clocks are coarse
         self.logger.record("train/fps", gradient_steps / elapsed)
+
+    def _guarded_sample(self, batch_size: int) -> Batch:
+        if self._guard.is_full:
+            self._stop_if_bad()
+        try:
+            return self._sample(batch_size)
+        except NonFiniteError:
+            self._stop_if_bad()  # an update before it may have been bad
+            raise
+
+    def _stop_if_bad(self) -> None:
+        """Wait for the device, and raise what the guard has seen."""
+        found = self._guard.error()
+        if found is not None:
+            self._n_updates, error = found
+            raise error
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate([net.optimizer for net in self._nets.values()])
@@ -179,30 +205,37 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         return {"actor": self.actor, "critic": self.critic}
 
     def _update(
-        self, net: BaseModel, log: Log, loss_fn: Callable[..., L], *args: Any, max_gradient: float = math.inf
+        self,
+        net: BaseModel,
+        log: Log,
+        loss_fn: Callable[..., tuple[L, Figures]],
+        *args: Any,
+        max_gradient: float = math.inf,
     ) -> L:
-        """One step of a net on a loss.
+        """One step of a net on a loss, unless this or an earlier one is not finite.
 
         :param net: one of `_nets`, in training mode; the others are in evaluation mode and get no gradient
         :param log: gets what the loss says of itself
-        :param loss_fn: the loss
-        :param args: its arguments
+        :param loss_fn: result of `_compiled_loss`
+        :param args: the loss's arguments
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
-        :raises NonFiniteError: if loss or gradient are not finite; the net has not changed then
         """
         nets = self._nets
         (name,) = (name for name, known in nets.items() if known is net)
         others = [known for known in nets.values() if known is not net]
         # All of them: a target critic that normalises by the batch has statistics, too
-        with statistics_restored(self.policy):
-            with only_training(net, others), self._autocast():
-                result = loss_fn(*args)
-            check_loss(f"{name} update", f"{name}_loss", result.loss, **result.made_of)
-            compute_gradient(net.optimizer, result.loss, name, max_gradient)
-        net.optimizer.step()
+        statistics = Flat(self.policy.buffers())
+        before = statistics.values()
+        with only_training(net, others), self._autocast():
+            result, figures = loss_fn(*args)
+        norm = compute_gradient(net.optimizer, result.loss, max_gradient)
+        sizes = {part: tensor.numel() for part, tensor in result.made_of.items()} | {f"{name}_loss": 1}
+        self._guard.see(name, sizes, figures.bad, norm)
+        statistics.set_where(self._guard.stopped, before)
+        self._guard.step(net.optimizer)
         if isinstance(net, FlowCritic):
-            net.project_weights()
-        log.add(**result.logged)
+            net.project_weights(self._guard.stopped)
+        log.add(figures.logged, figures.means)
         return result
 
     def _update_target(self) -> None:
@@ -210,18 +243,23 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         if self.critic_target is not None:
             self._follow(self.critic, self.critic_target)
 
+    @th.no_grad()
     def _follow(self, net: BaseModel, target: BaseModel) -> None:
         """Move a target net towards the net that it is a copy of, by the share tau."""
-        polyak_update(net.parameters(), target.parameters(), self.tau)
-        for kept, online in zip(target.buffers(), net.buffers(), strict=True):
-            kept.copy_(online)  # running statistics of a features extractor
+        stopped = self._guard.stopped
+        # SB3's `polyak_update`, to the last bit, but for the shares 1 and 0 where nothing may change
+        keep, move = th.where(stopped, 1.0, 1 - self.tau), th.where(stopped, 0.0, self.tau)
+        for kept, online in zip(target.parameters(), net.parameters(), strict=True):
+            kept.mul_(keep).addcmul_(online, move)
+        # Running statistics of a features extractor
+        Flat(target.buffers()).set_where(~stopped, Flat(net.buffers()).values())
 
     def _autocast(self) -> th.autocast:
         return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", "_scheduled", *methods]
+        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", "_scheduled", "_guard", *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self._nets)], []

@@ -25,6 +25,7 @@ from sb3_flow.common.experience import Experience
 from sb3_flow.common.hints import check_known, jumps, knows_nothing, learning_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
+from sb3_flow.common.transfer import on_device
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
 
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
@@ -185,13 +186,15 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             self.offline_ratio,
             self.horizon_length,
             self.gamma,
-            self.device,
             self._vec_normalize_env,
         )
 
     def _sample(self, batch_size: int) -> Batch:
-        """A batch, its rewards on the critics' scale."""
+        """A batch on the model's device, its rewards on the critics' scale."""
         batch = self.experience.sample(batch_size, self._n_updates - 1)
+        return on_device(self._scaled(batch), self.device)
+
+    def _scaled(self, batch: Batch) -> Batch:
         if self.reward_scale is None:
             return batch
         scale, normalize = self.reward_scale.value, self._vec_normalize_env

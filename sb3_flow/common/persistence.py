@@ -77,7 +77,7 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
                 self.buffer_size,
                 self.observation_space,
                 self.action_space,
-                device=self.device,
+                device="cpu",
                 n_envs=self.n_envs,
                 optimize_memory_usage=self.optimize_memory_usage,
                 **kwargs,

@@ -5,7 +5,9 @@ import math
 import torch as th
 
 from sb3_flow.common.checks import require
-from sb3_flow.common.updates import Log, compute_gradient
+from sb3_flow.common.guard import Guard, count_bad
+from sb3_flow.common.log import Log
+from sb3_flow.common.updates import compute_gradient
 
 
 class Temperature:
@@ -37,20 +39,21 @@ class Temperature:
         assert self.ent_coef_tensor is not None
         return self.ent_coef_tensor
 
-    def update(self, log_prob: th.Tensor, target_entropy: float, log: Log) -> None:
-        """One step towards the target entropy, if alpha is learned.
+    def update(self, log_prob: th.Tensor, target_entropy: float, log: Log, guard: Guard) -> None:
+        """One step towards the target entropy, if alpha is learned and the guard has seen nothing bad.
 
         :param log_prob: (B,) log-density of the actions
         :param target_entropy: in nats
         :param log: gets the loss
-        :raises NonFiniteError: if the gradient is not finite; alpha stays as it was
+        :param guard: looks at the gradient
         """
         if self.log_ent_coef is None or self.optimizer is None:
             return
         loss = ent_coef_loss(self.log_ent_coef, log_prob, target_entropy)
-        compute_gradient(self.optimizer, loss, "temperature")
-        self.optimizer.step()
-        log.add(ent_coef_loss=loss)
+        norm = compute_gradient(self.optimizer, loss)
+        guard.see("temperature", {"temperature_loss": 1}, count_bad(loss).unsqueeze(0), norm)
+        guard.step(self.optimizer)
+        log.add(("ent_coef_loss",), loss.unsqueeze(0))
 
 
 def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:

@@ -1,15 +1,14 @@
-"""What surrounds the loss of one update: modes, gradients, the guard against numbers that are not finite, the log."""
+"""What surrounds the loss of one update: what it says of itself, modes of the nets, gradients."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import BaseModel
 
-from sb3_flow.common.checks import NonFiniteError, check_finite
+from sb3_flow.common.guard import count_bad
 
 SATURATED = 0.99  # an action this close to its bound counts as saturated
 
@@ -30,6 +29,9 @@ class Loss(Protocol):
         """What the log shows of it; of tensors the mean."""
 
 
+L = TypeVar("L", bound=Loss)
+
+
 def saturated_share(actions: th.Tensor) -> th.Tensor:
     """Share of the actions' numbers close to their bounds, ()."""
     return (actions.detach().abs() > SATURATED).to(actions.dtype).mean()
@@ -43,18 +45,30 @@ def masked_mean(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
     return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
-class Log:
-    """Collects tensors during the updates and turns them into floats once, at the end."""
+class Figures(NamedTuple):
+    """What a loss says of itself, in two vectors: on CUDA every number of its own is a kernel of its own."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, list[th.Tensor]] = defaultdict(list)
+    logged: tuple[str, ...]
+    means: th.Tensor  # (len(logged),)
+    bad: th.Tensor  # (len(made_of) + 1,): how many numbers of each, and of the loss, are not finite
 
-    def add(self, **values: th.Tensor) -> None:
-        for key, value in values.items():
-            self.values[key].append(value.detach().mean())
 
-    def means(self) -> list[tuple[str, float]]:
-        return [(key, th.stack(values).mean().item()) for key, values in self.values.items()]
+class Measured(Generic[L]):
+    """A loss function that returns its figures too, from one compiled region.
+
+    :param loss_fn: returns a `Loss`
+    """
+
+    def __init__(self, loss_fn: Callable[..., L]):
+        self.loss_fn = loss_fn
+
+    def loss(self, *args: Any) -> tuple[L, Figures]:
+        """The loss of these arguments, and its figures without a gradient."""
+        result = self.loss_fn(*args)
+        logged = result.logged
+        means = [value.detach().mean() for value in logged.values()]
+        bad = [count_bad(tensor) for tensor in (*result.made_of.values(), result.loss)]
+        return result, Figures(tuple(logged), th.stack(means), th.stack(bad))
 
 
 @contextmanager
@@ -76,31 +90,18 @@ def only_training(net: BaseModel, others: Sequence[BaseModel]) -> Iterator[None]
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def statistics_restored(net: th.nn.Module) -> Iterator[None]:
-    """Put the running statistics back if the update stops at a number that is not finite."""
-    kept = [buffer.clone() for buffer in net.buffers()]
-    try:
-        yield
-    except NonFiniteError:
-        for buffer, value in zip(net.buffers(), kept, strict=True):
-            buffer.copy_(value)
-        raise
-
-
-def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, name: str, max_gradient: float = math.inf) -> None:
-    """The gradient of the parameters that an optimizer steps, which must be finite.
+def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, max_gradient: float = math.inf) -> th.Tensor:
+    """The gradient of the parameters that an optimizer steps.
 
     :param optimizer: owns the parameters
     :param loss: ()
-    :param name: of what is updated
     :param max_gradient: largest size of one number of it; larger ones are cut off
-    :raises NonFiniteError: if the gradient is not finite
+    :return: (), its norm before anything was cut off
     """
     optimizer.zero_grad()
     th.autograd.backward(loss)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grads = [p.grad for p in parameters if p.grad is not None]
-    check_finite(f"{name} update", **{f"{name}_gradient_norm": th.nn.utils.get_total_norm(grads)})
+    norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_gradient < math.inf:
         th.nn.utils.clip_grad_value_(parameters, max_gradient)
+    return norm

@@ -164,15 +164,14 @@ class DIME(MaxEntropyAlgorithm):
             self.target_entropy = -TARGET_COST * self.policy.chunk_dim
         self.target_entropy = float(self.target_entropy)
         self._setup_temperature()
-        self._critic_loss_fn = self._compiled(self._critic_loss)
-        self._actor_loss_fn = self._compiled(self._actor_loss)
+        self._critic_loss_fn = self._compiled_loss(self._critic_loss)
+        self._actor_loss_fn = self._compiled_loss(self._actor_loss)
 
     def _setup_temperature(self) -> None:
         assert self.ent_coef is not None
         self.temperature = Temperature(self.ent_coef, ENT_COEF_LEARNING_RATE, 0.9, self.device)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        assert isinstance(self.target_entropy, float)
         for batch, log in self._batches(gradient_steps, batch_size):
             ent_coef, n = self.temperature.value, len(batch.actions)
             self._update(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n), ent_coef)
@@ -181,8 +180,8 @@ class DIME(MaxEntropyAlgorithm):
                 actor = self._update(
                     self.actor, log, self._actor_loss_fn, batch, noise, ent_coef, max_gradient=MAX_ACTOR_GRADIENT
                 )
-                self.temperature.update(actor.running_cost, self.target_entropy, log)
-            log.add(ent_coef=ent_coef)
+                self._update_temperature(actor.running_cost, log)
+            log.add(("ent_coef",), ent_coef.view(1))
 
     def _critic_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
         """Cross-entropy to the distribution of the soft target."""

@@ -189,8 +189,8 @@ class FQL(OffPolicyFlowAlgorithm):
         super()._setup_model()
         self._has_one_step = self.best_of_n is None
         self._next_actions_fn = self._compiled(self._next_actions)
-        self._critic_loss_fn = self._compiled(self._critic_loss)
-        self._actor_loss_fn = self._compiled(self._actor_loss)
+        self._critic_loss_fn = self._compiled_loss(self._critic_loss)
+        self._actor_loss_fn = self._compiled_loss(self._actor_loss)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         bc_coef = self._bc_coef_now()

@@ -181,8 +181,8 @@ class QSM(OffPolicyFlowAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._critic_loss_fn = self._compiled(self._critic_loss)
-        self._actor_loss_fn = self._compiled(self._actor_loss)
+        self._critic_loss_fn = self._compiled_loss(self._critic_loss)
+        self._actor_loss_fn = self._compiled_loss(self._actor_loss)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         bc_coef = self._bc_coef_now()

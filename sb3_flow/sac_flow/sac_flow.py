@@ -236,9 +236,9 @@ class SACFlow(MaxEntropyAlgorithm):
         self._setup_qf_lr_schedule()
         self._setup_target_entropy()
         self._setup_temperature()
-        self._critic_loss_fn = self._compiled(self._critic_loss)
-        self._actor_loss_fn = self._compiled(self._actor_loss)
-        self._behavior_loss_fn = self._compiled(self._behavior_loss)
+        self._critic_loss_fn = self._compiled_loss(self._critic_loss)
+        self._actor_loss_fn = self._compiled_loss(self._actor_loss)
+        self._behavior_loss_fn = self._compiled_loss(self._behavior_loss)
 
     def _setup_target_entropy(self) -> None:
         net = self.policy
@@ -273,7 +273,6 @@ class SACFlow(MaxEntropyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         bc_coef = self._bc_coef_now()
-        assert isinstance(self.target_entropy, float)
         for batch, log in self._batches(gradient_steps, batch_size):
             ent_coef, n = self.temperature.value, len(batch.actions)
             self._update(self.critic, log, self._critic_loss_fn, batch, self.actor.sample_noise(n), ent_coef)
@@ -284,9 +283,9 @@ class SACFlow(MaxEntropyAlgorithm):
                 elif self.is_offline:
                     line = self.actor.sample_line(n)
                 actor = self._update(self.actor, log, self._actor_loss_fn, batch, noise, ent_coef, bc_coef, line)
-                self.temperature.update(actor.log_prob, self.target_entropy, log)
+                self._update_temperature(actor.log_prob, log)
             self._update_target()
-            log.add(ent_coef=ent_coef)
+            log.add(("ent_coef",), ent_coef.view(1))
 
     def _critic_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
         """The TD error (Eq. 10)."""

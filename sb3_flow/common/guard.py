@@ -1,0 +1,135 @@
+"""The guard against numbers that are not finite: no net takes a bad step, and no update waits for the device."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_flow.common.checks import NonFiniteError, non_finite
+
+MOST_RECORDS = 10_000  # half a kilobyte each
+
+
+class Record(NamedTuple):
+    """What one update of a net was made from, in the order it was made; the last two are its loss and its gradient."""
+
+    update: int
+    where: str
+    sizes: dict[str, int]
+    bad: th.Tensor  # (len(sizes),): how many numbers of each are not finite
+
+    def error(self) -> NonFiniteError | None:
+        """What stopped this update, None if nothing did."""
+        bad = self.bad.tolist()
+        if not any(bad[-2:]):
+            return None
+        name, size, count = next(each for each in zip(self.sizes, self.sizes.values(), bad, strict=True) if each[-1])
+        return non_finite(f"{self.where} update", name, int(count), size)
+
+
+class Guard:
+    """Lets nothing change from the first update on whose loss or gradient is not finite.
+
+    Whether there was one is known on the device alone, until `error` reads it.
+
+    :param device: of the nets
+    """
+
+    def __init__(self, device: th.device):
+        self.device = device
+        self.update = 0  # the number of the one that is made
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all updates."""
+        # As a float, 0 or 1: fused optimizers take it so
+        self.found_inf = th.zeros((), dtype=th.float32, device=self.device)
+        self._records: list[Record] = []
+
+    @property
+    def stopped(self) -> th.Tensor:
+        """Whether there was a bad update, (), on the device."""
+        return self.found_inf > 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many updates to remember that it is time to read."""
+        return len(self._records) >= MOST_RECORDS
+
+    def see(self, where: str, sizes: dict[str, int], bad: th.Tensor, gradient_norm: th.Tensor) -> None:
+        """Look at an update before any net takes it.
+
+        :param where: the net that is updated
+        :param sizes: how many numbers there are of each tensor that the loss was made of, the last one of the loss
+        :param bad: (len(sizes),) how many of them are not finite, see `count_bad`
+        :param gradient_norm: (), of the gradient
+        """
+        bad = th.cat([bad, count_bad(gradient_norm).unsqueeze(0)])  # a copy: CUDA graphs overwrite their results
+        self.found_inf = th.maximum(self.found_inf, bad[-2:].amax())
+        self._records.append(Record(self.update, where, {**sizes, f"{where}_gradient_norm": 1}, bad))
+
+    def step(self, optimizer: th.optim.Optimizer) -> None:
+        """One step of an optimizer, unless there was a bad update.
+
+        PyTorch's Adam skips it by itself, if it is fused; for others the flag is read.
+
+        :param optimizer: its parameters have gradients
+        """
+        if _takes_found_inf(optimizer):
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # as torch.amp.GradScaler does it
+            optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined]
+        elif not self.stopped:
+            optimizer.step()
+
+    def error(self) -> tuple[int, NonFiniteError] | None:
+        """Wait for the device, and forget the updates.
+
+        :return: the number of the first bad update, and the error that names what is bad in it; None if all were good
+        """
+        records, self._records = self._records, []
+        if not self.stopped:
+            return None
+        return next((record.update, error) for record in records if (error := record.error()) is not None)
+
+
+def count_bad(x: th.Tensor) -> th.Tensor:
+    """How many numbers of a tensor are NaN or infinite, ()."""
+    return (x.detach() * 0).count_nonzero()  # 0 times these is NaN, which is not 0
+
+
+def _takes_found_inf(optimizer: th.optim.Optimizer) -> bool:
+    known = type(optimizer) in (th.optim.Adam, th.optim.AdamW)  # a subclass may step in its own way
+    return known and all(group["fused"] for group in optimizer.param_groups)
+
+
+class Flat:
+    """Tensors side by side in one vector of each dtype: copying them is a kernel or two, and not as many as they are.
+
+    :param tensors: are not copied yet
+    """
+
+    def __init__(self, tensors: Iterable[th.Tensor]):
+        groups: dict[th.dtype, list[th.Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            groups[tensor.dtype].append(tensor)
+        self._groups = list(groups.values())
+
+    def values(self) -> list[th.Tensor]:
+        """A copy of what is in them."""
+        return [_side_by_side(group) for group in self._groups]
+
+    def set_where(self, condition: th.Tensor, values: list[th.Tensor]) -> None:
+        """Set all of them, or none.
+
+        :param condition: ()
+        :param values: result of `values`, of these or of tensors like these
+        """
+        for group, ours, new in zip(self._groups, self.values(), values, strict=True):
+            parts = th.split(th.where(condition, new, ours), [tensor.numel() for tensor in group])
+            th._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)])
+
+
+def _side_by_side(tensors: list[th.Tensor]) -> th.Tensor:
+    return th.cat([tensor.flatten() for tensor in tensors])
