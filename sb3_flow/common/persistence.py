@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -19,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_flow.common.buffers import check_buffer, end_episodes, tie
-from sb3_flow.common.checkpoints import Generators, newest_checkpoint, with_statistics
+from sb3_flow.common.checkpoints import Checkpoint, Generators, newest_checkpoint, with_statistics
 from sb3_flow.common.files import replacing, resolve, write_pickle
 from sb3_flow.common.hints import check_known
 
@@ -28,64 +29,16 @@ SelfPersistent = TypeVar("SelfPersistent", bound="PersistentAlgorithm")
 NOT_YET: Any = object()  # a replay buffer that SB3 takes for one
 
 
-class PersistentAlgorithm(OffPolicyAlgorithm):
-    """An off-policy algorithm whose files are whole or not there, and whose replay buffer is made when it is needed.
+class PersistentAlgorithm(BaseAlgorithm):
+    """An algorithm whose files are whole or not there, and that goes on from a kill.
 
-    The parameters are those of SB3's OffPolicyAlgorithm.
+    Mixed in before one of SB3's, whose parameters it has.
     """
-
-    horizon_length: int
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._generators: Generators | None = None  # what a checkpoint holds of them
         self._between_steps: list[Callable[[], None]] = []
-
-    @property
-    def replay_buffer(self) -> ReplayBuffer:
-        """The replay buffer, made at its first use: who loads a model to play needs no memory for it."""
-        if self.__dict__["replay_buffer"] is None:
-            self.__dict__["replay_buffer"] = self._make_replay_buffer()
-        buffer: ReplayBuffer = self.__dict__["replay_buffer"]
-        return buffer
-
-    @replay_buffer.setter
-    def replay_buffer(self, buffer: ReplayBuffer | None) -> None:
-        self.__dict__["replay_buffer"] = buffer
-
-    def _setup_model(self) -> None:
-        buffer = self.__dict__["replay_buffer"]
-        self.replay_buffer = NOT_YET
-        super()._setup_model()
-        self.replay_buffer = buffer
-
-    def _make_replay_buffer(self) -> ReplayBuffer:
-        assert self.replay_buffer_class is not None
-        kwargs = dict(self.replay_buffer_kwargs)
-        if issubclass(self.replay_buffer_class, HerReplayBuffer):
-            if self.env is None:
-                raise ValueError(
-                    "HerReplayBuffer computes rewards with the environment: pass env to `load` or `set_env`"
-                )
-            kwargs["env"] = self.env
-        try:
-            buffer = self.replay_buffer_class(
-                self.buffer_size,
-                self.observation_space,
-                self.action_space,
-                device=self.device,
-                n_envs=self.n_envs,
-                optimize_memory_usage=self.optimize_memory_usage,
-                **kwargs,
-            )
-        except MemoryError as error:
-            advice = f"buffer_size={self.buffer_size} does not fit into memory ({error}); choose a lower one"
-            raise MemoryError(advice) from error
-        self._tie(buffer, "the model")
-        return buffer
-
-    def _tie(self, buffer: ReplayBuffer, source: str) -> None:
-        tie(buffer, self.horizon_length, self.n_steps, self.gamma, source)
 
     def save(
         self,
@@ -109,38 +62,6 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
         else:
             super().save(path, exclude, include)
 
-    def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
-        """Save the replay buffer as SB3's method of this name does, in one move.
-
-        :param path: of the pickled buffer, or an open file
-        :raises OSError: if the file cannot be written; the old one is unchanged then
-        """
-        if isinstance(path, (str, PathLike)):
-            write_pickle(resolve(path, "pkl"), self.replay_buffer)
-        else:
-            super().save_replay_buffer(path)
-
-    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """Load a replay buffer as SB3's method of this name does; what it samples is what this model learns from.
-
-        :param path: of the pickled buffer, or the open file
-        :param truncate_last_traj: take the last episode for finished, with chunks and n-step returns too; False
-            if the environments go on where they were
-        :raises ValueError: if the buffer does not fit the model, which then keeps the one it has
-        """
-        kept = self.__dict__["replay_buffer"]
-        try:
-            super().load_replay_buffer(path, truncate_last_traj)
-            check_buffer(self.replay_buffer, str(path), self.n_envs, self.observation_space, self.action_space)
-            self._tie(self.replay_buffer, str(path))
-        except BaseException as error:
-            self.replay_buffer = kept
-            if isinstance(error, (EOFError, pickle.UnpicklingError)):
-                raise ValueError(f"{path} cannot be read as a replay buffer ({error}): is it complete?") from error
-            raise
-        if truncate_last_traj:
-            end_episodes(self.replay_buffer)  # SB3 does so for hindsight only
-
     @classmethod
     def load(cls: type[SelfPersistent], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfPersistent:
         """Load a model as SB3's `load` does.
@@ -150,7 +71,7 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
         :param kwargs: these by name, and arguments of the algorithm to change
         :raises ValueError: for a name that is neither
         """
-        own = inspect.signature(OffPolicyAlgorithm.load).parameters
+        own = inspect.signature(BaseAlgorithm.load).parameters
         check_known(cls, [name for name in kwargs if name not in own])
         if "stats_window_size" in kwargs:
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # the attribute that SB3 sets
@@ -201,10 +122,7 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
         if env is not None and checkpoint.vecnormalize.exists():
             env = with_statistics(_vectorized(env), checkpoint.vecnormalize)
         model = cls.load(checkpoint.model, env=env, device=device, force_reset=force_reset, **kwargs)
-        if checkpoint.replay_buffer.exists():
-            model.load_replay_buffer(checkpoint.replay_buffer, truncate_last_traj=force_reset)
-        elif model.num_timesteps > 0:
-            warnings.warn(f"{checkpoint.model} has no replay buffer beside it: learning begins with none", stacklevel=2)
+        model._load_experience(checkpoint, force_reset)
         if model.env is not None and model.seed is not None:
             # `load` has set the seed of the start, whose episodes would come again
             model.env.seed(model.seed + model.num_timesteps)
@@ -213,8 +131,108 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
             model._generators = None
         return model
 
+    def _load_experience(self, checkpoint: Checkpoint, force_reset: bool) -> None:
+        """Load what a checkpoint holds beside the model of what there is to learn from.
+
+        :param checkpoint: the checkpoint
+        :param force_reset: whether the environments begin new episodes
+        """
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_generators", "_between_steps"]
+
+
+class PersistentOffPolicyAlgorithm(PersistentAlgorithm, OffPolicyAlgorithm):
+    """An off-policy algorithm whose replay buffer, too, is a whole file, and is made when it is needed.
+
+    The parameters are those of SB3's OffPolicyAlgorithm.
+    """
+
+    horizon_length: int
+
+    @property
+    def replay_buffer(self) -> ReplayBuffer:
+        """The replay buffer, made at its first use: who loads a model to play needs no memory for it."""
+        if self.__dict__["replay_buffer"] is None:
+            self.__dict__["replay_buffer"] = self._make_replay_buffer()
+        buffer: ReplayBuffer = self.__dict__["replay_buffer"]
+        return buffer
+
+    @replay_buffer.setter
+    def replay_buffer(self, buffer: ReplayBuffer | None) -> None:
+        self.__dict__["replay_buffer"] = buffer
+
+    def _setup_model(self) -> None:
+        buffer = self.__dict__["replay_buffer"]
+        self.replay_buffer = NOT_YET
+        super()._setup_model()
+        self.replay_buffer = buffer
+
+    def _make_replay_buffer(self) -> ReplayBuffer:
+        assert self.replay_buffer_class is not None
+        kwargs = dict(self.replay_buffer_kwargs)
+        if issubclass(self.replay_buffer_class, HerReplayBuffer):
+            if self.env is None:
+                raise ValueError(
+                    "HerReplayBuffer computes rewards with the environment: pass env to `load` or `set_env`"
+                )
+            kwargs["env"] = self.env
+        try:
+            buffer = self.replay_buffer_class(
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                optimize_memory_usage=self.optimize_memory_usage,
+                **kwargs,
+            )
+        except MemoryError as error:
+            advice = f"buffer_size={self.buffer_size} does not fit into memory ({error}); choose a lower one"
+            raise MemoryError(advice) from error
+        self._tie(buffer, "the model")
+        return buffer
+
+    def _tie(self, buffer: ReplayBuffer, source: str) -> None:
+        tie(buffer, self.horizon_length, self.n_steps, self.gamma, source)
+
+    def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
+        """Save the replay buffer as SB3's method of this name does, in one move.
+
+        :param path: of the pickled buffer, or an open file
+        :raises OSError: if the file cannot be written; the old one is unchanged then
+        """
+        if isinstance(path, (str, PathLike)):
+            write_pickle(resolve(path, "pkl"), self.replay_buffer)
+        else:
+            super().save_replay_buffer(path)
+
+    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer as SB3's method of this name does; what it samples is what this model learns from.
+
+        :param path: of the pickled buffer, or the open file
+        :param truncate_last_traj: take the last episode for finished, with chunks and n-step returns too; False
+            if the environments go on where they were
+        :raises ValueError: if the buffer does not fit the model, which then keeps the one it has
+        """
+        kept = self.__dict__["replay_buffer"]
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            check_buffer(self.replay_buffer, str(path), self.n_envs, self.observation_space, self.action_space)
+            self._tie(self.replay_buffer, str(path))
+        except BaseException as error:
+            self.replay_buffer = kept
+            if isinstance(error, (EOFError, pickle.UnpicklingError)):
+                raise ValueError(f"{path} cannot be read as a replay buffer ({error}): is it complete?") from error
+            raise
+        if truncate_last_traj:
+            end_episodes(self.replay_buffer)  # SB3 does so for hindsight only
+
+    def _load_experience(self, checkpoint: Checkpoint, force_reset: bool) -> None:
+        if checkpoint.replay_buffer.exists():
+            self.load_replay_buffer(checkpoint.replay_buffer, truncate_last_traj=force_reset)
+        elif self.num_timesteps > 0:
+            warnings.warn(f"{checkpoint.model} has no replay buffer beside it: learning begins with none", stacklevel=3)
 
 
 def _vectorized(env: GymEnv | str) -> VecEnv:
