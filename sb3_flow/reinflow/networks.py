@@ -99,7 +99,7 @@ class NoiseNet(nn.Module):
         self.net = nn.Sequential(*layers, nn.Linear(in_features, chunk_dim))
 
     def forward(self, features: th.Tensor, t: th.Tensor) -> th.Tensor:
-        time = self.time(t).expand(len(features), TIME_DIM)
+        time = self.time(t).expand(features.shape[0], TIME_DIM)
         raw: th.Tensor = self.net(th.cat([features, time], dim=1))
         return raw
 

@@ -300,7 +300,7 @@ class ReinFlow(PretrainedAlgorithm):
                 log_probs.append(self.actor.score(obs, paths.transpose(0, 1)).log_prob)
             last_values = self.critic(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
         rewards = th.as_tensor(rollout_buffer.rewards)
-        check_finite("rollout", rewards=rewards, values=th.cat(values), last_values=last_values)
+        check_finite("rollout", values=th.cat(values), last_values=last_values, rewards=rewards)
         of_values, of_paths, last = (x.cpu().numpy() for x in (th.cat(values), th.cat(log_probs), last_values))
         rollout_buffer.finish(of_values, of_paths, last, dones)
 
