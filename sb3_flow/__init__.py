@@ -1,9 +1,10 @@
-"""Flow and diffusion policies for Stable-Baselines3, trained off-policy: SAC Flow and what it is compared with."""
+"""Flow and diffusion policies for Stable-Baselines3, SAC Flow and what it is compared with."""
 
 from sb3_flow.dime import DIME, DIMEPolicy
 from sb3_flow.flow_rl import FlowRL, FlowRLPolicy
 from sb3_flow.fql import FQL, FQLPolicy
 from sb3_flow.qsm import QSM, QSMPolicy
+from sb3_flow.reinflow import ReinFlow, ReinFlowPolicy
 from sb3_flow.sac_flow import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy, SACFlow
 
 __version__ = "0.2.0.dev0"
@@ -21,6 +22,8 @@ __all__ = [
     "FlowRLPolicy",
     "FlowTPolicy",
     "QSMPolicy",
+    "ReinFlow",
+    "ReinFlowPolicy",
     "SACFlow",
     "__version__",
 ]

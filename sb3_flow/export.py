@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -10,8 +10,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
-from sb3_flow.common.policies import ChunkPolicy
+from sb3_flow.common.algorithm import FlowAlgorithm
+from sb3_flow.common.policies import ActorPolicy
 
 Observation = th.Tensor | dict[str, th.Tensor]
 
@@ -29,7 +29,7 @@ class DeterministicPolicy(nn.Module):
     low: th.Tensor
     high: th.Tensor
 
-    def __init__(self, policy: ChunkPolicy, normalize: VecNormalize | None = None):
+    def __init__(self, policy: ActorPolicy, normalize: VecNormalize | None = None):
         super().__init__()
         self.actor = policy.actor
         self.critic = policy.critic  # an actor may choose by its verdict, and has to find it on the same device
@@ -76,9 +76,7 @@ class _Normalizer(nn.Module):
         return ((observations - self.mean) / self.std).clamp(-self.limit, self.limit)
 
 
-def export_onnx(
-    model: OffPolicyFlowAlgorithm, path: str | PathLike[str], normalize: VecNormalize | None = None
-) -> None:
+def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecNormalize | None = None) -> None:
     """Write the deterministic policy as an ONNX file, for runtimes that have neither SB3 nor PyTorch.
 
     Inputs are named "observation", or by the keys of a Dict space, with any number of rows; the output is "action".
@@ -93,7 +91,7 @@ def export_onnx(
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
         raise ImportError("The ONNX export needs more packages: pip install 'sb3_flow[onnx]'") from error
-    policy = DeterministicPolicy(model.policy, normalize).to("cpu")
+    policy = DeterministicPolicy(cast(ActorPolicy, model.policy), normalize).to("cpu")
     try:
         example = _example(model)
         rows: Any = {0: th.export.Dim("batch")}
@@ -114,7 +112,7 @@ def export_onnx(
         policy.to(model.device)
 
 
-def _example(model: OffPolicyFlowAlgorithm) -> Observation:
+def _example(model: FlowAlgorithm) -> Observation:
     """Two observations: PyTorch takes a batch of one for a constant."""
     sample = model.observation_space.sample()
     if isinstance(sample, Mapping):

@@ -16,7 +16,8 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
-from sb3_flow import DIME, FQL, QSM, FlowRL, SACFlow
+from sb3_flow import DIME, FQL, QSM, FlowRL, ReinFlow, SACFlow
+from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 POLICIES = ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")
@@ -56,11 +57,17 @@ VARIANTS = {
 }
 SAC_FLOWS = [name for name, variant in VARIANTS.items() if variant.algorithm is SACFlow]
 FQLS = [name for name, variant in VARIANTS.items() if variant.algorithm is FQL]
+# What learns on-policy, for the tests of what does not hang on a replay buffer
+ON_POLICY = {
+    "reinflow": Variant(ReinFlow, "ReinFlowPolicy", {}),
+    "reinflow_chunks": Variant(ReinFlow, "ReinFlowPolicy", {"horizon_length": 3}),
+}
 # Whose critics say a distribution of returns: targets beyond its support are no error
 CATEGORICAL = ("categorical", "xqc")
 # All but SAC Flow
 GUESTS = [name for name in VARIANTS if name not in SAC_FLOWS]
 ONE_OF_EACH = ["flow_t", *GUESTS]
+EVERY_KIND = [*ONE_OF_EACH, "reinflow"]
 
 
 def taking(argument: str, names: list[str]) -> list[str]:
@@ -192,7 +199,28 @@ def make_variant(
     return variant.algorithm(policy, RandomEnv() if env is None else env, **(TINY | {"policy_kwargs": tiny} | kwargs))
 
 
-def snapshot(model: OffPolicyFlowAlgorithm) -> dict[str, th.Tensor]:
+def make_any(
+    name: str,
+    env: GymEnv | str | None = None,
+    net: dict[str, Any] | None = None,
+    policy: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A tiny model as `make_variant` makes it, or on-policy, where `learn(20)` makes two rollouts.
+
+    The parameters are those of `make_variant`; what concerns a replay buffer is left out on-policy.
+    """
+    if name not in ON_POLICY:
+        return make_variant(name, env, net=net, policy=policy, **kwargs)
+    variant = ON_POLICY[name]
+    tiny = {"net_arch": [16] * 3, "flow_steps": 2} | (net or {})
+    settings = {"n_steps": 10, "batch_size": 8, "n_epochs": 2, "policy_kwargs": tiny} | variant.kwargs | kwargs
+    settings = {key: value for key, value in settings.items() if key not in ("buffer_size", "learning_starts")}
+    env = RandomEnv() if env is None else env
+    return variant.algorithm(policy or variant.policy, env, **({"seed": 0, "device": "cpu"} | settings))
+
+
+def snapshot(model: FlowAlgorithm) -> dict[str, th.Tensor]:
     """Copies of every tensor that training changes: parameters, running statistics, optimizers, temperature."""
     tensors = dict(_tensors(model.get_parameters()))
     for name in ("log_ent_coef", "ent_coef_tensor"):
@@ -230,7 +258,7 @@ def random_state_kept() -> Iterator[None]:
         th.set_rng_state(torch)
 
 
-def observations(model: OffPolicyFlowAlgorithm, n: int = 5) -> npt.NDArray[np.float32]:
+def observations(model: FlowAlgorithm, n: int = 5) -> npt.NDArray[np.float32]:
     """Some observations of a model with a vector observation space."""
     return np.random.default_rng(0).normal(size=(n, *(model.observation_space.shape or ()))).astype(np.float32)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import LEARNING_STARTS, VARIANTS, RandomEnv, make_model, make_variant
+from helpers import LEARNING_STARTS, ON_POLICY, VARIANTS, RandomEnv, make_any, make_model, make_variant
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -64,7 +64,7 @@ def test_every_hook_is_called_in_order(name: str) -> None:
     assert recorder.updates == [0] * (LEARNING_STARTS + 1) + list(range(1, STEPS - LEARNING_STARTS))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *ON_POLICY])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_evaluation_saves_results_and_the_best_model(name: str, deterministic: bool, tmp_path: Path) -> None:
     callback = EvalCallback(
@@ -76,7 +76,7 @@ def test_evaluation_saves_results_and_the_best_model(name: str, deterministic: b
         deterministic=deterministic,
         verbose=0,
     )
-    model = make_variant(name).learn(STEPS, callback)
+    model = make_any(name).learn(STEPS, callback)
     evaluations = np.load(tmp_path / "evaluations.npz")
     assert evaluations["timesteps"].tolist() == [10, 20, 30]
     assert evaluations["results"].shape == (3, 2)

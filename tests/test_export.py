@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import ONE_OF_EACH, SAC_FLOWS, VECTOR, RandomEnv, make_variant, observations
+from helpers import EVERY_KIND, SAC_FLOWS, VECTOR, RandomEnv, make_any, make_variant, observations
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
@@ -29,9 +29,9 @@ def run_onnx(path: Path, inputs: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime", "flow_rl", "qsm"])
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime", "flow_rl", "qsm", "reinflow"])
 def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str, horizon: int) -> None:
-    model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+    model = make_any(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     obs = observations(model)
     with th.no_grad():
         actions = DeterministicPolicy(model.policy)(th.as_tensor(obs)).numpy()
@@ -40,10 +40,10 @@ def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str
 
 @pytest.mark.parametrize(
     ("name", "horizon"),
-    [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3), ("flow_rl", 1), ("qsm", 3)],
+    [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3), ("flow_rl", 1), ("qsm", 3), ("reinflow", 3)],
 )
 def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(name: str, horizon: int, tmp_path: Path) -> None:
-    model = make_variant(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+    model = make_any(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     export_onnx(model, tmp_path / "policy.onnx")
     for rows in (1, 5):
         obs = observations(model, rows)
@@ -52,9 +52,9 @@ def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(name: str, hori
     model.learn(20)  # the export leaves a model that trains on
 
 
-@pytest.mark.parametrize("name", ["flow_t", "qc"])
+@pytest.mark.parametrize("name", ["flow_t", "qc", "reinflow"])
 def test_dict_observations_are_inputs_by_their_keys(name: str, tmp_path: Path) -> None:
-    model = make_variant(name, RandomEnv(DICT), policy="MultiInputPolicy").learn(20)
+    model = make_any(name, RandomEnv(DICT), policy="MultiInputPolicy").learn(20)
     export_onnx(model, tmp_path / "policy.onnx")
     obs = {key: np.stack([space.sample() for _ in range(4)]) for key, space in DICT.items()}
     np.testing.assert_allclose(run_onnx(tmp_path / "policy.onnx", obs), chunks_of(model, obs), atol=1e-5)
@@ -78,9 +78,9 @@ def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any], 
     assert all(policy.get_buffer(name).is_meta for name in names)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_everything_that_acts_goes_where_the_module_goes(name: str) -> None:
-    model = make_variant(name)
+    model = make_any(name)
     DeterministicPolicy(model.policy).to("meta")
     moved = {net: {tensor.is_meta for tensor in net.state_dict().values()} for net in (model.actor, model.critic)}
     # Of n samples the critics choose the best

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from dataset_files import regular_arrays, trajectories
-from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_model, make_variant
+from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_any, make_model, make_variant
 
 from sb3_flow.common.flow import auto_target_entropy, constant_entropy
 
@@ -87,11 +87,11 @@ def test_arguments_that_are_sb3s_or_none_are_refused_with_ours(name: str, argume
         make_variant(name, **{argument: 1})
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, "reinflow"])
 @pytest.mark.parametrize("policy", [None, "CnnPolicy"])
 def test_arguments_of_sb3s_policies_are_refused_with_ours(name: str, policy: str | None) -> None:
     with pytest.raises(ValueError, match=r"share_features_extractor is no argument of .*an extractor each.*net_arch"):
-        make_variant(name, net={"share_features_extractor": True}, policy=policy)
+        make_any(name, net={"share_features_extractor": True}, policy=policy)
 
 
 def test_load_refuses_arguments_that_are_none(tmp_path: Any) -> None:

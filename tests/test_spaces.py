@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
-from helpers import GUESTS, LEARNING_STARTS, ONE_OF_EACH, POLICIES, VARIANTS, RandomEnv, make_model, make_variant
+from helpers import (
+    EVERY_KIND,
+    GUESTS,
+    LEARNING_STARTS,
+    ON_POLICY,
+    ONE_OF_EACH,
+    POLICIES,
+    VARIANTS,
+    RandomEnv,
+    make_any,
+    make_model,
+    make_variant,
+)
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -123,10 +135,10 @@ def test_every_net_of_guests_has_a_features_extractor_of_its_own(name: str, vari
     assert trained >= {id(p) for extractor in extractors[:-1] for p in extractor.parameters()}
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_the_user_chooses_the_features_extractor(name: str) -> None:
     net = {"features_extractor_class": NatureCNN, "features_extractor_kwargs": {"features_dim": 8}}
-    model = make_variant(name, RandomEnv(IMAGE), policy="CnnPolicy", net=net, buffer_size=30)
+    model = make_any(name, RandomEnv(IMAGE), policy="CnnPolicy", net=net, buffer_size=30)
     model.learn(12)
     assert isinstance(model.actor.features_extractor, NatureCNN)
     assert model.actor.features_extractor.features_dim == 8
@@ -143,14 +155,14 @@ def test_normalized_images_need_not_be_divided() -> None:
     assert model._n_updates == 2
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_cnn_policy_takes_images_that_vec_normalize_made_floats(name: str) -> None:
     env = VecNormalize(DummyVecEnv([lambda: RandomEnv(spaces.Box(0, 255, (3, 36, 36), np.uint8))]))
     net = {"normalize_images": False, "features_extractor_kwargs": {"features_dim": 8, "normalized_image": True}}
-    model = make_variant(name, env, policy="CnnPolicy", net=net, buffer_size=30).learn(12)
+    model = make_any(name, env, policy="CnnPolicy", net=net, buffer_size=30).learn(12)
     assert type(model.actor.features_extractor) is NatureCNN
     assert model.actor.features_extractor.features_dim == 8
-    assert model._n_updates == 2
+    assert model._n_updates > 0
 
 
 @pytest.mark.parametrize("name", ["flow_t", "fql"])
@@ -159,11 +171,11 @@ def test_cnn_policy_wants_images(name: str) -> None:
         make_variant(name, policy="CnnPolicy")
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_a_dict_of_one_vector_is_that_vector(name: str) -> None:
-    flat = make_variant(name, RandomEnv(VECTOR), policy="MlpPolicy").learn(20)
+    flat = make_any(name, RandomEnv(VECTOR), policy="MlpPolicy").learn(20)
     as_dict = TransformObservation(RandomEnv(VECTOR), lambda obs: {"vec": obs}, spaces.Dict({"vec": VECTOR}))
-    keyed = make_variant(name, as_dict, policy="MultiInputPolicy").learn(20)
+    keyed = make_any(name, as_dict, policy="MultiInputPolicy").learn(20)
     obs = VECTOR.sample()
     np.testing.assert_array_equal(
         flat.predict(obs, deterministic=True)[0], keyed.predict({"vec": obs}, deterministic=True)[0]
@@ -187,12 +199,12 @@ def test_images_are_stacked() -> None:
     assert model.observation_space.shape == (6, 36, 36)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *ON_POLICY])
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
 def test_every_action_space_learns_and_predicts(action_space: spaces.Box, name: str) -> None:
     env = RandomEnv(action_space=action_space)
-    model = make_variant(name, env).learn(20)
-    assert model._n_updates == 10
+    model = make_any(name, env).learn(20)
+    assert model._n_updates > 0
     assert all(action_space.contains(action.astype(action_space.dtype)) for action in env.actions)
     obs = env.observation_space.sample()
     for deterministic in (True, False):

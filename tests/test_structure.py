@@ -54,7 +54,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def test_there_are_the_algorithms_that_the_package_names() -> None:
-    assert {"sac_flow", "fql", "flow_rl", "qsm", "dime"} <= set(ALGORITHMS)
+    assert {"sac_flow", "fql", "flow_rl", "qsm", "dime", "reinflow"} <= set(ALGORITHMS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)
@@ -87,7 +87,7 @@ def test_no_file_and_no_class_is_too_long_to_read(path: Path) -> None:
 
 def test_the_common_modules_name_no_algorithm() -> None:
     for path in (PACKAGE / "common").glob("*.py"):
-        for name in ("SACFlow", "FQL", "FlowRL", "QSM", "DIME"):
+        for name in ("SACFlow", "FQL", "FlowRL", "QSM", "DIME", "ReinFlow"):
             assert name not in path.read_text(), f"{path.name}: {name}"
 
 

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from helpers import EVERY_MODEL, ONE_OF_EACH, VARIANTS, RandomEnv, make_model, make_variant, snapshot
+from helpers import (
+    EVERY_KIND,
+    EVERY_MODEL,
+    ONE_OF_EACH,
+    VARIANTS,
+    RandomEnv,
+    make_any,
+    make_model,
+    make_variant,
+    snapshot,
+)
 from stable_baselines3.common.buffers import ReplayBufferSamples
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import (
@@ -103,9 +113,9 @@ def test_the_buffer_is_raw_and_batches_are_normalized() -> None:
     assert all(batch.observations.abs().max() <= 10 for batch in batches)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_normalization_is_saved_beside_the_model(name: str, tmp_path: Path) -> None:
-    model = make_variant(name, VecNormalize(two())).learn(20)
+    model = make_any(name, VecNormalize(two())).learn(20)
     env = model.get_vec_normalize_env()
     assert env is not None
     model.save(tmp_path / "model")
@@ -168,9 +178,9 @@ def test_terminal_observations_are_stored() -> None:
     np.testing.assert_array_equal(model.replay_buffer.observations[:12, 0, 0], [*range(10), 0, 1])
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_two_envs_see_different_noise(name: str) -> None:
-    model = make_variant(name, two())
+    model = make_any(name, two())
     actions, _ = model.predict(np.zeros((2, 3), np.float32))
     assert not np.allclose(actions[0], actions[1])
 

@@ -1,7 +1,9 @@
 """What SB3's callbacks do not know of an offline phase."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback, ProgressBarCallback
 
 
@@ -24,3 +26,12 @@ def _progress_bars(callback: BaseCallback) -> Iterator[ProgressBarCallback]:
             yield from _progress_bars(child)
     elif isinstance(callback, EventCallback) and callback.callback is not None:
         yield from _progress_bars(callback.callback)
+
+
+def no_steps(n_envs: int) -> dict[str, Any]:
+    """What callbacks read of the environments' steps, where none was made: no reward, and no episode ended."""
+    return {
+        "rewards": np.zeros(n_envs, np.float32),
+        "dones": np.zeros(n_envs, np.bool_),
+        "infos": [{} for _ in range(n_envs)],
+    }

@@ -108,14 +108,15 @@ class CheckpointCallback(SB3CheckpointCallback):
     """SB3's CheckpointCallback, whose files survive a kill, and whose runs go on: `model.resume(save_path, env)`.
 
     A checkpoint is made between a step and the next, when the last one is stored and learned from: one call later than
-    SB3's. It holds the replay buffer and VecNormalize's statistics too, and older ones are removed once it is whole.
+    SB3's, on-policy once the rollout is complete and learned from. It holds the replay buffer and VecNormalize's
+    statistics too, and older ones are removed once it is whole.
 
     :param save_freq: calls between two checkpoints: steps of the environment for each of several, as in SB3
     :param save_path: folder of one run
     :param name_prefix: of the files' names
     :param keep: how many of the newest are kept, >= 1; None for all
     :param keep_models: keep the models of the older ones and the statistics that they play with, without the buffers
-    :param save_replay_buffer: with the replay buffer
+    :param save_replay_buffer: with the replay buffer, if there is one
     :param save_vecnormalize: with VecNormalize's statistics, if there is one
     :param verbose: 2 to print what is saved
     :raises ValueError: for numbers outside of these, and when learning starts, if the folder has checkpoints of a run
@@ -157,7 +158,7 @@ class CheckpointCallback(SB3CheckpointCallback):
     def _save(self) -> None:
         model: Any = self.model
         checkpoint = Checkpoint(Path(self.save_path), self.name_prefix, self.num_timesteps)
-        if self.save_replay_buffer:
+        if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):
             model.save_replay_buffer(checkpoint.replay_buffer)
         normalize = model.get_vec_normalize_env()
         if self.save_vecnormalize and normalize is not None:

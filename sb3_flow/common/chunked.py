@@ -11,10 +11,10 @@ from stable_baselines3.common.noise import ActionNoise
 
 from sb3_flow.common.buffers import ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling
 from sb3_flow.common.checks import require
-from sb3_flow.common.persistence import PersistentAlgorithm
+from sb3_flow.common.persistence import PersistentOffPolicyAlgorithm
 
 
-class ChunkedAlgorithm(PersistentAlgorithm):
+class ChunkedAlgorithm(PersistentOffPolicyAlgorithm):
     """An off-policy algorithm that may decide several actions at once (Q-chunking, arXiv 2507.07969).
 
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop; 1 for no chunks

@@ -128,7 +128,7 @@ def log_det_tanh(x: th.Tensor) -> th.Tensor:
     return 2 * (math.log(2) - x - softplus(-2 * x, threshold=40))
 
 
-def bound_log_std(raw: th.Tensor, low: float, high: float) -> th.Tensor:
+def bound_log_std(raw: th.Tensor, low: th.Tensor | float, high: th.Tensor | float) -> th.Tensor:
     """Squash a head's output into [low, high]."""
     return low + 0.5 * (high - low) * (th.tanh(raw) + 1)
 

@@ -1,21 +1,19 @@
 """The base class of the off-policy algorithms: what is the same in each of them, but the losses."""
 
-import inspect
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
-from types import MethodType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import NonFiniteError, require, require_choice, require_number
-from sb3_flow.common.compile import COMPILE_MODES, Compiled, CompileMode, maybe_compile
+from sb3_flow.common.checks import NonFiniteError, require_choice, require_number
+from sb3_flow.common.compile import COMPILE_MODES, CompileMode
 from sb3_flow.common.critics import FlowCritic
 from sb3_flow.common.guard import Flat, Guard
 from sb3_flow.common.log import Log
@@ -23,12 +21,12 @@ from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
-from sb3_flow.common.updates import Figures, L, Measured, compute_gradient, only_training
+from sb3_flow.common.updates import Figures, L, only_training
 
 LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
 
 
-class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
+class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
     """An actor and critics, trained on batches of experience; the algorithms say by which losses.
 
     A subclass names its policies, gives its losses as methods that are free of random draws and of branches on tensors,
@@ -44,7 +42,6 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     The other parameters are those of `OfflineToOnlineAlgorithm` and of SB3's OffPolicyAlgorithm.
     """
 
-    policy_type: ClassVar[type[Any]]  # a ChunkPolicy, whose subclasses can be trained
     policy: ChunkPolicy
     actor: ChunkActor
     critic: FlowCritic
@@ -63,14 +60,7 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         **kwargs: Any,
     ):
         super().__init__(policy, env, learning_rate, sde_support=False, support_multi_env=True, **kwargs)
-        known = isinstance(self.policy_class, type) and issubclass(self.policy_class, self.policy_type)
-        require(
-            known and not inspect.isabstract(self.policy_class),
-            "policy",
-            self.policy_class,
-            f"it must be a subclass of {self.policy_type.__name__}; a saved model of another algorithm is loaded with "
-            "that algorithm",
-        )
+        self._check_policy_class()
         self.bc_coef = bc_coef
         self.compile: CompileMode = compile
         self.amp = amp
@@ -78,11 +68,6 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
             self._setup_model()
             self.replay_buffer = self._make_replay_buffer()
             self._load_dataset()
-
-    @classmethod
-    def _get_policy_from_name(cls, policy_name: str) -> type[BasePolicy]:
-        require_choice("policy", policy_name, tuple(cls.policy_aliases))
-        return cls.policy_aliases[policy_name]
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -92,13 +77,6 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         require_number("tau", self.tau, 0, 1, "a number in [0, 1]")
         self._phase_schedules()
         self._check_learning_rate("learning_rate")
-
-    def _check_learning_rate(self, name: str, allow_none: bool = False) -> None:
-        value = getattr(self, name)
-        number = callable(value) or isinstance(value, Real) or (value is None and allow_none)
-        require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
-        if isinstance(value, Real):
-            setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -131,14 +109,6 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
     def _phase_schedules(self) -> PhaseSchedules:
         """What `bc_coef` is in the two phases."""
         return phase_schedules(self.bc_coef)
-
-    def _compiled(self, method: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
-        """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
-        return maybe_compile(method, self.compile, self.device, self.verbose, name)
-
-    def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
-        """What `_update` minimises: a loss, a method of the model, with its figures."""
-        return self._compiled(Measured(loss_fn).loss, loss_fn.__name__)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
@@ -189,13 +159,6 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
             self._stop_if_bad()  # an update before it may have been bad
             raise
 
-    def _stop_if_bad(self) -> None:
-        """Wait for the device, and raise what the guard has seen."""
-        found = self._guard.error()
-        if found is not None:
-            self._n_updates, error = found
-            raise error
-
     def _update_learning_rates(self) -> None:
         self._update_learning_rate([net.optimizer for net in self._nets.values()])
 
@@ -223,19 +186,14 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         nets = self._nets
         (name,) = (name for name, known in nets.items() if known is net)
         others = [known for known in nets.values() if known is not net]
-        # All of them: a target critic that normalises by the batch has statistics, too
-        statistics = Flat(self.policy.buffers())
-        before = statistics.values()
-        with only_training(net, others), self._autocast():
-            result, figures = loss_fn(*args)
-        norm = compute_gradient(net.optimizer, result.loss, max_gradient)
-        sizes = {part: tensor.numel() for part, tensor in result.made_of.items()} | {f"{name}_loss": 1}
-        self._guard.see(name, sizes, figures.bad, norm)
-        statistics.set_where(self._guard.stopped, before)
-        self._guard.step(net.optimizer)
+
+        def loss() -> tuple[L, Figures]:
+            with only_training(net, others), self._autocast():
+                return loss_fn(*args)
+
+        result = self._step(name, net, log, loss, max_gradient)
         if isinstance(net, FlowCritic):
             net.project_weights(self._guard.stopped)
-        log.add(figures.logged, figures.means)
         return result
 
     def _update_target(self) -> None:
@@ -258,8 +216,4 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
 
     def _excluded_save_params(self) -> list[str]:
-        methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        return [*super()._excluded_save_params(), "actor", "critic", "critic_target", "_scheduled", "_guard", *methods]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", *(f"{name}.optimizer" for name in self._nets)], []
+        return [*super()._excluded_save_params(), "critic_target", "_scheduled"]

@@ -5,24 +5,21 @@ from copy import copy
 from os import PathLike
 from typing import Any, TypeVar
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.buffers import Batch, end_episodes
-from sb3_flow.common.callbacks import correct_progress_bars
-from sb3_flow.common.checks import as_integer, check_spaces, require, require_number, require_whole
+from sb3_flow.common.callbacks import correct_progress_bars, no_steps
+from sb3_flow.common.checks import as_integer, require, require_number, require_whole
 from sb3_flow.common.chunked import ChunkedAlgorithm
 from sb3_flow.common.experience import Experience
-from sb3_flow.common.hints import check_known, jumps, knows_nothing, learning_hints
+from sb3_flow.common.hints import jumps, knows_nothing, learning_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.transfer import on_device
@@ -57,10 +54,6 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
 
     The other parameters are those of `ChunkedAlgorithm` and of SB3's OffPolicyAlgorithm.
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        check_known(cls, kwargs)
-        return super().__new__(cls)
 
     def __init__(
         self,
@@ -147,17 +140,6 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             check_fits(dataset, self.observation_space, self.action_space)
             dataset.check_chunks(self.horizon_length)
             self._dataset, self._dataset_of, self._dataset_name = dataset, self.offline_dataset, repr(dataset)
-
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        env = maybe_make_env(env, verbose)  # SB3's `load` and `set_env` take no ids
-        is_gymnasiums = isinstance(env, gym.vector.VectorEnv)
-        advice = (
-            "it is vectorised by Gymnasium; use stable_baselines3.common.env_util.make_vec_env, or one of SB3's VecEnvs"
-        )
-        require(not is_gymnasiums, "env", env, advice)
-        check_spaces(env.observation_space, env.action_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
         # Here and not in __init__: `load` sets the attributes in between
@@ -251,7 +233,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             self.num_timesteps += updates
             if log_interval is not None and self._n_offline % OFFLINE_LOG_INTERVAL < updates:
                 self.dump_logs()
-            callback.update_locals(locals() | _no_steps(self.n_envs))
+            callback.update_locals(locals() | no_steps(self.n_envs))
             goes_on = callback.on_step()
             correct_progress_bars(callback, updates - self.n_envs)
             self._call_between_steps()
@@ -361,12 +343,3 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         # A name of data is kept, data are not
         data = [] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]
         return [*super()._excluded_save_params(), "_dataset", "_dataset_of", *data]
-
-
-def _no_steps(n_envs: int) -> dict[str, Any]:
-    """What callbacks read of the environments' steps, where none was made: no reward, and no episode ended."""
-    return {
-        "rewards": np.zeros(n_envs, np.float32),
-        "dones": np.zeros(n_envs, np.bool_),
-        "infos": [{} for _ in range(n_envs)],
-    }

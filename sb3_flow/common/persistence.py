@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -19,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_flow.common.buffers import check_buffer, end_episodes, tie
-from sb3_flow.common.checkpoints import Generators, newest_checkpoint, with_statistics
+from sb3_flow.common.checkpoints import Checkpoint, Generators, newest_checkpoint, with_statistics
 from sb3_flow.common.files import replacing, resolve, write_pickle
 from sb3_flow.common.hints import check_known
 
@@ -28,18 +29,126 @@ SelfPersistent = TypeVar("SelfPersistent", bound="PersistentAlgorithm")
 NOT_YET: Any = object()  # a replay buffer that SB3 takes for one
 
 
-class PersistentAlgorithm(OffPolicyAlgorithm):
-    """An off-policy algorithm whose files are whole or not there, and whose replay buffer is made when it is needed.
+class PersistentAlgorithm(BaseAlgorithm):
+    """An algorithm whose files are whole or not there, and that goes on from a kill.
 
-    The parameters are those of SB3's OffPolicyAlgorithm.
+    Mixed in before one of SB3's, whose parameters it has.
     """
-
-    horizon_length: int
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._generators: Generators | None = None  # what a checkpoint holds of them
         self._between_steps: list[Callable[[], None]] = []
+
+    def save(
+        self,
+        path: str | Path | BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save as SB3's `save` does, in one move: what was there before stays until the new file is on the disk.
+
+        :param path: of the zip-file, or an open file
+        :param exclude: names of attributes that are left out
+        :param include: names of attributes that would be left out
+        :raises OSError: if the file cannot be written; the old one is unchanged then
+        """
+        if isinstance(path, (str, PathLike)):
+            # Into memory first: zip and PyTorch turn the errors of a full disk into others
+            whole = io.BytesIO()
+            super().save(whole, exclude, include)
+            with replacing(resolve(path, "zip")) as file:
+                file.write(whole.getbuffer())
+        else:
+            super().save(path, exclude, include)
+
+    @classmethod
+    def load(cls: type[SelfPersistent], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfPersistent:
+        """Load a model as SB3's `load` does.
+
+        :param path: of the zip-file, or the open file
+        :param args: env, device, custom_objects, ... of SB3's `load`
+        :param kwargs: these by name, and arguments of the algorithm to change
+        :raises ValueError: for a name that is neither
+        """
+        own = inspect.signature(BaseAlgorithm.load).parameters
+        check_known(cls, [name for name in kwargs if name not in own])
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # the attribute that SB3 sets
+        return super().load(path, *args, **kwargs)
+
+    def call_between_steps(self, function: Callable[[], None]) -> None:
+        """Call something once, as soon as the last step is stored and learned from; a callback comes before that."""
+        self._between_steps.append(function)
+
+    def _call_between_steps(self) -> None:
+        functions, self._between_steps = self._between_steps, []
+        for function in functions:
+            function()
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Save the model as `save` does, with the states of the random generators, for `resume`.
+
+        :param path: of the zip-file
+        :raises OSError: if the file cannot be written; the old one is unchanged then
+        """
+        self._generators = Generators.now(self.action_space)
+        try:
+            self.save(path, include=["_generators"])
+        finally:
+            self._generators = None
+
+    @classmethod
+    def resume(
+        cls: type[SelfPersistent],
+        path: str | PathLike[str],
+        env: Any = None,
+        device: Any = "auto",
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPersistent:
+        """Go on from a checkpoint: model, phase, random generators, replay buffer, VecNormalize's statistics.
+
+        Then `model.learn(total - model.num_timesteps, reset_num_timesteps=False)` makes what is left of `total`.
+
+        :param path: folder of a `CheckpointCallback`, whose newest whole checkpoint is taken, or one model's file in it
+        :param env: the environment or its id; with a VecNormalize or without, it takes the statistics, if there are any
+        :param device: of the nets
+        :param force_reset: begin a new episode; False only if the environment is in the very state of the checkpoint
+        :param kwargs: of `load`, and arguments of the algorithm to change
+        :raises ValueError: if there is no checkpoint
+        """
+        checkpoint = newest_checkpoint(path)
+        if env is not None and checkpoint.vecnormalize.exists():
+            env = with_statistics(_vectorized(env), checkpoint.vecnormalize)
+        model = cls.load(checkpoint.model, env=env, device=device, force_reset=force_reset, **kwargs)
+        model._load_experience(checkpoint, force_reset)
+        if model.env is not None and model.seed is not None:
+            # `load` has set the seed of the start, whose episodes would come again
+            model.env.seed(model.seed + model.num_timesteps)
+        if model._generators is not None:
+            model._generators.restore(model.action_space)
+            model._generators = None
+        return model
+
+    def _load_experience(self, checkpoint: Checkpoint, force_reset: bool) -> None:
+        """Load what a checkpoint holds beside the model of what there is to learn from.
+
+        :param checkpoint: the checkpoint
+        :param force_reset: whether the environments begin new episodes
+        """
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_generators", "_between_steps"]
+
+
+class PersistentOffPolicyAlgorithm(PersistentAlgorithm, OffPolicyAlgorithm):
+    """An off-policy algorithm whose replay buffer, too, is a whole file, and is made when it is needed.
+
+    The parameters are those of SB3's OffPolicyAlgorithm.
+    """
+
+    horizon_length: int
 
     @property
     def replay_buffer(self) -> ReplayBuffer:
@@ -91,28 +200,6 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
     def _tie(self, buffer: ReplayBuffer, source: str) -> None:
         tie(buffer, self.horizon_length, self.n_steps, self.gamma, source)
 
-    def save(
-        self,
-        path: str | Path | BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Save as SB3's `save` does, in one move: what was there before stays until the new file is on the disk.
-
-        :param path: of the zip-file, or an open file
-        :param exclude: names of attributes that are left out
-        :param include: names of attributes that would be left out
-        :raises OSError: if the file cannot be written; the old one is unchanged then
-        """
-        if isinstance(path, (str, PathLike)):
-            # Into memory first: zip and PyTorch turn the errors of a full disk into others
-            whole = io.BytesIO()
-            super().save(whole, exclude, include)
-            with replacing(resolve(path, "zip")) as file:
-                file.write(whole.getbuffer())
-        else:
-            super().save(path, exclude, include)
-
     def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
         """Save the replay buffer as SB3's method of this name does, in one move.
 
@@ -145,80 +232,11 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
         if truncate_last_traj:
             end_episodes(self.replay_buffer)  # SB3 does so for hindsight only
 
-    @classmethod
-    def load(cls: type[SelfPersistent], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any) -> SelfPersistent:
-        """Load a model as SB3's `load` does.
-
-        :param path: of the zip-file, or the open file
-        :param args: env, device, custom_objects, ... of SB3's `load`
-        :param kwargs: these by name, and arguments of the algorithm to change
-        :raises ValueError: for a name that is neither
-        """
-        own = inspect.signature(OffPolicyAlgorithm.load).parameters
-        check_known(cls, [name for name in kwargs if name not in own])
-        if "stats_window_size" in kwargs:
-            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # the attribute that SB3 sets
-        return super().load(path, *args, **kwargs)
-
-    def call_between_steps(self, function: Callable[[], None]) -> None:
-        """Call something once, as soon as the last step is stored and learned from; a callback comes before that."""
-        self._between_steps.append(function)
-
-    def _call_between_steps(self) -> None:
-        functions, self._between_steps = self._between_steps, []
-        for function in functions:
-            function()
-
-    def save_checkpoint(self, path: str | Path) -> None:
-        """Save the model as `save` does, with the states of the random generators, for `resume`.
-
-        :param path: of the zip-file
-        :raises OSError: if the file cannot be written; the old one is unchanged then
-        """
-        self._generators = Generators.now(self.action_space)
-        try:
-            self.save(path, include=["_generators"])
-        finally:
-            self._generators = None
-
-    @classmethod
-    def resume(
-        cls: type[SelfPersistent],
-        path: str | PathLike[str],
-        env: Any = None,
-        device: Any = "auto",
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfPersistent:
-        """Go on from a checkpoint: model, phase, random generators, replay buffer, VecNormalize's statistics.
-
-        Then `model.learn(total - model.num_timesteps, reset_num_timesteps=False)` makes what is left of `total`.
-
-        :param path: folder of a `CheckpointCallback`, whose newest whole checkpoint is taken, or one model's file in it
-        :param env: the environment or its id; with a VecNormalize or without, it takes the statistics, if there are any
-        :param device: of the nets
-        :param force_reset: begin a new episode; False only if the environment is in the very state of the checkpoint
-        :param kwargs: of `load`, and arguments of the algorithm to change
-        :raises ValueError: if there is no checkpoint
-        """
-        checkpoint = newest_checkpoint(path)
-        if env is not None and checkpoint.vecnormalize.exists():
-            env = with_statistics(_vectorized(env), checkpoint.vecnormalize)
-        model = cls.load(checkpoint.model, env=env, device=device, force_reset=force_reset, **kwargs)
+    def _load_experience(self, checkpoint: Checkpoint, force_reset: bool) -> None:
         if checkpoint.replay_buffer.exists():
-            model.load_replay_buffer(checkpoint.replay_buffer, truncate_last_traj=force_reset)
-        elif model.num_timesteps > 0:
-            warnings.warn(f"{checkpoint.model} has no replay buffer beside it: learning begins with none", stacklevel=2)
-        if model.env is not None and model.seed is not None:
-            # `load` has set the seed of the start, whose episodes would come again
-            model.env.seed(model.seed + model.num_timesteps)
-        if model._generators is not None:
-            model._generators.restore(model.action_space)
-            model._generators = None
-        return model
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_generators", "_between_steps"]
+            self.load_replay_buffer(checkpoint.replay_buffer, truncate_last_traj=force_reset)
+        elif self.num_timesteps > 0:
+            warnings.warn(f"{checkpoint.model} has no replay buffer beside it: learning begins with none", stacklevel=3)
 
 
 def _vectorized(env: GymEnv | str) -> VecEnv:

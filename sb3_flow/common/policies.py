@@ -6,7 +6,7 @@ Shapes: B batch, h horizon length, d action dimension, D = h d.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -16,13 +16,25 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
 
 from sb3_flow.common.checks import is_integer, require, require_integer, require_number
 from sb3_flow.common.critics import CriticKind, FlowCritic
 from sb3_flow.common.flow import Line
 from sb3_flow.common.hints import check_known
+from sb3_flow.common.velocity import VelocityNet
 
 ChunkState = tuple[NDArray[Any], ...]
+
+
+class Flow(NamedTuple):
+    """The nets of a flow of actions, as one policy hands them to another."""
+
+    features_extractor: BaseFeaturesExtractor
+    norm: nn.Module  # of the features
+    velocity: VelocityNet
+    squash: bool  # actions are tanh of where its paths end; else they are that, clipped
+    sde: bool  # its steps have the drift correction of a learned sigma (SAC Flow, Eq. 13)
 
 
 class ChunkActor(BasePolicy):
@@ -84,6 +96,10 @@ class ChunkActor(BasePolicy):
         x_0 = th.randn(batch_size, self.chunk_dim, device=self.device)
         return Line(x_0, th.rand(batch_size, 1, device=self.device))
 
+    def flow(self) -> Flow | None:
+        """The nets of a flow that another policy may start from; None if there is none."""
+        return None
+
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         batch_size = n_observations(obs)
         noise = self.fixed_noise(batch_size) if deterministic else self.sample_noise(batch_size)
@@ -93,30 +109,26 @@ class ChunkActor(BasePolicy):
         return self.forward(observation, deterministic)
 
 
-class ChunkPolicy(BasePolicy):
-    """An actor and critics; the subclasses say which.
+class ActorPolicy(BasePolicy):
+    """An actor that decides chunks of actions, and a critic of them; the subclasses say which.
 
     :param observation_space: observation space
     :param action_space: action space, a bounded Box
-    :param lr_schedule: learning rate schedule; the algorithm sets the optimizers' rates at every update
-    :param critic_kind: what the critics are
-    :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the default
+    :param net_arch: hidden widths, a list for all nets or a dict with a list for each of `nets`; None for the default
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop; the algorithm sets it
-    :param n_critics: number of critics
-    :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the verdict of the kind of critic
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
     :param normalize_images: divide images by 255
-    :param optimizer_class: optimizer of actor and critics
+    :param optimizer_class: optimizer of actor and critic
     :param optimizer_kwargs: its arguments except the learning rate
     :param adam_beta1: of Adam and AdamW, unless optimizer_kwargs say otherwise
     :raises ValueError: for values outside of what is stated here
     """
 
+    nets: ClassVar[tuple[str, str]] = ("pi", "qf")  # keys of net_arch
     action_space: spaces.Box
     actor: ChunkActor
-    critic: FlowCritic
-    critic_target: FlowCritic | None
+    critic: BaseModel
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_known(cls, kwargs)
@@ -126,13 +138,9 @@ class ChunkPolicy(BasePolicy):
         self,
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
-        lr_schedule: Schedule,
-        critic_kind: CriticKind,
         *,
         net_arch: list[int] | dict[str, list[int]] | None,
         horizon_length: int,
-        n_critics: int,
-        critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None,
         features_extractor_kwargs: dict[str, Any] | None,
         normalize_images: bool,
@@ -141,10 +149,6 @@ class ChunkPolicy(BasePolicy):
         adam_beta1: float = 0.9,
     ):
         require_integer("horizon_length", horizon_length)
-        require_integer("n_critics", n_critics)
-        if critic_pessimism is not None:
-            allowed = "a number >= 0, or None for the lowest or the mean, as the kind of critic has it"
-            require_number("critic_pessimism", critic_pessimism, 0, math.inf, allowed)
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
             # One kernel for all parameters instead of a dozen for each
             given = optimizer_kwargs or {}
@@ -162,26 +166,19 @@ class ChunkPolicy(BasePolicy):
         self.net_arch = net_arch
         self.horizon_length = horizon_length
         self.chunk_dim = horizon_length * get_action_dim(action_space)
-        self.critic_kind = critic_kind
-        self.n_critics = n_critics
-        self.critic_pessimism = critic_pessimism
-        self._build(lr_schedule)
 
-    @abstractmethod
-    def _make_actor(self) -> ChunkActor:
-        """The actor, on the device."""
-
-    def arch(self, net: Literal["pi", "qf"], default: list[int]) -> list[int]:
-        """Hidden widths of a net: the user's, or the default."""
+    def arch(self, net: str, default: list[int]) -> list[int]:
+        """Hidden widths of one of `nets`: the user's, or the default."""
         if self.net_arch is None:
             return default
         if isinstance(self.net_arch, dict):
-            known = set(self.net_arch) <= {"pi", "qf"}
-            require(known, "net_arch", self.net_arch, "a list, or a dict with keys 'pi' and 'qf'")
+            known = set(self.net_arch) <= set(self.nets)
+            keys = " and ".join(map(repr, self.nets))
+            require(known, "net_arch", self.net_arch, f"a list, or a dict with keys {keys}")
         widths = self.net_arch.get(net, default) if isinstance(self.net_arch, dict) else self.net_arch
         listed = isinstance(widths, Sequence) and all(map(is_integer, widths))
         require(listed, "net_arch", self.net_arch, "a list with an integer >= 1 for every layer")
-        require(net == "qf" or len(widths) > 0, "net_arch", self.net_arch, "the actor needs at least one hidden layer")
+        require(net != "pi" or len(widths) > 0, "net_arch", self.net_arch, "the actor needs at least one hidden layer")
         return list(widths)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
@@ -195,45 +192,12 @@ class ChunkPolicy(BasePolicy):
                 "if they are to be divided by 255)."
             ) from error
 
-    def _build(self, lr_schedule: Schedule) -> None:
-        self.actor = self._make_actor()
-        self.critic = self._make_critic()
-        self.critic_target = None
-        if self.critic_kind.has_target:
-            self.critic_target = self._make_target(self.critic)
-        for net in (self.actor, self.critic):
-            net.optimizer = self._make_optimizer(net, lr_schedule)
-
     def _make_optimizer(self, net: BaseModel, lr_schedule: Schedule) -> th.optim.Optimizer:
         return self.optimizer_class(
             net.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
-
-    def _make_critic(self) -> FlowCritic:
-        extractor = self.make_features_extractor()
-        return FlowCritic(
-            self.observation_space,
-            self.action_space,
-            extractor,
-            extractor.features_dim,
-            self.chunk_dim,
-            self.critic_kind,
-            self.arch("qf", self.critic_kind.net_arch),
-            self.n_critics,
-            self.critic_pessimism,
-            self.normalize_images,
-        ).to(self.device)
-
-    def _make_target(self, critic: FlowCritic) -> FlowCritic:
-        """A copy of a critic for the Polyak average of its weights."""
-        target = self._make_critic()
-        target.load_state_dict(critic.state_dict())
-        target.requires_grad_(False)
-        # What goes through the net together is normalised together
-        target.set_training_mode(self.critic_kind.joint)
-        return target
 
     def _trained_nets(self) -> tuple[BaseModel, ...]:
         """The nets that have a training mode."""
@@ -245,8 +209,6 @@ class ChunkPolicy(BasePolicy):
             lr_schedule=self._dummy_schedule,
             net_arch=self.net_arch,
             horizon_length=self.horizon_length,
-            n_critics=self.n_critics,
-            critic_pessimism=self.critic_pessimism,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
             optimizer_class=self.optimizer_class,
@@ -315,7 +277,86 @@ class ChunkPolicy(BasePolicy):
         self.training = mode
 
 
-class ImagePolicy(ChunkPolicy):
+class ChunkPolicy(ActorPolicy):
+    """An actor and critics of its actions; the subclasses say which.
+
+    :param lr_schedule: learning rate schedule; the algorithm sets the optimizers' rates at every update
+    :param critic_kind: what the critics are
+    :param n_critics: number of critics
+    :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the verdict of the kind of critic
+    :raises ValueError: for values outside of what is stated here
+
+    The other parameters are those of `ActorPolicy`.
+    """
+
+    critic: FlowCritic
+    critic_target: FlowCritic | None
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        critic_kind: CriticKind,
+        *,
+        n_critics: int,
+        critic_pessimism: float | None = None,
+        **kwargs: Any,
+    ):
+        require_integer("n_critics", n_critics)
+        if critic_pessimism is not None:
+            allowed = "a number >= 0, or None for the lowest or the mean, as the kind of critic has it"
+            require_number("critic_pessimism", critic_pessimism, 0, math.inf, allowed)
+        super().__init__(observation_space, action_space, **kwargs)
+        self.critic_kind = critic_kind
+        self.n_critics = n_critics
+        self.critic_pessimism = critic_pessimism
+        self._build(lr_schedule)
+
+    @abstractmethod
+    def _make_actor(self) -> ChunkActor:
+        """The actor, on the device."""
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self._make_actor()
+        self.critic = self._make_critic()
+        self.critic_target = None
+        if self.critic_kind.has_target:
+            self.critic_target = self._make_target(self.critic)
+        for net in (self.actor, self.critic):
+            net.optimizer = self._make_optimizer(net, lr_schedule)
+
+    def _make_critic(self) -> FlowCritic:
+        extractor = self.make_features_extractor()
+        return FlowCritic(
+            self.observation_space,
+            self.action_space,
+            extractor,
+            extractor.features_dim,
+            self.chunk_dim,
+            self.critic_kind,
+            self.arch("qf", self.critic_kind.net_arch),
+            self.n_critics,
+            self.critic_pessimism,
+            self.normalize_images,
+        ).to(self.device)
+
+    def _make_target(self, critic: FlowCritic) -> FlowCritic:
+        """A copy of a critic for the Polyak average of its weights."""
+        target = self._make_critic()
+        target.load_state_dict(critic.state_dict())
+        target.requires_grad_(False)
+        # What goes through the net together is normalised together
+        target.set_training_mode(self.critic_kind.joint)
+        return target
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(n_critics=self.n_critics, critic_pessimism=self.critic_pessimism)
+        return data
+
+
+class ImagePolicy(ActorPolicy):
     """Mixed in before a policy: NatureCNN by default, also for images that are not uint8."""
 
     def __init__(

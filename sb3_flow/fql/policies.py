@@ -9,11 +9,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
 
 from sb3_flow.common.checks import require_integer
 from sb3_flow.common.critics import CriticKind, FlowCritic
 from sb3_flow.common.flow import VelocityFn, integrate
-from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, Flow, ImagePolicy
 from sb3_flow.fql.networks import BehaviorFlow, actor_mlp, critic_mlp
 
 CRITIC = CriticKind(critic_mlp, [512, 512, 512, 512], has_target=True, verdict="mean")
@@ -57,6 +58,9 @@ class FQLActor(ChunkActor):
         """The behaviour flow's velocity in B states, which are encoded once: `(x, t) -> Velocity`."""
         context = self.behavior.encode(self.extract_features(obs, self.features_extractor))
         return lambda x, t: self.behavior(context, x, t)
+
+    def flow(self) -> Flow:
+        return Flow(self.features_extractor, nn.Identity(), self.behavior, squash=False, sde=False)
 
     def flow_actions(self, velocity: VelocityFn, noise: th.Tensor) -> th.Tensor:
         """The behaviour flow's actions in [-1, 1] in the states of a `field`, (B, D) or (n, B, D) as the noise is."""

@@ -27,7 +27,7 @@ from sb3_flow.common.flow import (
     rollout,
 )
 from sb3_flow.common.layers import BatchRenorm
-from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy, n_observations
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, Flow, ImagePolicy, n_observations
 from sb3_flow.common.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
 
 
@@ -123,6 +123,9 @@ class FlowActor(ChunkActor):
             return Velocity(v.to(x.dtype), log_std)
 
         return velocity
+
+    def flow(self) -> Flow:
+        return Flow(self.features_extractor, self.norm, self.velocity, squash=True, sde=self.rollout_kind == "sde")
 
     def sample_noise(self, batch_size: int) -> th.Tensor:
         """All the noise of one rollout, (K + 1, B, D), in one draw."""

@@ -10,9 +10,17 @@ from rl_zoo3.utils import ALGOS
 
 import sb3_flow
 import sb3_flow.envs
-from sb3_flow import DIME, FQL, QSM, FlowRL, SACFlow
-from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
-from sb3_flow.zoo.search import DIMESearch, FlowRLSearch, FQLSearch, QSMSearch, SACFlowSearch, SearchSpace
+from sb3_flow import DIME, FQL, QSM, FlowRL, ReinFlow, SACFlow
+from sb3_flow.common.algorithm import FlowAlgorithm
+from sb3_flow.zoo.search import (
+    DIMESearch,
+    FlowRLSearch,
+    FQLSearch,
+    QSMSearch,
+    ReinFlowSearch,
+    SACFlowSearch,
+    SearchSpace,
+)
 
 PACKAGE = Path(sb3_flow.__file__).parent
 # In a checkout the folder stands beside the package, a wheel has it inside
@@ -22,7 +30,7 @@ HYPERPARAMS = next(path for path in (PACKAGE / "hyperparams", PACKAGE.parent / "
 class Algorithm(NamedTuple):
     """What the zoo knows of an algorithm, beside its YAML."""
 
-    algorithm: type[OffPolicyFlowAlgorithm]
+    algorithm: type[FlowAlgorithm]
     search: SearchSpace
 
 
@@ -32,6 +40,7 @@ ALGORITHMS = {
     "flow_rl": Algorithm(FlowRL, FlowRLSearch()),
     "fql": Algorithm(FQL, FQLSearch()),
     "qsm": Algorithm(QSM, QSMSearch()),
+    "reinflow": Algorithm(ReinFlow, ReinFlowSearch()),
     "sac_flow": Algorithm(SACFlow, SACFlowSearch()),
 }
 

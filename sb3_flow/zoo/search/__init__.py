@@ -5,6 +5,7 @@ from sb3_flow.zoo.search.dime import DIMESearch
 from sb3_flow.zoo.search.flow_rl import FlowRLSearch
 from sb3_flow.zoo.search.fql import FQLSearch
 from sb3_flow.zoo.search.qsm import QSMSearch
+from sb3_flow.zoo.search.reinflow import ReinFlowSearch
 from sb3_flow.zoo.search.sac_flow import SACFlowSearch
 
-__all__ = ["DIMESearch", "FQLSearch", "FlowRLSearch", "QSMSearch", "SACFlowSearch", "SearchSpace"]
+__all__ = ["DIMESearch", "FQLSearch", "FlowRLSearch", "QSMSearch", "ReinFlowSearch", "SACFlowSearch", "SearchSpace"]

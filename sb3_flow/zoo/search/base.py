@@ -46,13 +46,15 @@ class Fixed:
 class SearchSpace(ABC):
     """What is searched for one algorithm; a subclass adds what is that algorithm's own.
 
-    With offline data h and the share of the data are searched, too. Nothing that was given on the command line is.
+    With offline data h and, where an algorithm has it, the share of the data are searched, too. Nothing that was given
+    on the command line is.
     Parameters with one choice are not searched, they carry what `convert` needs to know: a trial's parameters are the
     only thing that `--trial-id` hands to it.
     """
 
     # The policy's argument for K, and the choices
     steps: ClassVar[tuple[str, tuple[int, ...]]] = ("flow_steps", FLOW_STEPS)
+    has_offline_ratio: ClassVar[bool] = True
     # Parameters that are arguments of the policy, too
     in_policy_kwargs: ClassVar[tuple[str, ...]] = ()
     # What a parameter decides, where it has another name
@@ -90,7 +92,7 @@ class SearchSpace(ABC):
         }
         if fixed.is_offline:
             space["horizon_length"] = CategoricalDistribution(HORIZONS)
-        if fixed.is_offline and fixed.is_online:
+        if fixed.is_offline and fixed.is_online and self.has_offline_ratio:
             space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
         return {
             "policy_kwargs": CategoricalDistribution([fixed.text("policy_kwargs", "{}")]),

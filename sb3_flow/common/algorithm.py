@@ -1,0 +1,126 @@
+"""What every algorithm here is, off-policy or on-policy: its names, its environment, its nets, compiled code."""
+
+import inspect
+import math
+from collections.abc import Callable
+from numbers import Real
+from types import MethodType
+from typing import Any, ClassVar
+
+import gymnasium as gym
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_flow.common.checks import check_spaces, require, require_choice
+from sb3_flow.common.compile import Compiled, CompileMode, maybe_compile
+from sb3_flow.common.guard import Flat, Guard
+from sb3_flow.common.hints import check_known
+from sb3_flow.common.log import Log
+from sb3_flow.common.persistence import PersistentAlgorithm
+from sb3_flow.common.updates import Figures, L, Measured, compute_gradient
+
+
+class FlowAlgorithm(PersistentAlgorithm):
+    """Mixed in before one of SB3's algorithms; a subclass names its policies and its nets."""
+
+    policy_type: ClassVar[type[Any]]  # whose subclasses can be trained
+    compile: CompileMode
+    _guard: Guard
+    _n_updates: int
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_known(cls, kwargs)
+        return super().__new__(cls)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        env = maybe_make_env(env, verbose)  # SB3's `load` and `set_env` take no ids
+        is_gymnasiums = isinstance(env, gym.vector.VectorEnv)
+        advice = (
+            "it is vectorised by Gymnasium; use stable_baselines3.common.env_util.make_vec_env, or one of SB3's VecEnvs"
+        )
+        require(not is_gymnasiums, "env", env, advice)
+        check_spaces(env.observation_space, env.action_space)
+        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    @classmethod
+    def _get_policy_from_name(cls, policy_name: str) -> type[BasePolicy]:
+        require_choice("policy", policy_name, tuple(cls.policy_aliases))
+        return cls.policy_aliases[policy_name]
+
+    def _check_policy_class(self) -> None:
+        known = isinstance(self.policy_class, type) and issubclass(self.policy_class, self.policy_type)
+        require(
+            known and not inspect.isabstract(self.policy_class),
+            "policy",
+            self.policy_class,
+            f"it must be a subclass of {self.policy_type.__name__}; a saved model of another algorithm is loaded with "
+            "that algorithm",
+        )
+
+    def _check_learning_rate(self, name: str, allow_none: bool = False) -> None:
+        value = getattr(self, name)
+        number = callable(value) or isinstance(value, Real) or (value is None and allow_none)
+        require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
+        if isinstance(value, Real):
+            setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
+
+    def _compiled(self, method: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
+        """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
+        return maybe_compile(method, self.compile, self.device, self.verbose, name)
+
+    def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
+        """What `_step` minimises: a loss, a method of the model, with its figures."""
+        return self._compiled(Measured(loss_fn).loss, loss_fn.__name__)
+
+    def _step(
+        self,
+        name: str,
+        net: BaseModel,
+        log: Log,
+        loss_fn: Callable[[], tuple[L, Figures]],
+        max_gradient: float = math.inf,
+    ) -> L:
+        """One step of a net on a loss, unless this or an earlier one is not finite.
+
+        :param name: of the net in errors
+        :param net: owns the optimizer
+        :param log: gets what the loss says of itself
+        :param loss_fn: result of `_compiled_loss` with its arguments
+        :param max_gradient: largest size of one number of the gradient; larger ones are cut off
+        """
+        # Of all nets: a target critic that normalises by the batch has statistics, too
+        statistics = Flat(self.policy.buffers())
+        before = statistics.values()
+        result, figures = loss_fn()
+        norm = compute_gradient(net.optimizer, result.loss, max_gradient)
+        sizes = {part: tensor.numel() for part, tensor in result.made_of.items()} | {f"{name}_loss": 1}
+        self._guard.see(name, sizes, figures.bad, norm)
+        statistics.set_where(self._guard.stopped, before)
+        self._guard.step(net.optimizer)
+        log.add(figures.logged, figures.means)
+        return result
+
+    def _stop_if_bad(self) -> None:
+        """Wait for the device, and raise what the guard has seen.
+
+        :raises NonFiniteError: if a loss or a gradient was not finite; nothing has changed since
+        """
+        found = self._guard.error()
+        if found is not None:
+            self._n_updates, error = found
+            raise error
+
+    @property
+    def _nets(self) -> dict[str, BaseModel]:
+        """The nets that losses train, by the names that errors have; each has an `optimizer`."""
+        raise NotImplementedError
+
+    def _excluded_save_params(self) -> list[str]:
+        methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
+        return [*super()._excluded_save_params(), "actor", "critic", "_guard", *methods]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"{name}.optimizer" for name in self._nets)], []

@@ -1,0 +1,233 @@
+"""What ReinFlow begins with: a flow that clones data, or another model's."""
+
+import math
+from copy import deepcopy
+from functools import partial
+from os import PathLike
+from typing import Any, TypeVar
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.utils import update_learning_rate
+
+from sb3_flow.common.algorithm import FlowAlgorithm
+from sb3_flow.common.buffers import Batch, sample_dataset, to_batch
+from sb3_flow.common.callbacks import correct_progress_bars, no_steps
+from sb3_flow.common.checks import check_finite, require, require_whole
+from sb3_flow.common.flow import Line, matching_error
+from sb3_flow.common.log import Log
+from sb3_flow.common.normalize import learn_statistics
+from sb3_flow.common.policies import ChunkActor, Flow
+from sb3_flow.common.transfer import on_device
+from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
+from sb3_flow.reinflow.losses import MatchingLoss, matching_loss
+from sb3_flow.reinflow.policies import ReinFlowActor
+
+SelfPretrained = TypeVar("SelfPretrained", bound="PretrainedAlgorithm")
+
+LOG_INTERVAL = 1000  # updates
+# The learning rate of cloning falls to this share along half a cosine (cfg/gym/pretrain of the authors' code)
+LAST_LEARNING_RATE = 0.1
+
+
+class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
+    """An on-policy algorithm whose timesteps may begin with updates from data.
+
+    :param offline_dataset: data to clone, see `sb3_flow.datasets.load_dataset`
+    :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
+    :param offline_batch_size: chunks per update from data
+    :param offline_learning_rate: of the updates from data, at their start
+
+    The other parameters are those of SB3's OnPolicyAlgorithm.
+    """
+
+    actor: ReinFlowActor
+    horizon_length: int
+
+    def __init__(
+        self,
+        *args: Any,
+        offline_dataset: DatasetSpec | None,
+        offline_steps: int,
+        offline_batch_size: int,
+        offline_learning_rate: float,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.offline_dataset = offline_dataset
+        self.offline_steps = offline_steps
+        self.offline_batch_size = offline_batch_size
+        self.offline_learning_rate = offline_learning_rate
+        self._dataset: Dataset | None = None
+        self._n_offline = 0  # updates from data that are done
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the next update is one from data."""
+        return self._n_offline < self.offline_steps
+
+    def start_from(self: SelfPretrained, model: BaseAlgorithm) -> SelfPretrained:
+        """Begin with the flow of another model: SACFlow's policy, FQL's behaviour flow, or ReinFlow's.
+
+        Its nets are copied. What they were trained with stays their own: give this model the same environment, and a
+        VecNormalize with the same statistics; `flow_steps` is this model's.
+
+        :param model: a model for the same spaces, with chunks of the same length
+        :raises ValueError: if it is another kind of model, or this one has learned already
+        """
+        learned = self.num_timesteps + self._n_updates
+        require(learned == 0, "num_timesteps", self.num_timesteps, "what was learned would be lost; start a new model")
+        actor = getattr(model.policy, "actor", None)
+        flow = actor.flow() if isinstance(actor, ChunkActor) else None
+        advice = "it has no flow of its own to start from; take SACFlow, FQL or ReinFlow"
+        require(flow is not None, "model", type(model).__name__, advice)
+        assert isinstance(flow, Flow)
+        for name in ("observation_space", "action_space", "horizon_length"):
+            ours, theirs = getattr(self, name), getattr(model, name)
+            require(ours == theirs, "model", f"{type(model).__name__}({name}={theirs})", f"{name} is {ours} here")
+        # On the CPU, for it is saved with policy_kwargs and may be loaded where there is nothing else
+        copy = deepcopy(flow)
+        for net in (copy.features_extractor, copy.norm, copy.velocity):
+            net.cpu()
+        self.policy_kwargs = {**self.policy_kwargs, "flow": copy}
+        self._setup_model()
+        return self
+
+    def pretrain(self: SelfPretrained, dataset: DatasetSpec, steps: float, **kwargs: Any) -> SelfPretrained:
+        """Clone data by flow matching (Sec. 3), without the environment; then `learn` fine-tunes.
+
+        :param dataset: see `sb3_flow.datasets.load_dataset`
+        :param steps: number of updates
+        :param kwargs: arguments of `learn`: callback, log_interval, progress_bar, ...
+        :raises ValueError: if the data do not fit, and if steps is no whole number >= 1
+        """
+        require_whole("steps", steps)
+        # Before anything changes, for the data may be refused
+        self._dataset = self._read(dataset)
+        self.offline_dataset = dataset
+        self.offline_steps = self._n_offline + int(steps)
+        try:
+            return self.learn(int(steps), **kwargs)
+        finally:
+            self.offline_steps = self._n_offline
+
+    def learn(
+        self: SelfPretrained,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPretrained:
+        """Learn for so many timesteps: first what is left of the `offline_steps`, then in the environment.
+
+        :param total_timesteps: updates from data and steps of the environment, together; whole rollouts are made
+        :param tb_log_name: of the run in TensorBoard; None for the algorithm's name
+
+        The other parameters are those of SB3's `learn`.
+        """
+        self._load_dataset()
+        if self._dataset is not None and self._vec_normalize_env is not None:
+            learn_statistics(self._vec_normalize_env, self._dataset.at(0))
+        self._between_steps.clear()
+        try:
+            super().learn(
+                total_timesteps=int(total_timesteps),
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        except BaseException:
+            self._last_obs = None  # a later `learn` begins new episodes: a rollout was lost on the way
+            raise
+        if self._last_obs is not None:
+            self._call_between_steps()
+        return self
+
+    def _load_dataset(self) -> None:
+        """The data behind `offline_dataset`, while they are needed; a loaded model reads them when it learns."""
+        if not self.is_offline:
+            return
+        left = self.offline_steps - self._n_offline
+        advice = f"{left} of them are left, and there is no offline_dataset; pass it, to `load` as well"
+        require(self.offline_dataset is not None, "offline_steps", self.offline_steps, advice)
+        if self._dataset is None:
+            assert self.offline_dataset is not None
+            self._dataset = self._read(self.offline_dataset)
+
+    def _read(self, spec: DatasetSpec) -> Dataset:
+        dataset = load_dataset(spec)
+        check_fits(dataset, self.observation_space, self.action_space)
+        dataset.check_chunks(self.horizon_length)
+        return dataset
+
+    def _clone(self, callback: BaseCallback) -> bool:
+        """What is left of the updates from data, as far as the timesteps reach. Returns whether to go on."""
+        while self.is_offline and self.num_timesteps < self._total_timesteps:
+            # As many updates between two calls of the callback as there are steps when learning online
+            left = min(self.offline_steps - self._n_offline, self._total_timesteps - self.num_timesteps)
+            updates = min(self.n_envs, left)
+            log = Log()
+            for _ in range(updates):
+                self._clone_batch(log)
+            self.num_timesteps += updates
+            if self._n_offline % LOG_INTERVAL < updates:
+                log.record(self.logger)
+                self.dump_logs()
+            callback.update_locals(locals() | no_steps(self.n_envs))
+            goes_on = callback.on_step()
+            correct_progress_bars(callback, updates - self.n_envs)
+            self._call_between_steps()
+            if not goes_on:
+                return False
+        if not self.is_offline:
+            self.actor.optimizer.state.clear()  # its moments are those of another loss
+        self.policy.set_training_mode(False)
+        return True
+
+    def _clone_batch(self, log: Log) -> None:
+        """One update from data."""
+        batch = self._sample_data()
+        line = self.actor.sample_line(len(batch.actions))
+        done = self._n_offline / self.offline_steps
+        share = LAST_LEARNING_RATE + (1 - LAST_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+        update_learning_rate(self.actor.optimizer, share * self.offline_learning_rate)
+        self.actor.set_training_mode(True)
+        self._guard.begin()
+        loss = partial(self._matching_loss_fn, batch.observations, batch.actions, line, batch.in_episode)
+        self._step("matching", self.actor, log, loss)
+        self._stop_if_bad()
+        self._n_offline += 1
+
+    def _sample_data(self) -> Batch:
+        assert self._dataset is not None
+        chunks = sample_dataset(
+            self._dataset.at(self._n_offline),
+            self.offline_batch_size,
+            self.horizon_length,
+            self.gamma,
+            self._vec_normalize_env,
+        )
+        batch = to_batch(chunks, self.gamma)
+        check_finite("data", observations=batch.observations, actions=batch.actions)
+        return on_device(batch, self.device)
+
+    def _matching_loss(
+        self, observations: PyTorchObs, actions: Any, line: Line, in_episode: Any | None
+    ) -> MatchingLoss:
+        """Flow matching to the data's actions."""
+        field = self.actor.field(observations)
+        return matching_loss(matching_error(field, actions, line, self.actor.matching_target), in_episode)
+
+    def _set_up_cloning(self) -> None:
+        self._matching_loss_fn = self._compiled_loss(self._matching_loss)
+
+    def _excluded_save_params(self) -> list[str]:
+        # A name of data is kept, data are not
+        data = [] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]
+        return [*super()._excluded_save_params(), "_dataset", *data]
