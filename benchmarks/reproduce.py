@@ -149,7 +149,7 @@ def run_from_scratch(
             width=scale.width,
             batch_size=scale.batch_size,
             out=out,
-            overrides=merged(scale.overrides if is_sac_flow(algo) else {}, overrides, args.overrides),
+            overrides=merged(scale.overrides, overrides, args.overrides) if is_sac_flow(algo) else {},
         )
         for seed in args.seeds or scale.seeds
         for task in args.tasks or tasks
@@ -315,7 +315,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="instead of the scale's")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the scale's")
     parser.add_argument(
-        "--overrides", type=json_object, default={}, help="JSON: arguments of the algorithms, for all of ours"
+        "--overrides",
+        type=json_object,
+        default={},
+        help="JSON: arguments of SACFlow; in offline_to_online of all of ours",
     )
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))
