@@ -1,4 +1,5 @@
-"""The contenders of the benchmarks: our algorithms, for speed in their variants, SB3's SAC, contrib's CrossQ and sbx's.
+"""The contenders of the benchmarks: our algorithms, for speed in their variants, SB3's SAC and PPO, contrib's CrossQ
+and sbx's.
 
 sbx's CrossQ (JAX) needs `pip install sbx-rl`.
 """
@@ -6,6 +7,7 @@ sbx's CrossQ (JAX) needs `pip install sbx-rl`.
 import argparse
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,21 +16,27 @@ import torch as th
 from arguments import positive
 from cloning import CloningPolicy
 from sb3_contrib import CrossQ
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_flow import DIME, FQL, QSM, FlowRL, SACFlow
+from sb3_flow import DIME, FQL, QSM, FlowRL, ReinFlow, SACFlow
+from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 
 class Ours(NamedTuple):
     """One of our algorithms with one of its policies."""
 
-    algorithm: type[OffPolicyFlowAlgorithm]
+    algorithm: type[FlowAlgorithm]
     policy: Any  # a name, or a class
     arguments: dict[str, Any] = {}  # noqa: RUF012 (read only)
     policy_kwargs: tuple[str, ...] = ()  # what of `Size` its policy takes
+
+    @property
+    def is_off_policy(self) -> bool:
+        return issubclass(self.algorithm, OffPolicyFlowAlgorithm)
 
 
 VELOCITY_NETS = {
@@ -50,6 +58,7 @@ OURS = {
     "flow_rl": Ours(FlowRL, "FlowRLPolicy"),
     # Five diffusion steps
     "qsm": Ours(QSM, "QSMPolicy"),
+    "reinflow": Ours(ReinFlow, "ReinFlowPolicy"),
 }
 TEN_CRITICS = {"n_critics": 10, "critic_pessimism": 0.5}  # as in QAM's repository
 TIMED = (*VELOCITY_NETS, "flow_t_categorical", "fql", "qc_fql", "qc", "flow_rl", "qsm", "dime")
@@ -62,6 +71,8 @@ SUFFIXES: dict[str, dict[str, Any]] = {
 }
 BASELINES = ["crossq", "sac", "sbx_crossq"]
 CONTENDERS = [*BASELINES, *(name + suffix for name in TIMED for suffix in SUFFIXES)]
+# Whose updates come in rollouts: there is no step of training to time, but `learn`
+ON_POLICY = ["ppo", "reinflow", "reinflow+compiled"]
 DEFAULT = ["crossq", "sac", "flow_t", "flow_t+compiled", "flow_g", "flow_g+compiled", "flow_mlp", "flow_mlp+compiled"]
 
 
@@ -80,14 +91,17 @@ def ours_of(name: str) -> Ours:
     return OURS[name.partition("+")[0]]
 
 
-def add_arguments(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, rounds: int, warmup: int, contenders: Sequence[str] = CONTENDERS
+) -> None:
     """What all speed benchmarks are told.
 
     :param parser: takes the arguments
+    :param contenders: that can be chosen
     :param rounds: default number of measurements
     :param warmup: default number of rounds before them
     """
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
+    parser.add_argument("--contenders", nargs="+", choices=contenders, default=DEFAULT)
     for field in dataclasses.fields(Size):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=positive, default=field.default)
     parser.add_argument("--threads", type=positive, default=None)
@@ -125,6 +139,28 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
         nets = {"policy_kwargs": {"net_arch": {"qf": critics}, **sizes}}
         own = merged({"horizon_length": size.horizon}, ours.arguments, nets)
         model = ours.algorithm(ours.policy, **own, **SUFFIXES[plus + suffix], **common)
+    model.set_logger(configure(None, []))
+    return model
+
+
+def make_on_policy(name: str, env: Any, size: Size, n_steps: int, device: str = "cpu") -> BaseAlgorithm:
+    """A contender of `ON_POLICY` without a logger's output: batches are SB3's, and ours too.
+
+    :param name: one of them
+    :param env: the environments
+    :param size: of nets
+    :param n_steps: of a rollout in each environment
+    :param device: where to train
+    """
+    common = {"env": env, "n_steps": n_steps, "batch_size": 64, "n_epochs": 10, "seed": 0, "device": device}
+    model: BaseAlgorithm
+    if name == "ppo":
+        nets = {"net_arch": {"pi": [256, 256], "vf": [size.width, size.width]}}
+        model = PPO("MlpPolicy", policy_kwargs=nets, **common)
+    else:
+        _, plus, suffix = name.partition("+")
+        flow = {"net_arch": {"vf": [size.width] * 3}, "flow_steps": size.flow_steps}
+        model = ReinFlow("ReinFlowPolicy", policy_kwargs=flow, **SUFFIXES[plus + suffix], **common)
     model.set_logger(configure(None, []))
     return model
 

@@ -3,8 +3,9 @@
     python benchmarks/end_to_end.py --batch 256 --width 256
     python benchmarks/end_to_end.py --sweep n_envs 1 2 4 8 --contenders flow_t+compiled
 
-Everything that a run does counts: acting, the environment, the buffer, the updates. The order changes at random in
-every round, the first rounds warm up, and the figures are medians with the quartiles.
+Everything that a run does counts: acting, the environment, the buffer, the updates. On-policy contenders make one
+rollout in each measurement, and ten passes over it. The order changes at random in every round, the first rounds warm
+up, and the figures are medians with the quartiles.
 """
 
 import argparse
@@ -16,28 +17,32 @@ from typing import Any
 
 import torch as th
 from arguments import positive, swept_values
-from contenders import Size, add_arguments, apply_arguments, make_model
+from contenders import CONTENDERS, ON_POLICY, Size, add_arguments, apply_arguments, make_model, make_on_policy
 from records import machine
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings
 
 WARM_UP = 600  # steps, of which the first are random
 NEVER = 10**9  # episodes
 
 
-def learn(model: OffPolicyAlgorithm, steps: int) -> None:
+def learn(model: BaseAlgorithm, steps: int) -> None:
     model.learn(steps, reset_num_timesteps=False, log_interval=NEVER)
 
 
 def measure(size: Size, n_envs: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each contender with each number of environments, all interleaved: milliseconds a step of one."""
     runs: dict[tuple[str, int], Callable[[], None]] = {}
+    model: BaseAlgorithm
     for n in n_envs:
         for name in args.contenders:
             env = make_vec_env(args.env, n_envs=n, seed=0)
-            # -1: as many updates as steps, whatever the number of environments
-            model = make_model(name, env, size, args.device, gradient_steps=-1, learning_starts=WARM_UP // 2)
+            if name in ON_POLICY:
+                model = make_on_policy(name, env, size, args.steps // n, args.device)
+            else:
+                # -1: as many updates as steps, whatever the number of environments
+                model = make_model(name, env, size, args.device, gradient_steps=-1, learning_starts=WARM_UP // 2)
             learn(model, WARM_UP)
             runs[name, n] = partial(learn, model, args.steps)
     settings = {"env": args.env, "threads": th.get_num_threads(), **dataclasses.asdict(size)}
@@ -47,7 +52,7 @@ def measure(size: Size, n_envs: list[int], args: argparse.Namespace) -> list[dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, rounds=9, warmup=2)
+    add_arguments(parser, rounds=9, warmup=2, contenders=[*CONTENDERS, *ON_POLICY])
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--sweep", nargs="+", metavar=("n_envs", "N"), default=["n_envs", "1"])
     parser.add_argument("--steps", type=positive, default=200, help="in one measurement")

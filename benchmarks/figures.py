@@ -34,8 +34,10 @@ LABELS = {
     "qc": "QC",
     "flow_rl": "FlowRL",
     "qsm": "QSM",
+    "reinflow": "ReinFlow",
     "crossq": "CrossQ",
     "sac": "SAC",
+    "ppo": "PPO",
 }
 COLORS = {
     "flow_t": "#0b6e99",
@@ -49,8 +51,10 @@ COLORS = {
     "qc": "#7f3b08",
     "flow_rl": "#6a3d9a",
     "qsm": "#b8860b",
+    "reinflow": "#17becf",
     "crossq": "#d1495b",
     "sac": "#8d8d8d",
+    "ppo": "#4d4d4d",
 }
 
 

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import sb3_flow.envs  # noqa: F401 (registers the tasks)
-from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.algorithm import FlowAlgorithm
 
 
-def film(model: OffPolicyFlowAlgorithm, env: gym.Env[Any, Any], seed: int) -> list[NDArray[np.uint8]]:
+def film(model: FlowAlgorithm, env: gym.Env[Any, Any], seed: int) -> list[NDArray[np.uint8]]:
     """The pictures of one episode, the first state's included.
 
     :param model: acts without noise

@@ -29,10 +29,12 @@ from arguments import add_run_arguments, check_tasks, json_object, positive
 from contenders import OURS, merged, ours_of
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
 from numpy.typing import NDArray
+from on_policy import evaluated_in, make_env, ppo_settings
 from records import append_record, append_rows, read_records, refuse_other_settings
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -41,9 +43,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_flow.common.files import replacing, write_pickle
 from sb3_flow.envs import register
 
-BASELINES: dict[str, type[OffPolicyAlgorithm]] = {"crossq": CrossQ, "sac": SAC}
+BASELINES: dict[str, type[BaseAlgorithm]] = {"crossq": CrossQ, "sac": SAC, "ppo": PPO}
 NEVER = 10**9  # episodes
-MODEL, BUFFER = "model.zip", "buffer.pkl"  # of a checkpoint
+MODEL, BUFFER, STATISTICS = "model.zip", "buffer.pkl", "vecnormalize.pkl"  # of a checkpoint
 # All of them step until the last episode is over, so that one failure costs its length times their number
 EVAL_ENVS = 10
 FIELDS = [
@@ -122,35 +124,47 @@ def what_counts(settings: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in settings.items() if name != "out"}, "overrides": overrides}
 
 
-def make_model(run: Run) -> OffPolicyAlgorithm:
-    """The contenders. Critic widths, batch size and warm-up are the same for all; the rest are each one's defaults."""
-    common: dict[str, Any] = {
-        "env": run.task,
-        "seed": run.seed,
-        "batch_size": run.batch_size,
-        "learning_starts": run.learning_starts,
-        "buffer_size": run.steps,
-        "device": "cpu",
-    }
+def settings_of(run: Run) -> dict[str, Any]:
+    """Arguments of a contender, and of its environments.
+
+    Critic widths, batch size and warm-up are the same for all that learn off-policy; the rest are each one's defaults.
+    """
+    common: dict[str, Any] = {"seed": run.seed, "device": "cpu"}
+    if run.algo == "ppo":
+        return common | ppo_settings(run.task, run.width)
+    off_policy = {"learning_starts": run.learning_starts, "buffer_size": run.steps, "batch_size": run.batch_size}
     width = [run.width, run.width]
     if run.algo in BASELINES:
-        return BASELINES[run.algo]("MlpPolicy", policy_kwargs={"net_arch": {"pi": [256, 256], "qf": width}}, **common)
+        return common | off_policy | {"policy_kwargs": {"net_arch": {"pi": [256, 256], "qf": width}}}
     ours = ours_of(run.algo)
-    arguments = merged(common, {"policy_kwargs": {"net_arch": {"qf": width}}}, ours.arguments, run.overrides)
-    return ours.algorithm(ours.policy, **arguments)
+    if ours.is_off_policy:
+        common = merged(common, off_policy, {"policy_kwargs": {"net_arch": {"qf": width}}})
+    return merged(common, ours.arguments, run.overrides)
 
 
-def load_model(run: Run) -> OffPolicyAlgorithm:
+def make_model(run: Run) -> BaseAlgorithm:
+    """A contender."""
+    settings = settings_of(run)
+    env = make_env(run.task, run.seed, settings)
+    if run.algo in BASELINES:
+        return BASELINES[run.algo]("MlpPolicy", env, **settings)
+    model: BaseAlgorithm = ours_of(run.algo).algorithm(ours_of(run.algo).policy, env, **settings)
+    return model
+
+
+def load_model(run: Run) -> BaseAlgorithm:
     """The model of the checkpoint; its data are where this command says they are."""
     algorithm = BASELINES[run.algo] if run.algo in BASELINES else ours_of(run.algo).algorithm
     moved = run.algo not in BASELINES and "offline_dataset" in run.overrides
     data = {"offline_dataset": run.overrides["offline_dataset"]} if moved else {}
-    model = algorithm.load(run.checkpoint / MODEL, env=gym.make(run.task), device="cpu", **data)
-    model.load_replay_buffer(run.checkpoint / BUFFER)
+    env = make_env(run.task, run.seed, settings_of(run), run.checkpoint / STATISTICS)
+    model = algorithm.load(run.checkpoint / MODEL, env=env, device="cpu", **data)
+    if isinstance(model, OffPolicyAlgorithm):
+        model.load_replay_buffer(run.checkpoint / BUFFER)
     return model
 
 
-def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
+def save_model(run: Run, model: BaseAlgorithm) -> None:
     """Replace the checkpoint by a move of its folder, so that a kill leaves the old one or the new one."""
     fresh, old = beside(run.checkpoint)
     for folder in (fresh, old):
@@ -158,7 +172,11 @@ def save_model(run: Run, model: OffPolicyAlgorithm) -> None:
     fresh.mkdir(parents=True)
     with replacing(fresh / MODEL) as file:
         model.save(cast(io.BufferedIOBase, file))
-    write_pickle(fresh / BUFFER, model.replay_buffer)
+    if isinstance(model, OffPolicyAlgorithm):
+        write_pickle(fresh / BUFFER, model.replay_buffer)
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        write_pickle(fresh / STATISTICS, normalize)
     if run.checkpoint.exists():
         run.checkpoint.rename(old)
     else:
@@ -184,12 +202,14 @@ def train(run: Run, progress: ProgressQueue) -> None:
     """Train one run from where it stopped, appending one CSV row an evaluation."""
     th.set_num_threads(1)
     register()
-    eval_env = make_vec_env(run.task, n_envs=min(run.eval_episodes, EVAL_ENVS), seed=10_000 + run.seed)
     run.csv.parent.mkdir(parents=True, exist_ok=True)
     run.write_settings()
     model = load_model(run) if run.can_go_on else make_model(run)
-    # The row of an evaluation is written before its checkpoint: of two rows for one step, the last counts
-    done = model.num_timesteps
+    plain_env = make_vec_env(run.task, n_envs=min(run.eval_episodes, EVAL_ENVS), seed=10_000 + run.seed)
+    eval_env = evaluated_in(model, plain_env)
+    # The row of an evaluation is written before its checkpoint: of two rows for one step, the last counts. Rollouts of
+    # on-policy algorithms may end a little behind the step
+    done = model.num_timesteps - model.num_timesteps % run.eval_freq
     started = time.perf_counter()
 
     class Report(BaseCallback):
@@ -224,7 +244,9 @@ def train(run: Run, progress: ProgressQueue) -> None:
 
     report = Report()
     for step in range(done + run.eval_freq, run.steps + 1, run.eval_freq):
-        model.learn(run.eval_freq, callback=report, reset_num_timesteps=False, log_interval=NEVER)
+        if model.num_timesteps < step:
+            left = step - model.num_timesteps
+            model.learn(left, callback=report, reset_num_timesteps=False, log_interval=NEVER)
         deterministic, successes = returns(True)
         stochastic, stochastic_successes = returns(False)
         report.last_return = float(deterministic.mean())
@@ -245,10 +267,10 @@ def train(run: Run, progress: ProgressQueue) -> None:
     drop_buffer(run)
 
 
-def action_spread(model: OffPolicyAlgorithm) -> float:
+def action_spread(model: Any) -> float:
     """Standard deviation of a number of the stochastic policy's action over its noise, a mean over states.
 
-    :param model: the states are from its offline data, or without these from its replay buffer
+    :param model: the states are from its offline data, or without these from its replay buffer or last rollout
     """
     rng = np.random.default_rng(0)
     dataset = getattr(model, "_dataset", None)
@@ -256,8 +278,10 @@ def action_spread(model: OffPolicyAlgorithm) -> float:
         data = dataset.at(0)
         states = data.observations[data.rows(rng.integers(len(data), size=SPREAD_STATES))]
     else:
-        assert model.replay_buffer is not None
-        stored = model.replay_buffer.observations[: model.replay_buffer.size()]
+        if hasattr(model, "replay_buffer"):
+            stored = model.replay_buffer.observations[: model.replay_buffer.size()]
+        else:  # SB3's PPO has flattened them while it learned
+            stored = model.rollout_buffer.observations.reshape(-1, 1, *model.observation_space.shape)
         states = stored[rng.integers(len(stored), size=SPREAD_STATES), rng.integers(stored.shape[1])]
     with th.random.fork_rng():  # the training's own noise stays what it was
         th.manual_seed(0)

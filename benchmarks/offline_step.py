@@ -42,7 +42,7 @@ def make_model(name: str, args: argparse.Namespace) -> OffPolicyFlowAlgorithm:
         critics = {"critic": "target", "noise_std": 0.1, "net_arch": {"qf": widths}}
         nets = critics | ({"d_model": args.d_model} if ours is OURS["flow_t"] else {})
         own = {"horizon_length": 5, "bc_coef": 300.0, "ent_coef": 0.0}
-    model = ours.algorithm(
+    model: OffPolicyFlowAlgorithm = ours.algorithm(
         ours.policy,
         Shapes(WIDTHS["observations"], WIDTHS["actions"]),
         batch_size=args.batch,

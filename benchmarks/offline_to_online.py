@@ -16,7 +16,7 @@ from arguments import add_run_arguments
 from contenders import TEN_CRITICS, merged, ours_of
 from learning import Run, run_all
 
-from sb3_flow import SACFlow
+from sb3_flow import ReinFlow, SACFlow
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qc_fql": {},
     "qc_fql+ten": {"policy_kwargs": TEN_CRITICS},
     "qc": {},
+    "reinflow": {},
 }
 
 
@@ -87,10 +88,13 @@ def make_run(study: Study, variant: str, seed: int, args: argparse.Namespace) ->
     data = {
         "offline_dataset": f"{study.dataset}@{args.data.resolve()}",
         "offline_steps": study.offline_steps,
-        "learning_starts": None,
         "compile": args.compile,
     }
-    own = sac_flow(study, name, args) if ours_of(variant).algorithm is SACFlow else fql(study, name, args)
+    algorithm = ours_of(variant).algorithm
+    if algorithm is ReinFlow:
+        own = reinflow(args)
+    else:
+        own = {"learning_starts": None} | (sac_flow if algorithm is SACFlow else fql)(study, name, args)
     return Run(
         study.task,
         variant,
@@ -118,6 +122,15 @@ def fql(study: Study, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """The settings of FQL and of Q-chunking: their authors', with smaller nets."""
     nets = {"net_arch": {"pi": [args.width] * 3, "qf": [args.width] * 3}}
     return {"bc_coef": None if name == "qc" else study.alpha, "policy_kwargs": nets}
+
+
+def reinflow(args: argparse.Namespace) -> dict[str, Any]:
+    """ReinFlow's settings for Robomimic, with smaller nets, and for fewer steps: its authors' are for millions."""
+    nets = {"net_arch": [args.width] * 3, "noise_std_range": (0.08, 0.14)}
+    rollouts = {"n_envs": 10, "n_steps": 200, "batch_size": 400, "n_epochs": 10, "critic_warmup": 2}
+    returns = {"horizon_length": 5, "gamma": 0.99, "normalize": {"norm_obs": False}}
+    policy = {"learning_rate": 1e-4, "ent_coef": 0.0, "target_kl": 0.01, "noise_decay": 1.0, "policy_kwargs": nets}
+    return {**rollouts, **returns, **policy}
 
 
 def main() -> None:

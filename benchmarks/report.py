@@ -35,7 +35,7 @@ METRICS = {
     "return": Metric(RETURN, "evaluation return", 0, None),
     "success": Metric(SUCCESS, "success rate", 2, (0, 1)),
 }
-BASELINES = ("crossq", "sac")
+BASELINES = ("crossq", "sac", "ppo")
 SUMMARY = ["task", "algo", "seeds", "steps", "final_iqm", "ci_low", "ci_high", "final_mean", "last_five_mean"]
 
 

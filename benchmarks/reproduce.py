@@ -30,10 +30,12 @@ from page import RECORD, write_page
 from records import commit, machine
 from report import report
 
+from sb3_flow import SACFlow
 from sb3_flow.common.files import write_text
 from sb3_flow.zoo.registration import ALGORITHMS, CONFIG, config_of
 
 MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")
+FROM_SCRATCH = ("flow_t", "flow_g", "dime", "flow_rl", "qsm", "crossq", "sac", "ppo")
 OGBENCH = ("scene-play", "cube-double-play", "cube-triple-play", "cube-quadruple-play-100m")
 ROBOMIMIC = ("lift-mh-low_dim-v0", "can-mh-low_dim-v0", "square-mh-low_dim-v0")
 # Keys of the YAML that are the runner's
@@ -49,7 +51,7 @@ class Scale:
     :param flow_steps: K of the ablation, whose many runs have `short_steps`, as those of the gradient norms
     :param seeds: of every figure
     :param offline_tasks: of the curves from data to the environment
-    :param overrides: arguments of ours from scratch that are not the defaults; the baselines have theirs
+    :param overrides: arguments of SACFlow from scratch that are not the defaults; the others have theirs
     """
 
     tasks: tuple[str, ...]
@@ -65,14 +67,14 @@ class Scale:
     width: int
     batch_size: int
     offline_tasks: tuple[str, ...]
-    offline_algos: tuple[str, ...] = ("flow_t", "flow_g", "fql", "qc_fql", "qc")
+    offline_algos: tuple[str, ...] = ("flow_t", "flow_g", "fql", "qc_fql", "qc", "reinflow")
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
 SCALES = {
     "smoke": Scale(
         tasks=("Hopper-v4",),
-        algos=("flow_t", "crossq"),
+        algos=("flow_t", "crossq", "ppo"),
         ablated=("Hopper-v4",),
         flow_steps=(1, 4),
         seeds=(1,),
@@ -88,7 +90,7 @@ SCALES = {
     ),
     "cpu": Scale(
         tasks=("HalfCheetah-v4", "Walker2d-v4", "Hopper-v4"),
-        algos=("flow_t", "flow_g", "crossq", "sac"),
+        algos=FROM_SCRATCH,
         ablated=("HalfCheetah-v4",),
         flow_steps=(1, 4, 7, 10),
         seeds=(1, 2, 3),
@@ -104,7 +106,7 @@ SCALES = {
     # SAC Flow, Table 3, Eq. 15 and its bounds of log sigma; the ablations add K = 1
     "paper": Scale(
         tasks=MUJOCO,
-        algos=("flow_t", "flow_g", "crossq", "sac"),
+        algos=FROM_SCRATCH,
         ablated=("HalfCheetah-v4",),
         flow_steps=(1, 4, 7, 10),
         seeds=tuple(range(1, 11)),
@@ -147,13 +149,19 @@ def run_from_scratch(
             width=scale.width,
             batch_size=scale.batch_size,
             out=out,
-            overrides=merged(scale.overrides, overrides, args.overrides),
+            overrides=merged(scale.overrides, overrides, args.overrides) if is_sac_flow(algo) else {},
         )
         for seed in args.seeds or scale.seeds
         for task in args.tasks or tasks
         for algo, overrides in variants.items()
     ]
     run_all(runs, args.jobs, args.ray)
+
+
+def is_sac_flow(algo: str) -> bool:
+    """Whether a name of `benchmarks/learning.py` is SACFlow's."""
+    ours = OURS.get(algo.partition("+")[0])
+    return ours is not None and ours.algorithm is SACFlow
 
 
 def from_scratch(scale: Scale, args: argparse.Namespace, out: Path) -> None:
@@ -207,6 +215,7 @@ def offline_to_online(scale: Scale, args: argparse.Namespace, out: Path) -> None
         for seed in args.seeds or scale.seeds
         for task in args.tasks or scale.offline_tasks
         for algo in scale.offline_algos
+        if algo != "reinflow" or task in (*ROBOMIMIC, "lift")  # as in the paper's comparison
     ]
     run_all([replace(run, overrides=merged(run.overrides, args.overrides)) for run in runs], args.jobs, args.ray)
     report(out, out / "offline_to_online.png", metric="success")
@@ -218,10 +227,12 @@ def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace,
     settings = yaml.safe_load(config_of(name).read_text())[task]
     overrides = {key: value for key, value in settings.items() if key not in RUNNER}
     overrides |= OURS[algo].arguments
+    if not OURS[algo].is_off_policy:  # its batches are of decisions, and its own affair
+        overrides["batch_size"] = settings["batch_size"]
     if algo in ("qc_fql", "qc"):
         overrides["bc_coef"] = qc_fql_alpha(task) if algo == "qc_fql" else None
     # The runner would set the width of two critic layers
-    critics = {"policy_kwargs": {"net_arch": {"qf": [512] * 4}}}
+    critics = {"policy_kwargs": {"net_arch": {"qf": [512] * 4}}} if OURS[algo].is_off_policy else {}
     return Run(
         task,
         algo,
@@ -304,7 +315,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="instead of the scale's")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the scale's")
     parser.add_argument(
-        "--overrides", type=json_object, default={}, help="JSON: arguments of the algorithms, for all of ours"
+        "--overrides",
+        type=json_object,
+        default={},
+        help="JSON: arguments of SACFlow; in offline_to_online of all of ours",
     )
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))

@@ -30,6 +30,7 @@ CLASSES = {
     "FlowRL": "flow_rl",
     "QSM": "qsm",
     "DIME": "dime",
+    "ReinFlow": "reinflow",
 }
 SHOWN_TASK = "HalfCheetah-v4"  # where there are runs of more than one algorithm from scratch, and so in README
 NO_RESULT = "no learning result yet"

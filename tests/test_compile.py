@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from dataset_files import regular_arrays, trajectories
 from helpers import (
     EVERY_MODEL,
     LEARNING_STARTS,
     RandomEnv,
     differences,
     gradients,
+    make_any,
     make_model,
     make_variant,
     observations,
@@ -84,6 +86,17 @@ def test_a_compiled_model_learns_the_same(name: str, critic: str | None, backend
 
     eager, compiled = snapshot(trained(False)), snapshot(trained(True))
     assert backend.graphs == graphs_of(name)
+    assert differences(eager, compiled) == []
+
+
+def test_a_compiled_reinflow_learns_the_same(backend: Counter) -> None:
+    def trained(compile: bool) -> dict[str, th.Tensor]:
+        arrays = regular_arrays(trajectories([20]))
+        model = make_any("reinflow", compile=compile, offline_dataset=arrays, offline_steps=3, batch_size=10)
+        return snapshot(model.learn(3 + 20))
+
+    eager, compiled = trained(False), trained(True)
+    assert backend.graphs == 4  # a path, cloning, and a loss of both nets
     assert differences(eager, compiled) == []
 
 

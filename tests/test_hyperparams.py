@@ -10,7 +10,7 @@ from dataset_files import regular_arrays, trajectories
 from helpers import RandomEnv
 
 import sb3_flow.envs
-from sb3_flow import DIME, FQL, QSM, SACFlow
+from sb3_flow import DIME, FQL, QSM, ReinFlow, SACFlow
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
 
 POLICIES = {"sac_flow": ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")}  # of those that have several
@@ -32,8 +32,9 @@ def test_every_entry_of_the_yaml_constructs_every_policy(algo, entry):
     hyperparams = copy.deepcopy(HYPERPARAMS[algo][entry])
     assert hyperparams.pop("n_timesteps") >= 1
     env = "Pendulum-v1" if entry == "default" else entry
+    small = {"buffer_size": 10} if algo != "reinflow" else {}
     for policy in POLICIES.get(algo, (hyperparams["policy"],)):
-        ALGORITHMS[algo].algorithm(env=env, **{**hyperparams, "policy": policy, "buffer_size": 10})
+        ALGORITHMS[algo].algorithm(env=env, **{**hyperparams, "policy": policy, **small})
 
 
 @pytest.mark.parametrize(("algo", "entry"), rows(offline=True))
@@ -41,8 +42,11 @@ def test_every_offline_entry_names_its_own_environment_and_data(algo, entry):
     sb3_flow.envs.register()
     assert entry in gym.registry
     suite, _, name = HYPERPARAMS[algo][entry]["offline_dataset"].partition(":")
-    assert suite in ("ogbench", "robomimic")
-    assert name == entry or "{}-{}-low_dim-v0".format(*name.split("/")) == entry
+    assert suite in ("ogbench", "robomimic", "minari")
+    if suite == "minari":
+        assert entry.lower() == f"{name.split('/')[1]}-v5"
+    else:
+        assert name == entry or "{}-{}-low_dim-v0".format(*name.split("/")) == entry
 
 
 @pytest.mark.parametrize("algo", ["sac_flow", "fql"])  # those that learn from data
@@ -105,6 +109,34 @@ def test_dime_s_paper_settings():
         assert (model.batch_size, model.gradient_steps, model.policy_delay) == (256, 2, 3)
         assert (model.learning_rate, model.qf_lr_schedule(1), model.gamma) == (3e-4, 3e-4, 0.99)
         assert (model.policy.diffusion_steps, model.target_entropy) == (16, -4.0)
+
+
+# Bounds of sigma, learning rates of the actor and the value net, rollouts from which only the latter learns
+REINFLOW = {
+    "Hopper-v5": ((0.10, 0.24), 4.5e-5, 6.5e-4, 0),
+    "Walker2d-v5": ((0.10, 0.24), 4e-4, 4e-3, 5),
+    "HalfCheetah-v5": ((0.10, 0.24), 3e-5, 3e-4, 10),
+    "Ant-v5": ((0.08, 0.16), 4.5e-5, 6.5e-4, 0),
+    "Humanoid-v5": ((0.08, 0.16), 4.5e-5, 6.5e-4, 0),
+    "lift-mh-low_dim-v0": ((0.08, 0.14), 2e-5, 6.5e-4, 2),
+    "square-ph-low_dim-v0": ((0.08, 0.14), 3.5e-6, 4.5e-4, 2),
+}
+
+
+@pytest.mark.parametrize(("task", "settings"), REINFLOW.items())
+def test_reinflow_s_entries_have_its_authors_settings(task, settings):
+    row = copy.deepcopy(HYPERPARAMS["reinflow"][task])
+    rollouts = (row.pop("n_timesteps") - row["offline_steps"]) / (row.pop("n_envs") * row["n_steps"])
+    assert row.pop("normalize")
+    published = {"Humanoid-v5": 200, "lift-mh-low_dim-v0": 81, "square-ph-low_dim-v0": 300}.get(task, 1000)
+    assert rollouts == pytest.approx(published, rel=0.01)
+    row["policy_kwargs"]["net_arch"] = [8]
+    model = ReinFlow(env=RandomEnv(), **{**row, "offline_dataset": regular_arrays(trajectories([20]))})
+    rates = (model.learning_rate, model.vf_learning_rate, model.critic_warmup)
+    assert (model.policy.noise_std_range, *rates) == settings
+    assert (model.policy.flow_steps, model.clip_range, model.gae_lambda) == (4, 0.01, 0.95)
+    of_a_chunk = 0.99 if "-v5" in task else 0.999
+    assert model.gamma**model.horizon_length == pytest.approx(of_a_chunk, abs=5e-4)
 
 
 MUJOCO = {

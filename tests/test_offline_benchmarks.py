@@ -66,15 +66,19 @@ def test_every_contender_has_a_name_and_a_colour_in_the_figures():
 
 
 @pytest.mark.parametrize("study", offline_to_online.STUDIES)
-@pytest.mark.parametrize("variant", ["flow_t", "flow_g", "fql", "qc_fql", "qc"])
+@pytest.mark.parametrize("variant", ["flow_t", "flow_g", "fql", "qc_fql", "qc", "reinflow"])
 def test_the_variants_with_data_are_models(study, variant, tmp_path):
     np.savez(tmp_path / "data.npz", **regular_arrays(trajectories([30, 30])))
     options = argparse.Namespace(
         data=tmp_path / "data.npz", compile=False, width=8, d_model=8, eval_episodes=1, out=tmp_path
     )
     run = offline_to_online.make_run(offline_to_online.STUDIES[study], variant, 1, options)
-    own = {"env": RandomEnv(), "offline_dataset": options.data, "buffer_size": 100}
+    own = {"env": RandomEnv(), "offline_dataset": options.data}
+    own |= {"buffer_size": 100} if variant != "reinflow" else {"n_envs": 1, "normalize": False}
     model = learning.make_model(learning.Run(**{**vars(run), "overrides": run.overrides | own}))
+    if variant == "reinflow":
+        assert (model.horizon_length, model.is_offline, model.policy.net_arch) == (5, True, [8] * 3)
+        return
     wanted = {"fql": (1, None), "qc_fql": (5, None), "qc": (5, 32)}.get(variant)
     if wanted is None:
         assert (model.horizon_length, model.ent_coef) == (5, 0.0)

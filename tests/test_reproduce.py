@@ -104,7 +104,10 @@ MUJOCO = {f"{name}-v4" for name in ("Hopper", "Walker2d", "HalfCheetah", "Ant", 
 def test_the_scale_paper_is_the_papers_from_scratch(asked_for):
     runs = asked_for("from_scratch")
     assert {run.task for run in runs} == MUJOCO
-    assert all(run.overrides == PAPER for run in runs)
+    assert {run.algo for run in runs} >= {"flow_t", "dime", "flow_rl", "qsm", "crossq", "sac", "ppo"}
+    assert all(
+        run.overrides == (PAPER if run.algo.startswith("flow_t") or run.algo == "flow_g" else {}) for run in runs
+    )
     for algo in ("flow_t", "crossq"):
         model = learning.make_model(next(run for run in runs if run.algo == algo))
         assert (model.learning_starts, model.batch_size, model.buffer_size) == (50_000, 512, 1_000_000)
@@ -156,11 +159,35 @@ def test_the_scale_paper_is_fqls_and_q_chunkings_with_data(algo, expected):
     assert model.learning_rate == 3e-4
 
 
+def test_reinflow_is_compared_on_robomimic_alone_with_its_own_settings(asked_for):
+    tasks = ("cube-double-play-singletask-task1-v0", "square-mh-low_dim-v0", "lift-mh-low_dim-v0")
+    runs = asked_for("offline_to_online", "--seeds", "1", "--tasks", *tasks)
+    assert {run.algo for run in runs if run.task == tasks[0]} >= {"fql", "qc_fql"}
+    runs = [run for run in runs if run.algo == "reinflow"]
+    assert [run.task for run in runs] == ["square-mh-low_dim-v0", "lift-mh-low_dim-v0"]
+    assert runs[0].overrides["n_envs"] == 50
+    model = learning.make_model(dataclasses.replace(runs[0], task="Pendulum-v1", overrides=runs[0].overrides | FREE))
+    assert (model.n_envs, model.n_steps, model.batch_size, model.horizon_length) == (2, 2_000, 7_500, 5)
+    assert model.get_vec_normalize_env().norm_reward
+    assert not model.get_vec_normalize_env().norm_obs
+    assert model.get_vec_normalize_env().gamma == model.gamma == 0.9998
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah-v4", "HumanoidStandup-v4", "Ant-v4"])
+def test_ppo_has_the_zoos_settings_and_256_wide_nets(task):
+    row = learning.settings_of(make_run("results", algo="ppo", task=task))
+    assert row["normalize"] is True
+    assert row["policy_kwargs"]["net_arch"] == {"pi": [256, 256], "vf": [16, 16]}
+    tuned = task != "Ant-v4"
+    assert (row.get("n_steps", 2048), "log_std_init" in row["policy_kwargs"]) == (512 if tuned else 2048, tuned)
+
+
 def test_the_weight_of_qc_fql_is_that_of_the_papers_comparison():
     names = ("cube-double-play-singletask-v0", "cube-triple-play-singletask-v0", "lift-mh-low_dim-v0")
     assert [reproduce.qc_fql_alpha(name) for name in names] == [300, 100, 10_000]
 
 
+FREE = {"offline_dataset": None, "offline_steps": 0, "n_envs": 2}
 WITHOUT_DATA = {"env": "Pendulum-v1", "offline_dataset": None, "offline_steps": 0, "buffer_size": 100}
 
 

@@ -123,7 +123,22 @@ DIME = {
         {"diffusion_steps", "initial_ent_coef", "target_entropy"},
     ),
 }
+REINFLOW = {
+    "from scratch": (
+        {"net_arch": [8]},
+        {"policy": "ReinFlowPolicy"},
+        {"clip_range", "ent_coef", "n_epochs", "vf_learning_rate", "highest_noise_std", "flow_steps"},
+        {"offline_ratio", "bc_coef"},
+    ),
+    "offline": (
+        {"net_arch": [8], "noise_std_range": [0.05, 0.2]},
+        {"offline_dataset": "ogbench:x", "policy": "ReinFlowPolicy", GIVEN: "noise_std_range n_epochs"},
+        {"learning_rate"},
+        {"offline_ratio", "highest_noise_std", "n_epochs"},
+    ),
+}
 CASES = {
+    **{f"reinflow, {name}": ("reinflow", *case, "{}/study.log") for name, case in REINFLOW.items()},
     **{f"sac_flow, {name}": ("sac_flow", *case, "{}/study.log") for name, case in SAC_FLOW.items()},
     **{f"dime, {name}": ("dime", *case, "{}/study.log") for name, case in DIME.items()},
     **{f"fql, {name}": ("fql", *case, "{}/study.log") for name, case in FQL.items()},
@@ -170,14 +185,16 @@ def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
         assert sampled == search.convert(params)
         assert params.keys() >= searched
         assert not params.keys() & not_searched
-        for name in kept.keys() - {"noise_std", "log_std_range"}:
+        for name in kept.keys() - {"noise_std", "log_std_range", "noise_std_range"}:
             assert sampled["policy_kwargs"][name] == kept[name]
         data = {"offline_dataset": pendulum_data()} if "offline_ratio" in sampled else {}
-        model = algorithm(yaml_values["policy"], "Pendulum-v1", **{**sampled, **data, "buffer_size": 20})
+        small = {"buffer_size": 20} if algo != "reinflow" else {}
+        model = algorithm(yaml_values["policy"], "Pendulum-v1", **{**sampled, **data, **small})
         steps, choices = search.steps
         assert steps not in params or getattr(model.policy, steps) in choices
         for name, value in sampled["policy_kwargs"].items():
-            assert getattr(model.policy, "critic_name" if name == "critic" else name) == value
+            kept_value = getattr(model.policy, "critic_name" if name == "critic" else name)
+            assert kept_value == (tuple(value) if isinstance(kept_value, tuple) else value)
         for name in sampled.keys() - {"policy_kwargs"}:
             assert getattr(model, name) == sampled[name]
         if "target_entropy" in searched:

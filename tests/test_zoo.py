@@ -21,6 +21,7 @@ from sb3_flow.zoo.storage import load_study
 ENV = "InvertedDoublePendulum-v5"
 CUBE = "cube-single-play-singletask-task1-v0"
 TINY = ("-n", "60", "--num-threads", "1", "-params", "learning_starts:50", "buffer_size:1000")
+TINY_ROLLOUTS = ("-n", "60", "--num-threads", "1", "-params", "n_steps:30", "batch_size:8")
 for_every_algorithm = pytest.mark.parametrize("algo", list(ALGORITHMS))
 # The commands that follow a training are the zoo's, and know an algorithm by its registration alone
 for_two_algorithms = pytest.mark.parametrize("algo", ["sac_flow", "fql"])
@@ -55,7 +56,8 @@ def run_of(folder):
     @functools.cache
     def run(algo: str) -> Path:
         options = ("--eval-freq", "40", "--eval-episodes", "1", "--save-freq", "30", "--save-replay-buffer")
-        assert str(config_of(algo)) in zoo(folder, "train", *options, *TINY, algo=algo)
+        tiny = TINY_ROLLOUTS if algo == "reinflow" else TINY
+        assert str(config_of(algo)) in zoo(folder, "train", *options, *tiny, algo=algo)
         return folder / "logs" / algo / f"{ENV}_1"
 
     return run
@@ -246,7 +248,7 @@ import sb3_flow
 assert not any(name.startswith("rl_zoo3") for name in sys.modules), "importing sb3_flow has side effects"
 from rl_zoo3.exp_manager import ExperimentManager  # gets to register() half imported
 from rl_zoo3 import ALGOS
-names = {"sac_flow": "SACFlow", "fql": "FQL", "flow_rl": "FlowRL", "qsm": "QSM", "dime": "DIME"}
+names = {"sac_flow": "SACFlow", "fql": "FQL", "flow_rl": "FlowRL", "qsm": "QSM", "dime": "DIME", "reinflow": "ReinFlow"}
 for algo, name in names.items():
     assert ALGOS[algo] is getattr(sb3_flow, name)
 from sb3_flow.zoo import register

@@ -140,6 +140,7 @@ class CheckpointCallback(SB3CheckpointCallback):
         super().__init__(save_freq, str(save_path), name_prefix, save_replay_buffer, save_vecnormalize, verbose)
         self.keep = keep
         self.keep_models = keep_models
+        self._saved_at = -1  # timesteps of the newest checkpoint
 
     def _on_training_start(self) -> None:
         there = checkpoints(self.save_path, self.name_prefix)
@@ -156,6 +157,9 @@ class CheckpointCallback(SB3CheckpointCallback):
         return True
 
     def _save(self) -> None:
+        if self.num_timesteps == self._saved_at:  # on-policy several calls may have waited for the end of one rollout
+            return
+        self._saved_at = self.num_timesteps
         model: Any = self.model
         checkpoint = Checkpoint(Path(self.save_path), self.name_prefix, self.num_timesteps)
         if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):

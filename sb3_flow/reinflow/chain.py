@@ -1,7 +1,7 @@
 """The Markov chain that a noisy flow is, and how likely it makes a path that was taken before.
 
-Everything here is a pure function of tensors; noise comes in as an argument. Equation numbers are those of ReinFlow
-(arXiv 2505.22094). Shapes: B batch, D numbers in an action chunk, K flow steps.
+Everything here is a pure function of tensors; noise comes in as an argument. Source: ReinFlow (arXiv 2505.22094),
+model/flow/ft_ppo/ppoflow.py of its authors' code. Shapes: B batch, D numbers in an action chunk, K flow steps.
 """
 
 import math
@@ -49,7 +49,7 @@ def sample(transition: TransitionFn, noise: th.Tensor) -> th.Tensor:
 
 
 def score(transition: TransitionFn, points: th.Tensor) -> Score:
-    """The joint density of paths and the chain's entropy (Sec. 4), under the parameters that `transition` has now.
+    """The joint density of paths and the chain's entropy, under the parameters that `transition` has now.
 
     :param transition: of the chain; it is asked at the same times at which the paths were sampled
     :param points: (K + 1, B, D) of `sample`, under whatever parameters

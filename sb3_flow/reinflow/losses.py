@@ -1,4 +1,4 @@
-"""ReinFlow's losses: PPO's on paths of the flow (arXiv 2505.22094, Sec. 4), and flow matching to begin with.
+"""ReinFlow's losses: PPO's on paths of the flow, and flow matching to begin with (arXiv 2505.22094).
 
 Pure: tensors in, named tensors out. Shapes: B batch, D numbers in an action chunk.
 """

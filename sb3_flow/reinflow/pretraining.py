@@ -96,7 +96,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         return self
 
     def pretrain(self: SelfPretrained, dataset: DatasetSpec, steps: float, **kwargs: Any) -> SelfPretrained:
-        """Clone data by flow matching (Sec. 3), without the environment; then `learn` fine-tunes.
+        """Clone data by flow matching, without the environment; then `learn` fine-tunes.
 
         :param dataset: see `sb3_flow.datasets.load_dataset`
         :param steps: number of updates
