@@ -15,6 +15,7 @@ import numpy as np
 import torch as th
 from arguments import positive
 from cloning import CloningPolicy
+from gaussian import GaussianPolicy
 from sb3_contrib import CrossQ
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -39,6 +40,11 @@ class Ours(NamedTuple):
         return issubclass(self.algorithm, OffPolicyFlowAlgorithm)
 
 
+def on(critic: str) -> dict[str, Any]:
+    """Arguments for a kind of critic."""
+    return {"policy_kwargs": {"critic": critic}}
+
+
 VELOCITY_NETS = {
     "flow_t": Ours(SACFlow, "FlowTPolicy", policy_kwargs=("flow_steps",)),
     "flow_g": Ours(SACFlow, "FlowGPolicy", policy_kwargs=("flow_steps",)),
@@ -46,7 +52,14 @@ VELOCITY_NETS = {
 }
 OURS = {
     **VELOCITY_NETS,
-    "flow_t_categorical": Ours(SACFlow, "FlowTPolicy", {"policy_kwargs": {"critic": "categorical"}}, ("flow_steps",)),
+    "flow_t_categorical": Ours(SACFlow, "FlowTPolicy", on("categorical"), ("flow_steps",)),
+    "flow_t_xqc": Ours(SACFlow, "FlowTPolicy", on("xqc"), ("flow_steps",)),
+    "flow_t_flashsac": Ours(SACFlow, "FlowTPolicy", on("flashsac"), ("flow_steps",)),
+    # SAC's actor on the same critics: the flow's own share
+    "gaussian": Ours(SACFlow, GaussianPolicy),
+    "gaussian_categorical": Ours(SACFlow, GaussianPolicy, on("categorical")),
+    "gaussian_xqc": Ours(SACFlow, GaussianPolicy, on("xqc")),
+    "gaussian_flashsac": Ours(SACFlow, GaussianPolicy, on("flashsac")),
     "cloning": Ours(SACFlow, CloningPolicy),
     # Sixteen steps and two updates a step of the environment, as in its paper
     "dime": Ours(DIME, "DIMEPolicy"),

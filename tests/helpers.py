@@ -63,7 +63,7 @@ ON_POLICY = {
     "reinflow_chunks": Variant(ReinFlow, "ReinFlowPolicy", {"horizon_length": 3}),
 }
 # Whose critics say a distribution of returns: targets beyond its support are no error
-CATEGORICAL = ("categorical", "xqc")
+CATEGORICAL = ("categorical", "xqc", "flashsac")
 # All but SAC Flow
 GUESTS = [name for name in VARIANTS if name not in SAC_FLOWS]
 ONE_OF_EACH = ["flow_t", *GUESTS]
@@ -79,7 +79,7 @@ def taking(argument: str, names: list[str]) -> list[str]:
 EVERY_MODEL = [
     pytest.param(name, critic, id=f"{name}-{critic}")
     for name in SAC_FLOWS
-    for critic in (CRITICS if name == "flow_t" else ("crossq", "target"))
+    for critic in ((*CRITICS, "flashsac") if name == "flow_t" else ("crossq", "target"))
 ]
 EVERY_MODEL += [pytest.param(name, None, id=name) for name in GUESTS]
 

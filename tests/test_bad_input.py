@@ -58,7 +58,7 @@ def assert_refused(name: str, value: Any, allowed: str, variant: str | None = No
         ("flow_steps", -1, "an integer >= 1"),
         ("flow_steps", 2.5, "an integer >= 1"),
         ("rollout", "ode", "'sde', 'noise'"),
-        ("critic", "sac", "'crossq', 'categorical', 'xqc', 'target'"),
+        ("critic", "sac", "'crossq', 'categorical', 'xqc', 'flashsac', 'target'"),
         ("noise_std", 0.0, "> 0"),
         ("noise_std", -0.1, "> 0"),
         ("noise_std", INF, "> 0"),

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from sb3_flow import SACFlow
 from sb3_flow.common.categorical import Support, cross_entropy, expectation, one_of, project, target_distribution
 from sb3_flow.common.critics import outputs_and_next
-from sb3_flow.common.layers import UnitNormLinear
+from sb3_flow.common.layers import Projected, UnitNormLinear
 from sb3_flow.common.reward_scale import RewardScale
 
 CATEGORICAL = ("categorical", "xqc")
@@ -135,7 +135,7 @@ def test_the_target_distribution_has_the_verdict_for_its_mean(
     assert_close(spread, 0.25 * expected, rtol=0, atol=0.1**2 / 4)
 
 
-@pytest.mark.parametrize("critic", CATEGORICAL)
+@pytest.mark.parametrize("critic", [*CATEGORICAL, "flashsac"])
 def test_s_and_s_prime_go_through_the_critics_together(critic: str) -> None:
     model = make_model(critic=critic).learn(20)
     obs, next_obs = randn(8, 3).float(), randn(8, 3, seed=1).float() + 2
@@ -147,7 +147,7 @@ def test_s_and_s_prime_go_through_the_critics_together(critic: str) -> None:
     of_next = model.critic if model.critic_target is None else model.critic_target
     assert_close(next_outputs, of_next.outputs(*both)[:, 8:])
     assert not th.allclose(next_outputs, of_next.outputs(next_obs, next_actions), atol=1e-3)
-    assert (critic == "xqc") == (model.critic_target is not None)
+    assert (critic != "categorical") == (model.critic_target is not None)
 
 
 def test_weights_of_xqc_stay_on_the_unit_sphere() -> None:
@@ -166,9 +166,27 @@ def test_weights_of_xqc_stay_on_the_unit_sphere() -> None:
             assert (target.weight.norm(dim=1) < 1 + 1e-6).all()
 
 
-def test_the_learning_rate_of_xqc_falls_to_a_tenth() -> None:
-    model = make_model(critic="xqc")
-    for steps, expected in ((20, 1.65e-4), (40, 3e-5)):
+def test_weights_of_flashsac_keep_their_norms() -> None:
+    model = make_model(critic="flashsac")
+    layers = [module for module in model.critic.modules() if isinstance(module, Projected)]
+    before = [parameter.clone() for layer in layers for parameter in layer.parameters()]
+    model.learn(20)
+    after = [parameter.clone() for layer in layers for parameter in layer.parameters()]
+    assert not any(th.equal(*pair) for pair in zip(before, after, strict=True))
+    model.critic.project_weights()  # they are there already
+    for layer in layers:
+        if isinstance(layer, UnitNormLinear):
+            assert_close(layer.weight.norm(dim=1), th.ones(2, layer.weight.shape[2]))
+        else:
+            squares = sum(parameter.square() for name, parameter in layer.named_parameters())
+            assert_close(squares.mean(dim=-1), th.ones(2, 1))
+    assert_close([parameter for layer in layers for parameter in layer.parameters()], after)
+
+
+@pytest.mark.parametrize(("critic", "lowest"), [("xqc", 3e-5), ("flashsac", 1.5e-4)])
+def test_the_learning_rate_falls_as_published(critic: str, lowest: float) -> None:
+    model = make_model(critic=critic)
+    for steps, expected in ((20, (3e-4 + lowest) / 2), (40, lowest)):
         model.learn(40, callback=lambda locals_, _, steps=steps: locals_["self"].num_timesteps <= steps)
         assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-3)
 

@@ -14,7 +14,10 @@ VALUES = GAMMA ** np.arange(LENGTH - 1, -1, -1)
 
 
 # FQL with chunks is QC-FQL; the TD error of the others is SAC Flow's and FQL's
-TRIED = {*(model.id for model in EVERY_MODEL if model.values[0] in SAC_FLOWS), "fql", "qc", "dime"} - {"flow_t-xqc"}
+TRIED = {*(model.id for model in EVERY_MODEL if model.values[0] in SAC_FLOWS), "fql", "qc", "dime"} - {
+    "flow_t-xqc",
+    "flow_t-flashsac",
+}
 
 
 def chain(episodes: int = 1000) -> dict[str, Any]:

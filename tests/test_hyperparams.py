@@ -11,6 +11,7 @@ from helpers import RandomEnv
 
 import sb3_flow.envs
 from sb3_flow import DIME, FQL, QSM, ReinFlow, SACFlow
+from sb3_flow.zoo.manager import FlowExperimentManager
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
 
 POLICIES = {"sac_flow": ("FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy")}  # of those that have several
@@ -203,3 +204,15 @@ def test_published_settings_from_scratch(algo, settings):
     for version in ("v4", "v5"):
         for task in tasks:
             assert HYPERPARAMS[algo][f"{task}-{version}"] == settings
+
+
+def test_both_learning_rates_may_fall():
+    rates = {"learning_rate": "lin_1e-3", "qf_learning_rate": "lin_2e-3"}
+    read = FlowExperimentManager._preprocess_schedules(dict(rates))
+    assert [read[name](0.5) for name in rates] == [5e-4, 1e-3]
+    small = {"policy_kwargs": {"net_arch": [8]}, "buffer_size": 10}
+    model = SACFlow("FlowMLPPolicy", RandomEnv(), **small, **read)
+    assert model.qf_lr_schedule(0.25) == 5e-4
+    kept = FlowExperimentManager._preprocess_schedules({"qf_learning_rate": "1e-3"})
+    with pytest.raises(ValueError, match=r"in YAML write 0\.001"):
+        SACFlow("FlowMLPPolicy", RandomEnv(), **small, **kept)

@@ -16,7 +16,10 @@ from sb3_flow.common.layers import (
     EnsembleLayerNorm,
     EnsembleLinear,
     TimeEmbedding,
+    UnitNormBatchNorm,
+    UnitNormLinear,
     ensemble_mlp,
+    residual_mlp,
 )
 
 WARMUP = 100
@@ -272,3 +275,38 @@ def test_time_embedding_tells_the_euler_steps_of_a_rollout_apart() -> None:
         distances = th.pdist(features)
         assert distances.min() > 1e-2
     assert embedding(th.zeros(5, 1, dtype=th.float64)).shape == (5, 16)
+
+
+def test_residual_nets_are_made_of_pytorchs_layers() -> None:
+    net = residual_mlp(2, 3, [4, 4], 5).double()
+    randomize(net)
+    x = randn(2, 6, 3)
+    members = []
+    for member in range(2):
+
+        def apply(h: th.Tensor, layer: nn.Module, member: int = member) -> th.Tensor:
+            if isinstance(layer, UnitNormLinear):
+                out = h @ layer.weight[member]
+                return out if layer.bias is None else out + layer.bias[member]
+            if isinstance(layer, UnitNormBatchNorm):
+                std = (h.var(dim=0) + 1e-5).sqrt()
+                return (h - h.mean(dim=0)) / std * layer.scale[member, 0] + layer.bias[member, 0]
+            return h.relu()
+
+        first, second, *blocks, norm, head = net
+        h = apply(apply(x[member], first), second)
+        for block in blocks:
+            inside = h
+            for layer in block:  # type: ignore[attr-defined]
+                inside = apply(inside, layer)
+            h = h + inside
+        h = nn.functional.rms_norm(h, (4,), norm.scale[member, 0], eps=1e-6)  # type: ignore[index]
+        members.append(apply(h, head))
+    th.testing.assert_close(net(x), th.stack(members))
+    assert [layer.weight.shape[1:] for layer in net[2] if isinstance(layer, UnitNormLinear)] == [(4, 16), (16, 4)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("net_arch", [[], [4, 8]], ids=str)
+def test_residual_blocks_have_one_width(net_arch: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"net_arch=.*the same width for every residual block"):
+        residual_mlp(2, 3, net_arch, 5)

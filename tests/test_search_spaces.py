@@ -151,11 +151,11 @@ CASES = {
 def test_alpha_is_searched_on_the_scale_of_the_critic() -> None:
     search = ALGORITHMS["sac_flow"].search
     ranges = {}
-    for critic in ("crossq", "target", "categorical", "xqc"):
+    for critic in ("crossq", "target", "categorical", "xqc", "flashsac"):
         alpha = search.space({"policy_kwargs": str({"critic": critic}), "ent_coef": "None"}, 2)["initial_ent_coef"]
         ranges[critic] = (alpha.low, alpha.high)
     assert ranges["crossq"] == ranges["target"] == (0.01, 1.0)
-    assert ranges["categorical"] == ranges["xqc"] == (0.001, 0.1)
+    assert ranges["categorical"] == ranges["xqc"] == ranges["flashsac"] == (0.001, 0.1)
 
 
 def pendulum_data():

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_flow.common.categorical import Support, expectation, one_of, target_distribution
-from sb3_flow.common.layers import UnitNormLinear, ensemble_mlp, unit_norm_mlp
+from sb3_flow.common.layers import Projected, ensemble_mlp, residual_mlp, unit_norm_mlp
 from sb3_flow.common.updates import masked_mean
 
 
@@ -62,6 +62,8 @@ CRITIC_KINDS = {
     "xqc": CriticKind(
         partial(unit_norm_mlp, out_features=SUPPORT.n_atoms), [512, 512, 512, 512], True, "min", True, SUPPORT
     ),
+    # FlashSAC's critic
+    "flashsac": CriticKind(partial(residual_mlp, out_features=SUPPORT.n_atoms), [256, 256], True, "min", True, SUPPORT),
     # Offline-to-online: Q-chunking's critic
     "target": CriticKind(partial(ensemble_mlp, norm="layer"), [512, 512, 512, 512], True, "mean"),
 }
@@ -170,12 +172,12 @@ class FlowCritic(BaseModel):
 
     @th.no_grad()
     def project_weights(self, stopped: th.Tensor) -> None:
-        """Put weights that live on the unit sphere back there; after every step of the optimizer.
+        """Put weights that live on a sphere back there; after every step of the optimizer.
 
         :param stopped: () whether there was no step, so that no bit of them may change
         """
         for module in self.modules():
-            if isinstance(module, UnitNormLinear):
+            if isinstance(module, Projected):
                 module.project(stopped)
 
 

@@ -7,7 +7,10 @@ import torch as th
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
+from sb3_flow.common.checks import require
 from sb3_flow.common.compile import ReLU
+
+ALWAYS = th.iinfo(th.int64).max  # in its warm-up BatchRenorm is BatchNorm
 
 
 class BatchRenorm(nn.Module):
@@ -103,7 +106,29 @@ class EnsembleLinear(nn.Module):
         return "n_members={}, in_features={}, out_features={}".format(*self.weight.shape)
 
 
-class UnitNormLinear(nn.Module):
+class Projected(nn.Module):
+    """A layer whose weights live on a sphere: a step of the optimizer leaves it, and `project` goes back."""
+
+    @property
+    def on_sphere(self) -> list[nn.Parameter]:
+        """The weights that do."""
+        raise NotImplementedError
+
+    def way_back(self) -> th.Tensor:
+        """What these weights are multiplied with to be there again."""
+        raise NotImplementedError
+
+    def project(self, stopped: th.Tensor) -> None:
+        """Put the weights back, in place.
+
+        :param stopped: () whether to leave every bit of them as it is
+        """
+        factor = th.where(stopped, 1.0, self.way_back())
+        for weight in self.on_sphere:
+            weight.mul_(factor)
+
+
+class UnitNormLinear(Projected):
     """N independent linear layers whose weights of every output have unit norm: after each step they are projected.
 
     :param n_members: N
@@ -119,18 +144,69 @@ class UnitNormLinear(nn.Module):
         with th.no_grad():
             self.project(th.tensor(False))
 
-    def project(self, stopped: th.Tensor) -> None:
-        """Give the weights of every output unit norm again.
+    @property
+    def on_sphere(self) -> list[nn.Parameter]:
+        return [self.weight]
 
-        :param stopped: () whether to leave them as they are
-        """
-        self.weight.div_(th.where(stopped, 1.0, self.weight.norm(dim=1, keepdim=True)))
+    def way_back(self) -> th.Tensor:
+        return self.weight.norm(dim=1, keepdim=True).pow(-1)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return th.bmm(x, self.weight) if self.bias is None else th.baddbmm(self.bias, x, self.weight)
 
     def extra_repr(self) -> str:
         return "n_members={}, in_features={}, out_features={}".format(*self.weight.shape)
+
+
+class UnitNormBatchNorm(BatchRenorm, Projected):
+    """BatchNorm of N members whose scale and bias together have the norm of a scale of 1, sqrt(features).
+
+    :param features: number of features
+    :param n_members: N
+    """
+
+    def __init__(self, features: int, n_members: int):
+        super().__init__(features, n_members, eps=1e-5, warmup_steps=ALWAYS)
+
+    @property
+    def on_sphere(self) -> list[nn.Parameter]:
+        return [self.scale, self.bias]
+
+    def way_back(self) -> th.Tensor:
+        return ((self.scale.square() + self.bias.square()).mean(dim=-1, keepdim=True) + 1e-8).rsqrt()
+
+
+class UnitNormRMSNorm(Projected):
+    """Division by the root of the mean square, with a scale that keeps the norm sqrt(features) for each member.
+
+    :param features: width of the input (N, B, features)
+    :param n_members: N
+    """
+
+    def __init__(self, features: int, n_members: int):
+        super().__init__()
+        self.scale = nn.Parameter(th.ones(n_members, 1, features))
+
+    @property
+    def on_sphere(self) -> list[nn.Parameter]:
+        return [self.scale]
+
+    def way_back(self) -> th.Tensor:
+        return (self.scale.square().mean(dim=-1, keepdim=True) + 1e-8).rsqrt()
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        x = x.to(self.scale.dtype)  # from bf16 under autocast
+        return x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt() * self.scale
+
+
+class Residual(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        out = x
+        for layer in self:
+            out = layer(out)
+        return x + out
 
 
 Linear = TypeVar("Linear", nn.Linear, EnsembleLinear)
@@ -202,13 +278,40 @@ def unit_norm_mlp(n_members: int, in_features: int, net_arch: list[int], out_fea
     """
 
     def batch_norm(features: int) -> BatchRenorm:
-        return BatchRenorm(features, n_members, warmup_steps=th.iinfo(th.int64).max)  # in its warm-up it is BatchNorm
+        return BatchRenorm(features, n_members, warmup_steps=ALWAYS)
 
     layers: list[nn.Module] = [batch_norm(in_features)]
     for width in net_arch:
         layers += [UnitNormLinear(n_members, in_features, width, bias=False), batch_norm(width), ReLU()]
         in_features = width
     return nn.Sequential(*layers, UnitNormLinear(n_members, in_features, out_features, bias=True))
+
+
+def residual_mlp(n_members: int, in_features: int, net_arch: list[int], out_features: int) -> nn.Sequential:
+    """FlashSAC's net, N of it: residual blocks that are four times as wide inside, all weights of constant norm.
+
+    Source: Holiday-Robot/FlashSAC, flash_rl/agents/flashSAC/layer.py and network.py.
+
+    :param n_members: N
+    :param in_features: width of the input (N, B, in_features)
+    :param net_arch: the width, once for each block
+    :param out_features: width of the output (N, B, out_features)
+    :raises ValueError: for no block, or for different widths
+    """
+    require(len(set(net_arch)) == 1, "net_arch", net_arch, "the same width for every residual block, at least one")
+    width = net_arch[0]
+
+    def layer(inside: int, outside: int) -> list[nn.Module]:
+        linear = UnitNormLinear(n_members, inside, outside, bias=False)
+        return [linear, UnitNormBatchNorm(outside, n_members), ReLU()]
+
+    return nn.Sequential(
+        UnitNormBatchNorm(in_features, n_members),
+        UnitNormLinear(n_members, in_features, width, bias=False),
+        *(Residual(*layer(width, 4 * width), *layer(4 * width, width)) for _ in net_arch),
+        UnitNormRMSNorm(width, n_members),
+        UnitNormLinear(n_members, width, out_features, bias=True),
+    )
 
 
 class ContextLinear(nn.Linear):

@@ -47,6 +47,7 @@ DEFAULTS = {
     # Alpha is that of scaled rewards (XQC, SimbaV2, FlashSAC)
     "categorical": Defaults(1e-3, 0.5, 3, 64, "auto_0.01"),
     "xqc": Defaults(LinearSchedule(3e-4, 3e-5, 1.0), 0.9, 3, 64, "auto_0.01"),
+    "flashsac": Defaults(LinearSchedule(3e-4, 1.5e-4, 1.0), 0.9, 2, 64, "auto_0.01"),
     # Offline-to-online
     "target": Defaults(3e-4, 0.9, 1, 128, "auto_0.2"),
 }
@@ -183,7 +184,7 @@ class FlowPolicy(ChunkPolicy):
         "noise"
     :param has_behavior: whether there is a second flow, which clones the replayed actions; SACFlow sets it
     :param critic: "crossq" (from scratch), "target" (offline-to-online), or with a distribution of returns
-        "categorical", which is CrossQ's net, or "xqc"
+        "categorical", which is CrossQ's net, "xqc", or "flashsac", whose net has residual blocks
     :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean with "target", else the lowest
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space

@@ -67,8 +67,8 @@ class SACFlow(MaxEntropyAlgorithm):
     :param optimize_memory_usage: the memory-efficient variant of the buffer
     :param n_steps: n-step returns; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
-    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; with "categorical" and
-        "xqc" critics it is that of the scaled rewards. None for "auto_0.01" with these, else "auto_0.2"
+    :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; with "categorical", "xqc"
+        and "flashsac" critics it is that of the scaled rewards. None for "auto_0.01" with these, else "auto_0.2"
     :param target_entropy: target of the entropy in nats; "auto" for `sb3_flow.common.flow.auto_target_entropy`
     :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions: a float, a schedule, or two of
         these, for the offline and the online phase
@@ -85,7 +85,7 @@ class SACFlow(MaxEntropyAlgorithm):
         to their mean, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions,
         and their modes are kept
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" and "categorical" critics, 3e-4
-        with "target", and 3e-4 falling to 3e-5 with "xqc"
+        with "target", and 3e-4 falling to 3e-5 with "xqc", to 1.5e-4 with "flashsac"
     :param policy_delay: critic updates per actor update; None for 1 with "target" critics, 2 with "flashsac", else 3
     :param noise_repeat: the noise of the rollout is kept for up to so many steps of an environment when learning, a
         number that is drawn from a zeta distribution (16 in FlashSAC); 1 for new noise at every step

@@ -87,6 +87,15 @@ class FlowExperimentManager(ExperimentManager):
         require_integer("seeds_per_trial", self.seeds_per_trial)
         return super()._preprocess_hyperparams(hyperparams)
 
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        hyperparams = ExperimentManager._preprocess_schedules(hyperparams)
+        rate = hyperparams.get("qf_learning_rate")
+        if isinstance(rate, str) and rate.startswith("lin_"):  # the zoo knows arguments of its own algorithms
+            rate = ExperimentManager._preprocess_schedules({"learning_rate": rate})["learning_rate"]
+            hyperparams["qf_learning_rate"] = rate
+        return hyperparams
+
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
     ) -> dict[str, Any]:
