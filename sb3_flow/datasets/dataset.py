@@ -292,8 +292,8 @@ class ShardedDataset:
         if average < SMALL_FILE:
             warnings.warn(
                 f"{self.paths[0].parent}: its {len(self.paths)} files of {average} steps on average take turns, each "
-                f"for {self.rotate_every} updates. That is made for data that do not fit into memory: join small files, "
-                "with numpy.concatenate of each array (docs/own_data.md).",
+                f"for {self.rotate_every} updates. That is made for data that do not fit into memory: join small "
+                "files, with numpy.concatenate of each array (docs/own_data.md).",
                 stacklevel=2,
             )
 
