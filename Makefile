@@ -23,9 +23,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, in docs/_build/html; a warning is an error, a link to nowhere is a warning
+# A warning is an error, a link to nowhere is a warning
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/_build/html
+	$(BIN)/python benchmarks/page.py benchmarks/results --out docs/_build/html/curves.html
+	@echo "docs/_build/html/index.html, and all curves in curves.html beside it"
 
 format: $(STAMP)
 	$(BIN)/ruff format .

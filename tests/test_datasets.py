@@ -253,7 +253,9 @@ def shards(folder: Path, count: int) -> list[dict[str, NDArray[Any]]]:
 
 def test_shards_take_turns_by_the_number_of_the_update(tmp_path: Path) -> None:
     wanted = shards(tmp_path, 3)
-    dataset = load_ogbench(tmp_path, rotate_every=10)
+    # What looks like a folder of episodes is loaded with a word on what that means
+    with pytest.warns(UserWarning, match="its 3 files of 6 steps on average take turns, each for 10 updates.*join"):
+        dataset = load_ogbench(tmp_path, rotate_every=10)
     assert isinstance(dataset, ShardedDataset)
     assert len(dataset) == sum(len(columns["actions"]) for columns in wanted)
     for update in [0, 9, 10, 19, 20, 29, 30, 5, 25, 1_000_000]:

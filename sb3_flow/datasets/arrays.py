@@ -118,7 +118,7 @@ def bounded_actions(source: str | Path, key: str, values: Any, limit: float = 1.
                 source,
                 key,
                 f"actions must be in [-1, 1], the range that policies act in, but one is {np.abs(block[row]).max():g}; "
-                "scale them by the bounds of the action space",
+                "scale them by the bounds of the action space: 2 * (actions - low) / (high - low) - 1",
                 start + row,
             )
         clip |= largest > limit

@@ -1,5 +1,6 @@
 """Offline data as plain arrays indexed by row, checked once, and the same for sets too large for memory."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from sb3_flow.common.checks import require, require_integer
 from sb3_flow.datasets.arrays import Array, as_array, blocks, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.errors import DataError, HorizonError
 
+SMALL_FILE = 10_000  # steps; below it is an episode or a few, and no part of data that are too large for memory
 ARRAY_KEYS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations", "valids")
 
 
@@ -246,6 +248,7 @@ class ShardedDataset:
         self._load = load
         extents = [measure(path) for path in self.paths]
         self._steps = sum(extent.steps for extent in extents)
+        self._warn_of_small_files()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
         self._ahead: tuple[int, Future[OfflineDataset]] | None = None
         self._index = 0
@@ -282,6 +285,17 @@ class ShardedDataset:
             self._resident, self._index = shard, index
             self._read_ahead()
         return self._resident
+
+    def _warn_of_small_files(self) -> None:
+        """Point out a folder of single episodes: for `rotate_every` updates all batches would be of one of them."""
+        average = self._steps // len(self.paths)
+        if average < SMALL_FILE:
+            warnings.warn(
+                f"{self.paths[0].parent}: its {len(self.paths)} files of {average} steps on average take turns, each "
+                f"for {self.rotate_every} updates. That is made for data that do not fit into memory: join small "
+                "files, with numpy.concatenate of each array (docs/own_data.md).",
+                stacklevel=2,
+            )
 
     def _take(self, index: int) -> OfflineDataset:
         ahead, self._ahead = self._ahead, None
