@@ -122,8 +122,8 @@ class OffPolicyFlowAlgorithm(OfflineToOnlineAlgorithm):
         return maybe_compile(method, self.compile, self.device, self.verbose, name)
 
     def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
-        """What `_update` minimises: a loss, a method of the model, with its figures."""
-        return self._compiled(Measured(loss_fn).loss, loss_fn.__name__)
+        """What `_update` minimises: a loss, a method of the model that takes a batch first, with its figures."""
+        return self._compiled(Measured(loss_fn, self.policy.encoded).loss, loss_fn.__name__)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:

@@ -17,15 +17,17 @@ from stable_baselines3.common.preprocessing import get_action_dim, is_image_spac
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
-from sb3_flow.common.checks import is_integer, require, require_integer, require_number
+from sb3_flow.common.buffers import Batch
+from sb3_flow.common.checks import is_integer, require, require_choice, require_integer, require_number
 from sb3_flow.common.critics import CriticKind, FlowCritic
+from sb3_flow.common.encoding import Encoded, ObservingModel, SharedFeatures
 from sb3_flow.common.flow import Line
 from sb3_flow.common.hints import check_known
 
 ChunkState = tuple[NDArray[Any], ...]
 
 
-class ChunkActor(BasePolicy):
+class ChunkActor(ObservingModel, BasePolicy):
     """An actor whose actions are a function of the state and of noise.
 
     :param observation_space: observation space
@@ -106,6 +108,8 @@ class ChunkPolicy(BasePolicy):
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the verdict of the kind of critic
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
+    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
+        its own
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of actor and critics
     :param optimizer_kwargs: its arguments except the learning rate
@@ -135,11 +139,13 @@ class ChunkPolicy(BasePolicy):
         critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None,
         features_extractor_kwargs: dict[str, Any] | None,
+        share_features_extractor: bool = False,
         normalize_images: bool,
         optimizer_class: type[th.optim.Optimizer],
         optimizer_kwargs: dict[str, Any] | None,
         adam_beta1: float = 0.9,
     ):
+        require_choice("share_features_extractor", share_features_extractor, (False, True))
         require_integer("horizon_length", horizon_length)
         require_integer("n_critics", n_critics)
         if critic_pessimism is not None:
@@ -165,6 +171,7 @@ class ChunkPolicy(BasePolicy):
         self.critic_kind = critic_kind
         self.n_critics = n_critics
         self.critic_pessimism = critic_pessimism
+        self.share_features_extractor = share_features_extractor
         self._build(lr_schedule)
 
     @abstractmethod
@@ -185,6 +192,12 @@ class ChunkPolicy(BasePolicy):
         return list(widths)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """The features extractor of a net that is not the critics': its own, or theirs."""
+        if self.share_features_extractor:
+            return SharedFeatures(self.critic.features_extractor)
+        return self._make_own_features_extractor()
+
+    def _make_own_features_extractor(self) -> BaseFeaturesExtractor:
         try:
             return super().make_features_extractor()
         except (AssertionError, NotImplementedError, RuntimeError) as error:
@@ -196,8 +209,12 @@ class ChunkPolicy(BasePolicy):
             ) from error
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.actor = self._make_actor()
-        self.critic = self._make_critic()
+        if self.share_features_extractor:
+            self.critic = self._make_critic(self._make_own_features_extractor())
+            self.actor = self._make_actor()
+        else:
+            self.actor = self._make_actor()
+            self.critic = self._make_critic(self._make_own_features_extractor())
         self.critic_target = None
         if self.critic_kind.has_target:
             self.critic_target = self._make_target(self.critic)
@@ -211,8 +228,7 @@ class ChunkPolicy(BasePolicy):
             **self.optimizer_kwargs,
         )
 
-    def _make_critic(self) -> FlowCritic:
-        extractor = self.make_features_extractor()
+    def _make_critic(self, extractor: BaseFeaturesExtractor) -> FlowCritic:
         return FlowCritic(
             self.observation_space,
             self.action_space,
@@ -228,12 +244,32 @@ class ChunkPolicy(BasePolicy):
 
     def _make_target(self, critic: FlowCritic) -> FlowCritic:
         """A copy of a critic for the Polyak average of its weights."""
-        target = self._make_critic()
+        # One that is trained is averaged, too
+        reads = isinstance(critic.features_extractor, SharedFeatures)
+        target = self._make_critic(self.make_features_extractor() if reads else self._make_own_features_extractor())
         target.load_state_dict(critic.state_dict())
         target.requires_grad_(False)
         # What goes through the net together is normalised together
         target.set_training_mode(self.critic_kind.joint)
         return target
+
+    def encoded(self, batch: Batch) -> Batch:
+        """A batch whose observations are encoded once for all nets of a loss, if they share the extractor.
+
+        Those of s have the gradient of the critics' loss; those of s' have none, as in DrQ-v2 (arXiv 2107.09645).
+
+        :param batch: as it was sampled
+        """
+        if not self.share_features_extractor:
+            return batch
+        critic, extractor = self.critic, self.critic.features_extractor
+
+        def encode(obs: PyTorchObs, gradient: bool) -> Any:  # it stands for observations wherever they are encoded
+            return Encoded(obs, extractor, lambda: critic.extract_features(obs, extractor), gradient)
+
+        now = encode(batch.observations, th.is_grad_enabled())
+        then = encode(batch.next_observations, False)
+        return batch._replace(observations=now, next_observations=then)
 
     def _trained_nets(self) -> tuple[BaseModel, ...]:
         """The nets that have a training mode."""
@@ -249,6 +285,7 @@ class ChunkPolicy(BasePolicy):
             critic_pessimism=self.critic_pessimism,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
+            share_features_extractor=self.share_features_extractor,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
         )

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BaseModel
 
+from sb3_flow.common.buffers import Batch
 from sb3_flow.common.guard import count_bad
 
 SATURATED = 0.99  # an action this close to its bound counts as saturated
@@ -56,15 +57,17 @@ class Figures(NamedTuple):
 class Measured(Generic[L]):
     """A loss function that returns its figures too, from one compiled region.
 
-    :param loss_fn: returns a `Loss`
+    :param loss_fn: of a batch and more; returns a `Loss`
+    :param encode: what is done to the batch before
     """
 
-    def __init__(self, loss_fn: Callable[..., L]):
+    def __init__(self, loss_fn: Callable[..., L], encode: Callable[[Batch], Batch]):
         self.loss_fn = loss_fn
+        self.encode = encode
 
-    def loss(self, *args: Any) -> tuple[L, Figures]:
+    def loss(self, batch: Batch, *args: Any) -> tuple[L, Figures]:
         """The loss of these arguments, and its figures without a gradient."""
-        result = self.loss_fn(*args)
+        result = self.loss_fn(self.encode(batch), *args)
         logged = result.logged
         means = [value.detach().mean() for value in logged.values()]
         bad = [count_bad(tensor) for tensor in (*result.made_of.values(), result.loss)]
