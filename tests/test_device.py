@@ -76,6 +76,7 @@ SETTINGS += [
     pytest.param("flow_t", "target", DATA | {"horizon_length": 3}, id="flow_t-chunks-data"),
     pytest.param("flow_t", "crossq", {"sac_flow": {"proximity": "behavior", "bc_coef": 1.0}}, id="flow_t-behavior"),
     pytest.param("qsm", None, {"horizon_length": 3}, id="qsm-chunks"),
+    pytest.param("flow_t", "xqc", {"net": {"share_features_extractor": True}}, id="flow_t-shared"),
 ]
 
 

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch as th
 from dataset_files import regular_arrays, trajectories
 from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_any, make_model, make_variant
 
@@ -90,8 +91,8 @@ def test_arguments_that_are_sb3s_or_none_are_refused_with_ours(name: str, argume
 @pytest.mark.parametrize("name", [*VARIANTS, "reinflow"])
 @pytest.mark.parametrize("policy", [None, "CnnPolicy"])
 def test_arguments_of_sb3s_policies_are_refused_with_ours(name: str, policy: str | None) -> None:
-    with pytest.raises(ValueError, match=r"share_features_extractor is no argument of .*an extractor each.*net_arch"):
-        make_any(name, net={"share_features_extractor": True}, policy=policy)
+    with pytest.raises(ValueError, match=r"activation_fn is no argument of .*set net_arch; .*net_arch"):
+        make_any(name, net={"activation_fn": th.nn.ReLU}, policy=policy)
 
 
 def test_load_refuses_arguments_that_are_none(tmp_path: Any) -> None:

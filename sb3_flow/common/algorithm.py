@@ -72,8 +72,12 @@ class FlowAlgorithm(PersistentAlgorithm):
         return maybe_compile(method, self.compile, self.device, self.verbose, name)
 
     def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
-        """What `_step` minimises: a loss, a method of the model, with its figures."""
-        return self._compiled(Measured(loss_fn).loss, loss_fn.__name__)
+        """What `_step` minimises: a loss, a method of the model that takes a batch first, with its figures."""
+        return self._compiled(Measured(loss_fn, self._encoded).loss, loss_fn.__name__)
+
+    def _encoded(self, batch: Any) -> Any:
+        """A batch as the losses take it."""
+        return batch
 
     def _step(
         self,

@@ -5,16 +5,16 @@ Shapes: B batch, N critics, J numbers of each, D numbers in an action chunk.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_flow.common.categorical import Support, expectation, one_of, target_distribution
+from sb3_flow.common.encoding import Encoded, ObservingModel
 from sb3_flow.common.layers import Projected, ensemble_mlp, residual_mlp, unit_norm_mlp
 from sb3_flow.common.updates import masked_mean
 
@@ -69,7 +69,7 @@ CRITIC_KINDS = {
 }
 
 
-class FlowCritic(BaseModel):
+class FlowCritic(ObservingModel):
     """N action-value networks, batched into one.
 
     :param observation_space: observation space
@@ -247,6 +247,11 @@ def outputs_and_next(
 
 def _stack(obs: PyTorchObs, next_obs: PyTorchObs) -> PyTorchObs:
     """Two batches of observations as one, key by key if they are Dicts."""
+    if isinstance(obs, Encoded):
+        assert isinstance(next_obs, Encoded)
+        features = th.cat([obs.features, next_obs.features])
+        stacked = Encoded(_stack(obs.obs, next_obs.obs), obs.extractor, lambda: features, gradient=True)
+        return cast(th.Tensor, stacked)  # it stands for one
     if isinstance(obs, dict):
         assert isinstance(next_obs, dict)
         return {key: th.cat([value, next_obs[key]]) for key, value in obs.items()}

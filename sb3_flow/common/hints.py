@@ -15,7 +15,6 @@ INSTEAD: Mapping[str, str] = {
     "sde_sample_freq": "leave it out: the policy's own noise explores",
     "use_sde_at_warmup": "leave it out: the policy's own noise explores",
     "target_update_interval": "the target critics follow at every update; set tau",
-    "share_features_extractor": "leave it out: actor and critics have an extractor each",
     "log_std_init": "the noise is set by other arguments of the policy",
     "use_expln": "the noise is set by other arguments of the policy",
     "clip_mean": "leave it out: actions are squashed",

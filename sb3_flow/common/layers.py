@@ -149,7 +149,8 @@ class UnitNormLinear(Projected):
         return [self.weight]
 
     def way_back(self) -> th.Tensor:
-        return self.weight.norm(dim=1, keepdim=True).pow(-1)
+        norm: th.Tensor = self.weight.norm(dim=1, keepdim=True)
+        return norm.reciprocal()
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return th.bmm(x, self.weight) if self.bias is None else th.baddbmm(self.bias, x, self.weight)

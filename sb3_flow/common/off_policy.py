@@ -110,6 +110,9 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         """What `bc_coef` is in the two phases."""
         return phase_schedules(self.bc_coef)
 
+    def _encoded(self, batch: Batch) -> Batch:
+        return self.policy.encoded(batch)
+
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         if self.verbose > 0 and not self.compile and total_timesteps >= LONG_RUN:
             print("A run this long is faster with compile=True, see docs/speed.md")

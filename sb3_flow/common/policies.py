@@ -6,7 +6,7 @@ Shapes: B batch, h horizon length, d action dimension, D = h d.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -16,28 +16,19 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import nn
 
-from sb3_flow.common.checks import is_integer, require, require_integer, require_number
+from sb3_flow.common.buffers import Batch
+from sb3_flow.common.checks import is_integer, require, require_choice, require_integer, require_number
 from sb3_flow.common.critics import CriticKind, FlowCritic
+from sb3_flow.common.encoding import ObservingModel, SharedFeatures, encode_once
 from sb3_flow.common.flow import Line
 from sb3_flow.common.hints import check_known
-from sb3_flow.common.velocity import VelocityNet
+from sb3_flow.common.velocity import Flow
 
 ChunkState = tuple[NDArray[Any], ...]
 
 
-class Flow(NamedTuple):
-    """The nets of a flow of actions, as one policy hands them to another."""
-
-    features_extractor: BaseFeaturesExtractor
-    norm: nn.Module  # of the features
-    velocity: VelocityNet
-    squash: bool  # actions are tanh of where its paths end; else they are that, clipped
-    sde: bool  # its steps have the drift correction of a learned sigma (SAC Flow, Eq. 13)
-
-
-class ChunkActor(BasePolicy):
+class ChunkActor(ObservingModel, BasePolicy):
     """An actor whose actions are a function of the state and of noise.
 
     :param observation_space: observation space
@@ -284,6 +275,8 @@ class ChunkPolicy(ActorPolicy):
     :param critic_kind: what the critics are
     :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the verdict of the kind of critic
+    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
+        its own
     :raises ValueError: for values outside of what is stated here
 
     The other parameters are those of `ActorPolicy`.
@@ -301,8 +294,10 @@ class ChunkPolicy(ActorPolicy):
         *,
         n_critics: int,
         critic_pessimism: float | None = None,
+        share_features_extractor: bool = False,
         **kwargs: Any,
     ):
+        require_choice("share_features_extractor", share_features_extractor, (False, True))
         require_integer("n_critics", n_critics)
         if critic_pessimism is not None:
             allowed = "a number >= 0, or None for the lowest or the mean, as the kind of critic has it"
@@ -311,23 +306,33 @@ class ChunkPolicy(ActorPolicy):
         self.critic_kind = critic_kind
         self.n_critics = n_critics
         self.critic_pessimism = critic_pessimism
+        self.share_features_extractor = share_features_extractor
         self._build(lr_schedule)
 
     @abstractmethod
     def _make_actor(self) -> ChunkActor:
         """The actor, on the device."""
 
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """The features extractor of a net that is not the critics': its own, or theirs."""
+        if self.share_features_extractor:
+            return SharedFeatures(self.critic.features_extractor)
+        return super().make_features_extractor()
+
     def _build(self, lr_schedule: Schedule) -> None:
-        self.actor = self._make_actor()
-        self.critic = self._make_critic()
+        if self.share_features_extractor:
+            self.critic = self._make_critic(super().make_features_extractor())
+            self.actor = self._make_actor()
+        else:
+            self.actor = self._make_actor()
+            self.critic = self._make_critic(super().make_features_extractor())
         self.critic_target = None
         if self.critic_kind.has_target:
             self.critic_target = self._make_target(self.critic)
         for net in (self.actor, self.critic):
             net.optimizer = self._make_optimizer(net, lr_schedule)
 
-    def _make_critic(self) -> FlowCritic:
-        extractor = self.make_features_extractor()
+    def _make_critic(self, extractor: BaseFeaturesExtractor) -> FlowCritic:
         return FlowCritic(
             self.observation_space,
             self.action_space,
@@ -343,16 +348,26 @@ class ChunkPolicy(ActorPolicy):
 
     def _make_target(self, critic: FlowCritic) -> FlowCritic:
         """A copy of a critic for the Polyak average of its weights."""
-        target = self._make_critic()
+        # One that is trained is averaged, too
+        reads = isinstance(critic.features_extractor, SharedFeatures)
+        target = self._make_critic(self.make_features_extractor() if reads else super().make_features_extractor())
         target.load_state_dict(critic.state_dict())
         target.requires_grad_(False)
         # What goes through the net together is normalised together
         target.set_training_mode(self.critic_kind.joint)
         return target
 
+    def encoded(self, batch: Batch) -> Batch:
+        """A batch whose observations are encoded once for all nets of a loss, if they share the extractor."""
+        return encode_once(batch, self.critic) if self.share_features_extractor else batch
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        data.update(n_critics=self.n_critics, critic_pessimism=self.critic_pessimism)
+        data.update(
+            n_critics=self.n_critics,
+            critic_pessimism=self.critic_pessimism,
+            share_features_extractor=self.share_features_extractor,
+        )
         return data
 
 

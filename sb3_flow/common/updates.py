@@ -56,15 +56,17 @@ class Figures(NamedTuple):
 class Measured(Generic[L]):
     """A loss function that returns its figures too, from one compiled region.
 
-    :param loss_fn: returns a `Loss`
+    :param loss_fn: of a batch and more; returns a `Loss`
+    :param encode: what is done to the batch before
     """
 
-    def __init__(self, loss_fn: Callable[..., L]):
+    def __init__(self, loss_fn: Callable[..., L], encode: Callable[[Any], Any]):
         self.loss_fn = loss_fn
+        self.encode = encode
 
-    def loss(self, *args: Any) -> tuple[L, Figures]:
+    def loss(self, batch: Any, *args: Any) -> tuple[L, Figures]:
         """The loss of these arguments, and its figures without a gradient."""
-        result = self.loss_fn(*args)
+        result = self.loss_fn(self.encode(batch), *args)
         logged = result.logged
         means = [value.detach().mean() for value in logged.values()]
         bad = [count_bad(tensor) for tensor in (*result.made_of.values(), result.loss)]

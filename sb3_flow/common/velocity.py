@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
@@ -310,3 +311,13 @@ def _hidden_layers(net_arch: list[int], activation: type[nn.Module]) -> nn.Seque
     for width_in, width_out in pairwise(net_arch):
         layers += [nn.Linear(width_in, width_out), activation()]
     return nn.Sequential(*layers)
+
+
+class Flow(NamedTuple):
+    """The nets of a flow of actions, as one policy hands them to another."""
+
+    features_extractor: BaseFeaturesExtractor
+    norm: nn.Module  # of the features
+    velocity: VelocityNet
+    squash: bool  # actions are tanh of where its paths end; else they are that, clipped
+    sde: bool  # its steps have the drift correction of a learned sigma (SAC Flow, Eq. 13)

@@ -105,9 +105,10 @@ class DIMEPolicy(ChunkPolicy):
     :param diffusion_steps: K >= 1, Euler-Maruyama steps of the process
     :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space; every net has
-        its own
+    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
+    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
+        its own
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of actor and critics
     :param optimizer_kwargs: its arguments except the learning rate
@@ -129,6 +130,7 @@ class DIMEPolicy(ChunkPolicy):
         critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -146,6 +148,7 @@ class DIMEPolicy(ChunkPolicy):
             critic_pessimism=critic_pessimism,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,

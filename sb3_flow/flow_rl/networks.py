@@ -9,11 +9,11 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_flow.common.encoding import ObservingModel
 from sb3_flow.common.flow import Velocity, VelocityFn
 from sb3_flow.common.layers import ContextLinear, EnsembleLayerNorm, EnsembleLinear, xavier
 from sb3_flow.common.velocity import Context, VelocityNet
@@ -79,7 +79,7 @@ def midpoint(velocity: VelocityFn, x: th.Tensor, steps: int) -> th.Tensor:
     return x
 
 
-class BehaviorValue(BaseModel):
+class BehaviorValue(ObservingModel):
     """V_beta(s): the value of the best replayed actions.
 
     :param observation_space: observation space

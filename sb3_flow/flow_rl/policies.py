@@ -89,9 +89,10 @@ class FlowRLPolicy(ChunkPolicy):
     :param flow_steps: K >= 1, midpoint steps of two velocities each
     :param n_critics: number of critics, of Q and of Q_beta each
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the lowest
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space; every net has
-        its own
+    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
+    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
+        its own
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of all nets
     :param optimizer_kwargs: its arguments except the learning rate
@@ -116,6 +117,7 @@ class FlowRLPolicy(ChunkPolicy):
         critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -133,6 +135,7 @@ class FlowRLPolicy(ChunkPolicy):
             critic_pessimism=critic_pessimism,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
@@ -141,8 +144,8 @@ class FlowRLPolicy(ChunkPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         # All critics start as one
-        self.behavior_critic = self._make_critic()
-        self.behavior_critic.load_state_dict(self.critic.state_dict())
+        self.behavior_critic = self._make_critic(self.make_features_extractor())
+        self.behavior_critic.load_state_dict(self.critic.state_dict(), strict=not self.share_features_extractor)
         self.behavior_critic_target = self._make_target(self.behavior_critic)
         self.behavior_value = self._make_behavior_value()
         for net in (self.behavior_critic, self.behavior_value):

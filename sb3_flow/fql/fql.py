@@ -210,7 +210,7 @@ class FQL(OffPolicyFlowAlgorithm):
     def _next_actions(self, batch: Batch, noise: th.Tensor) -> th.Tensor:
         """a' of the critics' target, (B, D)."""
         with self._autocast():
-            return self.actor.action(batch.next_observations, noise)
+            return self.actor.action(self.policy.encoded(batch).next_observations, noise)
 
     def _critic_loss(self, batch: Batch, next_actions: th.Tensor) -> CriticLoss:
         """The TD error."""

@@ -14,7 +14,8 @@ from torch import nn
 from sb3_flow.common.checks import require_integer
 from sb3_flow.common.critics import CriticKind, FlowCritic
 from sb3_flow.common.flow import VelocityFn, integrate
-from sb3_flow.common.policies import ChunkActor, ChunkPolicy, Flow, ImagePolicy
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy
+from sb3_flow.common.velocity import Flow
 from sb3_flow.fql.networks import BehaviorFlow, actor_mlp, critic_mlp
 
 CRITIC = CriticKind(critic_mlp, [512, 512, 512, 512], has_target=True, verdict="mean")
@@ -159,9 +160,10 @@ class FQLPolicy(ChunkPolicy):
     :param flow_steps: K >= 1, Euler steps of the behaviour flow
     :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space; every net has
-        its own
+    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
+    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
+        its own
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of actor and critics
     :param optimizer_kwargs: its arguments except the learning rate
@@ -184,6 +186,7 @@ class FQLPolicy(ChunkPolicy):
         critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -205,6 +208,7 @@ class FQLPolicy(ChunkPolicy):
             critic_pessimism=critic_pessimism,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,

@@ -94,9 +94,10 @@ class QSMPolicy(ChunkPolicy):
     :param diffusion_steps: T >= 1
     :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict in the target is mean - rho std; None for the lowest
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space; every net has
-        its own
+    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
+    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
+        its own
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of actor and critics
     :param optimizer_kwargs: its arguments except the learning rate
@@ -118,6 +119,7 @@ class QSMPolicy(ChunkPolicy):
         critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -135,6 +137,7 @@ class QSMPolicy(ChunkPolicy):
             critic_pessimism=critic_pessimism,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,

@@ -17,7 +17,8 @@ from torch import nn
 
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.common.flow import MatchingTarget, VelocityFn, bound_log_std, drift
-from sb3_flow.common.policies import ActorPolicy, ChunkActor, Flow, ImagePolicy
+from sb3_flow.common.policies import ActorPolicy, ChunkActor, ImagePolicy
+from sb3_flow.common.velocity import Flow
 from sb3_flow.reinflow.chain import HIGHEST_NOISE, Score, Transition, TransitionFn, sample, score
 from sb3_flow.reinflow.networks import NoiseNet, ResidualVelocity, ValueNet
 

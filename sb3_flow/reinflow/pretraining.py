@@ -19,8 +19,9 @@ from sb3_flow.common.checks import check_finite, require, require_whole
 from sb3_flow.common.flow import Line, matching_error
 from sb3_flow.common.log import Log
 from sb3_flow.common.normalize import learn_statistics
-from sb3_flow.common.policies import ChunkActor, Flow
+from sb3_flow.common.policies import ChunkActor
 from sb3_flow.common.transfer import on_device
+from sb3_flow.common.velocity import Flow
 from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
 from sb3_flow.reinflow.losses import MatchingLoss, matching_loss
 from sb3_flow.reinflow.policies import ReinFlowActor

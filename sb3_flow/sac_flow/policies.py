@@ -27,8 +27,8 @@ from sb3_flow.common.flow import (
     rollout,
 )
 from sb3_flow.common.layers import BatchRenorm
-from sb3_flow.common.policies import ChunkActor, ChunkPolicy, Flow, ImagePolicy, n_observations
-from sb3_flow.common.velocity import DecoderVelocity, GatedVelocity, MLPVelocity, VelocityNet
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy, n_observations
+from sb3_flow.common.velocity import DecoderVelocity, Flow, GatedVelocity, MLPVelocity, VelocityNet
 
 
 class Defaults(NamedTuple):
@@ -189,6 +189,8 @@ class FlowPolicy(ChunkPolicy):
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean with "target", else the lowest
     :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
     :param features_extractor_kwargs: its arguments
+    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
+        its own
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of actor and critics
     :param optimizer_kwargs: its arguments except the learning rate
@@ -217,6 +219,7 @@ class FlowPolicy(ChunkPolicy):
         critic_pessimism: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -248,6 +251,7 @@ class FlowPolicy(ChunkPolicy):
             critic_pessimism=critic_pessimism,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,

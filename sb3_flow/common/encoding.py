@@ -1,0 +1,91 @@
+"""One features extractor for all nets: trained by the critics' loss, read by the others, and run once an update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_flow.common.buffers import Batch
+
+
+class SharedFeatures(BaseFeaturesExtractor):
+    """In a net that reads the critics' features: their extractor, without a gradient.
+
+    :param extractor: the critics'
+    """
+
+    def __init__(self, extractor: BaseFeaturesExtractor):
+        super().__init__(extractor._observation_space, extractor.features_dim)
+        self._extractor = (extractor,)  # in a tuple, or its parameters would be those of this net, too
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
+        with th.no_grad():
+            features: th.Tensor = self._extractor[0](observations)
+            return features
+
+
+class Encoded:
+    """Observations in place of which the features are taken that the critics' extractor has made of them.
+
+    :param obs: the observations
+    :param extractor: the critics'
+    :param extract: makes the features, when they are first asked for
+    :param gradient: whether they have one, whoever asks first
+    """
+
+    def __init__(
+        self, obs: PyTorchObs, extractor: BaseFeaturesExtractor, extract: Callable[[], th.Tensor], gradient: bool
+    ):
+        self.obs = obs
+        self.extractor = extractor
+        self._extract = extract
+        self._gradient = gradient
+        self._features: th.Tensor | None = None
+
+    @property
+    def features(self) -> th.Tensor:
+        """(B, features_dim)."""
+        if self._features is None:
+            with th.set_grad_enabled(self._gradient):
+                self._features = self._extract()
+        return self._features
+
+
+class ObservingModel(BaseModel):
+    """A net that takes observations, or what has been encoded already."""
+
+    def extract_features(self, obs: PyTorchObs | Encoded, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """Features of B observations, (B, features_dim).
+
+        :param obs: the observations
+        :param features_extractor: of this net; another one than the critics' encodes for itself
+        """
+        if isinstance(obs, Encoded):
+            if isinstance(features_extractor, SharedFeatures):
+                return obs.features.detach()
+            if features_extractor is obs.extractor:
+                return obs.features
+            obs = obs.obs
+        return super().extract_features(obs, features_extractor)
+
+
+def encode_once(batch: Batch, critic: BaseModel) -> Batch:
+    """A batch whose observations are encoded once for all nets of a loss.
+
+    Those of s have the gradient of the critics' loss; those of s' have none, as in DrQ-v2 (arXiv 2107.09645).
+
+    :param batch: as it was sampled
+    :param critic: owns the extractor
+    """
+    extractor = critic.features_extractor
+    assert extractor is not None
+
+    def encode(obs: PyTorchObs, gradient: bool) -> Any:  # it stands for observations wherever they are encoded
+        return Encoded(obs, extractor, lambda: critic.extract_features(obs, extractor), gradient)
+
+    now = encode(batch.observations, th.is_grad_enabled())
+    then = encode(batch.next_observations, False)
+    return batch._replace(observations=now, next_observations=then)
