@@ -1,6 +1,8 @@
 # `make demo` and `make test` do everything from a bare clone; the environment in .venv is made once.
-# numpy 1.26 has no wheels for 3.13
+# 3.13 comes last: no wheels of what OGBench's and Robomimic's environments need
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+EXTRAS := dev,docs,plots,postgresql,onnx,minari,ray
+ENVIRONMENTS := $(shell $(PYTHON) -c "import sys; print(',ogbench,robomimic' * (sys.version_info < (3, 13)))")
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -36,7 +38,7 @@ format: $(STAMP)
 $(STAMP): setup.py constraints.txt
 	@echo "Installing into $(VENV): a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,plots,postgresql,onnx,ogbench,robomimic,minari,ray,docs]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)$(ENVIRONMENTS)]"
 	@touch $@
 
 clean:

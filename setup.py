@@ -13,7 +13,19 @@ setup(
     description="Flow and diffusion policies for Stable-Baselines3, off-policy: SAC Flow and what it is compared with",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="MIT",
+    license_expression="MIT",
+    license_files=["LICENSE"],
+    keywords=["reinforcement learning", "flow matching", "diffusion policy", "stable-baselines3", "pytorch"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=[*find_packages(include=["sb3_flow", "sb3_flow.*"]), "sb3_flow.hyperparams"],
     package_dir={"sb3_flow.hyperparams": "hyperparams"},
@@ -25,27 +37,30 @@ setup(
         "sb3-contrib>=2.9,<3",
         "rl-zoo3>=2.9,<3",
         "torch>=2.8",
+        "numpy>=1.26",
         "gymnasium[classic-control,mujoco]>=1.0",
+        "mujoco>=3",
         "optuna>=4.9",
-        "tqdm",
-        "rich",
+        "pandas>=2",  # Optuna's table of trials, with which every search ends, needs it without declaring it
+        "tqdm>=4.66",
+        "rich>=13",
         "moviepy>=2",
-        "tensorboard",
-        "requests",  # rl_zoo3.enjoy imports it without declaring it
+        "tensorboard>=2.15",
+        "requests>=2.31",  # rl_zoo3.enjoy imports it without declaring it
     ],
     extras_require={
         "ogbench": ["ogbench>=1.2"],
         "robomimic": ["robosuite>=1.5.2,<1.6", "h5py>=3.8"],
         "minari": ["minari[hdf5,hf]>=0.5.3"],
-        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
-        # rliable's dependency arch breaks on pandas 3
-        "plots": ["rliable>=1.2", "matplotlib>=3.8", "plotly>=6", "pandas<3"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"],
+        "plots": ["matplotlib>=3.8", "plotly>=6"],
         "postgresql": ["psycopg[binary]>=3.1"],  # studies that several machines share
         "ray": ["ray>=2.9"],  # benchmarks on a cluster
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],
         "dev": [
-            *("setuptools>=70", "wheel", "h5py>=3.8", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "scipy>=1.10"),
-            *("ruff>=0.6", "mypy>=1.11", "types-PyYAML"),
+            *("setuptools>=77", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"),
+            *("h5py>=3.8", "scipy>=1.11", "rliable>=1.2"),  # what tests write, and compare with
+            *("ruff>=0.6", "mypy>=1.11", "types-PyYAML>=6", "pre-commit>=3.5"),
         ],
     },
 )

@@ -4,12 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 from curves import Curves
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scores import Estimate, Scores, curve_and_ci, iqm, iqm_and_ci, mean, profiles
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError:
+    raise SystemExit("figures need matplotlib: pip install 'sb3_flow[plots]'") from None
 
 LABELS = {
     "flow_t": "SAC Flow-T",

@@ -1,19 +1,20 @@
-"""What rliable makes of a few runs: IQM, performance profiles, probability of improvement, all with 95 % CI."""
+"""What a few runs say: IQM, performance profiles, probability of improvement, all with 95 % CI.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+The estimators of Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice (arXiv
+2108.13264), with the same draws as its authors' rliable, whose dependency arch cannot be imported beside pandas 3.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    from rliable import library, metrics
-except ImportError:
-    raise SystemExit("tables and figures need rliable: pip install 'sb3_flow[plots]'") from None
-
 REPS = 5_000
-Scores = dict[str, dict[str, NDArray[np.float64]]]  # of `curves.final_scores`: algo -> task -> (seeds,)
+CI = (2.5, 97.5)  # percentiles
+
+Array = NDArray[np.float64]
+Scores = dict[str, dict[str, Array]]  # of `curves.final_scores`: algo -> task -> (seeds,)
 
 
 class Estimate(NamedTuple):
@@ -24,60 +25,67 @@ class Estimate(NamedTuple):
     high: float
 
 
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """The same draws every time: rliable 1.2 takes a random_state, but resamples with NumPy's global generator."""
-    state = np.random.get_state()
-    np.random.seed(0)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+def _generator() -> np.random.RandomState:
+    """The same draws every time, and those of rliable after `np.random.seed(0)`."""
+    return np.random.RandomState(0)
 
 
-def mean(runs: NDArray[np.float64]) -> NDArray[np.float64]:
+def bootstrap_ci(
+    statistic: Callable[..., Array | np.float64], *scores: Array, generator: np.random.RandomState, reps: int
+) -> Array:
+    """Stratified bootstrap: percentiles of a statistic over resampled seeds, drawn anew for every column. (2, ...).
+
+    :param statistic: of as many matrices as there are in `scores`
+    :param scores: (seeds, columns) each
+    :param generator: of the draws
+    :param reps: how often
+    """
+
+    def resampled(runs: Array) -> Array:
+        return np.take_along_axis(runs, generator.choice(len(runs), runs.shape), axis=0)
+
+    values = [statistic(*(resampled(runs) for runs in scores)) for _ in range(reps)]
+    return np.asarray(np.percentile(values, CI, axis=0))
+
+
+def mean(runs: Array) -> Array:
     """Mean over seeds, for every evaluation. (seeds, evaluations) -> (e,)."""
     return np.asarray(runs.mean(axis=0))
 
 
-def iqm(runs: NDArray[np.float64]) -> NDArray[np.float64]:
+def iqm(runs: Array) -> Array:
     """Mean over seeds without the best and the worst quarter, for every evaluation. (seeds, evaluations) -> (e,)."""
-    # rliable's aggregate_iqm takes one evaluation at a time: 40 s for a curve of a hundred with its CI
     cut = len(runs) // 4
     return mean(np.sort(runs, axis=0)[cut : len(runs) - cut])
 
 
-@_seeded()
-def curve_and_ci(
-    runs: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def curve_and_ci(runs: Array, statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
     """`mean` or `iqm` of the runs and its bootstrapped 95 % CI. (seeds, evaluations) -> (e,), (2, e)."""
-    points, intervals = library.get_interval_estimates({"x": runs}, statistic, reps=REPS)
-    return points["x"], intervals["x"]
+    return statistic(runs), bootstrap_ci(statistic, runs, generator=_generator(), reps=REPS)
 
 
-@_seeded()
-def iqm_and_ci(final: NDArray[np.float64]) -> Estimate:
+def iqm_and_ci(final: Array) -> Estimate:
     """IQM of the final returns and its stratified-bootstrap 95 % CI. (seeds,)."""
-    points, intervals = library.get_interval_estimates(
-        {"x": final[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=REPS
-    )
-    return Estimate(float(points["x"][0]), float(intervals["x"][0, 0]), float(intervals["x"][1, 0]))
+    value, ends = curve_and_ci(final[:, None], iqm)
+    return Estimate(float(value[0]), float(ends[0, 0]), float(ends[1, 0]))
 
 
-@_seeded()
-def profiles(
-    scores: Scores, thresholds: NDArray[np.float64]
-) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def profiles(scores: Scores, thresholds: Array) -> dict[str, tuple[Array, Array]]:
     """Share of runs whose score is above each threshold, (n,), and its CI, (2, n), for every algorithm.
 
     :param scores: of `curves.final_scores`; what counts are the tasks that all algorithms have, at least one
     :param thresholds: (n,)
     """
-    tasks = shared_tasks(scores)
+
+    def profile(runs: Array) -> Array:
+        return np.asarray((runs[..., None] > thresholds).mean(axis=(0, 1)))  # (seeds, tasks, n) -> (n,)
+
+    tasks, generator = shared_tasks(scores), _generator()
     matrices = {algo: _matrix(scores[algo], tasks) for algo in scores}
-    values, intervals = library.create_performance_profile(matrices, thresholds, reps=REPS // 10)
-    return {algo: (values[algo], intervals[algo]) for algo in matrices}
+    return {
+        algo: (profile(runs), bootstrap_ci(profile, runs, generator=generator, reps=REPS // 10))
+        for algo, runs in matrices.items()
+    }
 
 
 def shared_tasks(scores: Scores) -> set[str]:
@@ -85,7 +93,6 @@ def shared_tasks(scores: Scores) -> set[str]:
     return set.intersection(*(set(tasks) for tasks in scores.values()))
 
 
-@_seeded()
 def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
     """Probability that a run of one algorithm beats one of another, over the tasks that both have; None without any.
 
@@ -97,11 +104,17 @@ def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
     if not tasks:
         return None
     pair = (_matrix(scores[ours], tasks), _matrix(scores[baseline], tasks))
-    points, intervals = library.get_interval_estimates({"x": pair}, metrics.probability_of_improvement, reps=REPS)
-    return Estimate(float(points["x"]), float(intervals["x"][0]), float(intervals["x"][1]))
+    ends = bootstrap_ci(_probability_of_improvement, *pair, generator=_generator(), reps=REPS)
+    return Estimate(float(_probability_of_improvement(*pair)), float(ends[0]), float(ends[1]))
 
 
-def _matrix(scores: dict[str, NDArray[np.float64]], tasks: set[str]) -> NDArray[np.float64]:
+def _probability_of_improvement(ours: Array, baseline: Array) -> np.float64:
+    """Share of pairs of runs of one task that the first wins, a tie for half. (n, tasks), (m, tasks)."""
+    difference = ours[:, None] - baseline[None]  # (n, m, tasks)
+    return np.float64(np.heaviside(difference, 0.5).mean())
+
+
+def _matrix(scores: dict[str, Array], tasks: set[str]) -> Array:
     """(seeds, tasks); of a task with more seeds than another the first ones."""
     seeds = min(len(scores[task]) for task in tasks)
     return np.stack([scores[task][:seeds] for task in sorted(tasks)], axis=1)

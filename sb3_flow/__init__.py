@@ -7,7 +7,7 @@ from sb3_flow.qsm import QSM, QSMPolicy
 from sb3_flow.reinflow import ReinFlow, ReinFlowPolicy
 from sb3_flow.sac_flow import FlowGPolicy, FlowMLPPolicy, FlowPolicy, FlowTPolicy, SACFlow
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DIME",

@@ -1,15 +1,20 @@
 """What is shipped is complete, and what is written points somewhere."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import sb3_flow
+from sb3_flow.zoo.registration import ALGORITHMS
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -25,31 +30,54 @@ def test_every_file_named_in_the_docs_exists() -> None:
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
-def test_the_wheel_ships_the_zoo_s_hook_and_hyperparameters(tmp_path: Path) -> None:
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    built = subprocess.run(pip, capture_output=True, text=True)
+BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+SHIPPED = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
+
+
+def build(hook: str, source: Path, out: Path) -> None:
+    built = subprocess.run([sys.executable, "-c", BUILD, hook, str(out)], cwd=source, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {
-        "custom_envs.py",
-        "sb3_flow/hyperparams/sac_flow.yml",
-        "sb3_flow/hyperparams/fql.yml",
-        "sb3_flow/hyperparams/dime.yml",
-        "sb3_flow/py.typed",
-    } <= set(names)
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "examples/"))]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from the sdist, and that from a copy: what an earlier build left in the checkout would get into it."""
+    folder = tmp_path_factory.mktemp("package")
+    for name in ("sb3_flow", "hyperparams"):
+        shutil.copytree(ROOT / name, folder / "copy" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*SHIPPED, "custom_envs.py"):
+        shutil.copy(ROOT / name, folder / "copy")
+    build("build_sdist", folder / "copy", folder)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    build("build_wheel", folder / archive.name.removesuffix(".tar.gz"), folder)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_has_everything_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sb3_flow").rglob("*.py")}
+    configs = {f"sb3_flow/hyperparams/{algo}.yml" for algo in ALGORITHMS}
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert names == code | configs | {"custom_envs.py", "sb3_flow/py.typed"}
+    assert [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
+
+
+def test_the_version_is_the_same_everywhere(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+    assert f"\nVersion: {sb3_flow.__version__}\n" in wheel.read(name).decode()
+    assert f"\nversion: {sb3_flow.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest.group(1) == sb3_flow.__version__
+
+
+def test_the_velocity_net_of_the_contributors_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.+?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    exec(compile(block, "CONTRIBUTING.md", "exec"), {})
+    assert (tmp_path / "linear.zip").is_file()
 
 
 def test_importing_the_package_imports_neither_the_zoo_nor_the_suites() -> None:

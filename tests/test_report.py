@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip("rliable")
+pytest.importorskip("matplotlib")
 
 import curves
 import figures
@@ -90,6 +90,34 @@ def test_intervals_are_the_same_every_time_and_leave_the_generator_alone():
         return found
 
     assert intervals(1) == intervals(2)
+
+
+def test_the_estimates_are_those_of_rliable():
+    try:
+        from rliable import library, metrics
+    except (ImportError, TypeError):
+        pytest.skip("there is no rliable, or it cannot be imported: its arch < 8 and pandas 3 do not go together")
+    rng = np.random.default_rng(0)
+    # Of different numbers of runs, with ties
+    runs = {algo: rng.integers(0, 5, size=(n, 3)).astype(float) for algo, n in (("flow_t", 6), ("sac", 4))}
+    by_task = {algo: dict(zip("ABC", of_algo.T, strict=True)) for algo, of_algo in runs.items()}
+
+    def theirs(matrices, statistic):
+        np.random.seed(0)
+        points, ends = library.get_interval_estimates({"x": matrices}, statistic, reps=scores.REPS)
+        return np.ravel([points["x"], *ends["x"]])
+
+    final = runs["flow_t"][:, :1]
+    expected = theirs(final, lambda x: np.array([metrics.aggregate_iqm(x)]))
+    assert scores.iqm_and_ci(final[:, 0]) == pytest.approx(expected)
+    expected = theirs(tuple(runs.values()), lambda *x: np.array([metrics.probability_of_improvement(*x)]))
+    assert scores.improvement(by_task, "flow_t", "sac") == pytest.approx(expected)
+    thresholds = np.linspace(-0.5, 4.5, 6)
+    np.random.seed(0)
+    shares, ends = library.create_performance_profile(runs, thresholds, reps=scores.REPS // 10)
+    for algo, (share, ci) in scores.profiles(by_task, thresholds).items():
+        np.testing.assert_allclose(share, shares[algo])
+        np.testing.assert_allclose(ci, ends[algo])
 
 
 def test_a_report_has_the_table_and_every_figure(folder, monkeypatch, capsys):

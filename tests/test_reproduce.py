@@ -14,7 +14,7 @@ import torch as th
 import yaml
 from dataset_files import regular_arrays, trajectories
 
-pytest.importorskip("rliable")
+pytest.importorskip("matplotlib")
 pytest.importorskip("ogbench")
 
 import contenders
@@ -442,10 +442,10 @@ def test_bad_arguments_are_one_line(script, args, message, in_tmp_path, monkeypa
 
 
 def test_missing_extras_are_named(in_tmp_path, monkeypatch):
-    for package in ("ray", "rliable"):
+    for package in ("ray", "matplotlib"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit, match=r"needs ray: pip install 'sb3_flow\[ray\]'"):
         run(monkeypatch, learning, *SWEEP, "--steps", 120, "--ray", "local")
-    monkeypatch.delitem(sys.modules, "scores")
-    with pytest.raises(SystemExit, match=r"need rliable: pip install 'sb3_flow\[plots\]'"):
-        importlib.import_module("scores")
+    monkeypatch.delitem(sys.modules, "figures")
+    with pytest.raises(SystemExit, match=r"figures need matplotlib: pip install 'sb3_flow\[plots\]'"):
+        importlib.import_module("figures")
