@@ -147,7 +147,7 @@ class RandomEnv(gym.Env[Any, Any]):
 def policy_kwargs(policy: str, critic: str = "crossq", **kwargs: Any) -> dict[str, Any]:
     """Arguments that make a policy tiny."""
     tiny: dict[str, Any] = {"critic": critic, "flow_steps": 2, "net_arch": {"qf": [16, 16]}}
-    if policy in ("FlowGPolicy", "FlowMLPPolicy"):
+    if policy in POLICIES and policy != "FlowTPolicy":
         tiny["net_arch"] = {"qf": [16, 16], "pi": [16, 16]}
     else:
         tiny |= {"d_model": 16, "n_layers": 1, "n_heads": 2}
