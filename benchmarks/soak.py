@@ -93,8 +93,9 @@ def draw(csv_file: Path, out: Path) -> None:
     minutes = [int(row["minute"]) for row in rows]
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     memory = figure.subplots()
-    memory.plot(minutes, [float(row["resident_mb"]) for row in rows], color="#0b6e99")
-    memory.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None), xlim=(0, max(minutes)))
+    resident = [float(row["resident_mb"]) for row in rows]
+    memory.plot(minutes, resident, color="#0b6e99")
+    memory.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, 1.2 * max(resident)), xlim=(0, max(minutes)))
     memory.yaxis.label.set_color("#0b6e99")
     steps = memory.twinx()
     steps.plot(minutes, [int(row["steps"]) / 1000 for row in rows], color="#8d8d8d", lw=1)
