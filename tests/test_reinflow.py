@@ -283,6 +283,8 @@ def test_it_starts_from_the_flow_of_another_model(name: str, tmp_path: Path) -> 
         th.testing.assert_close(model.actor.action(obs, model.actor.fixed_noise(7)), before)
     model.learn(20)
     th.testing.assert_close(source_actions(source, obs), before)  # its nets were copied
+    start = model.policy.flow.velocity.state_dict()  # and so were those that are saved as an argument
+    th.testing.assert_close(start, source.actor.flow().velocity.state_dict(), rtol=0, atol=0)
     model.save(tmp_path / "model")
     loaded = ReinFlow.load(tmp_path / "model", env=RandomEnv(), device="cpu")
     assert differences(snapshot(model), snapshot(loaded)) == []
