@@ -62,6 +62,19 @@ def model_on_meta(monkeypatch: pytest.MonkeyPatch, name: str, **kwargs: Any) -> 
     return model
 
 
+def refuse_slow_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing make a tensor of numbers on the device: that waits for it, which the meta device does not show."""
+    for name in ("tensor", "as_tensor"):
+        make = getattr(th, name)
+
+        def on_the_cpu(*args: Any, make: Any = make, device: Any = "cpu", **kwargs: Any) -> th.Tensor:
+            assert th.device(device).type == "cpu"
+            made: th.Tensor = make(*args, **kwargs)
+            return made
+
+        monkeypatch.setattr(th, name, on_the_cpu)
+
+
 def count_flags(model: OffPolicyFlowAlgorithm, monkeypatch: pytest.MonkeyPatch) -> list[Guard]:
     """Let the guard read nothing, which the meta device has no answer to, and note each time that it would have."""
     flags: list[Guard] = []
@@ -86,6 +99,7 @@ def test_an_update_reads_one_flag_and_copies_one_batch(
 ) -> None:
     model = model_on_meta(monkeypatch, name, critic=critic, **kwargs)
     flags = count_flags(model, monkeypatch)
+    refuse_slow_copies(monkeypatch)
     with Watch() as watch:
         model.train(3, 8)
     assert len(flags) == 1
