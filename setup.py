@@ -39,7 +39,7 @@ setup(
         "torch>=2.8",
         "numpy>=1.26",
         "gymnasium[classic-control,mujoco]>=1.0",
-        "mujoco>=3",
+        "mujoco>=3.1.6",
         "optuna>=4.9",
         "pandas>=2",  # Optuna's table of trials, with which every search ends, needs it without declaring it
         "tqdm>=4.66",
