@@ -27,6 +27,8 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     policy_type: ClassVar[type[Any]]  # whose subclasses can be trained
     compile: CompileMode
+    actor: BaseModel
+    critic: BaseModel
     _guard: Guard
     _n_updates: int
 
@@ -120,7 +122,7 @@ class FlowAlgorithm(PersistentAlgorithm):
     @property
     def _nets(self) -> dict[str, BaseModel]:
         """The nets that losses train, by the names that errors have; each has an `optimizer`."""
-        raise NotImplementedError
+        return {"actor": self.actor, "critic": self.critic}
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]

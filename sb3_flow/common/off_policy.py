@@ -165,11 +165,6 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
     def _update_learning_rates(self) -> None:
         self._update_learning_rate([net.optimizer for net in self._nets.values()])
 
-    @property
-    def _nets(self) -> dict[str, BaseModel]:
-        """The nets that losses train, by the names that errors have; each has an `optimizer`."""
-        return {"actor": self.actor, "critic": self.critic}
-
     def _update(
         self,
         net: BaseModel,

@@ -23,7 +23,7 @@ from sb3_flow.common.hints import jumps, knows_nothing, learning_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.transfer import on_device
-from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
+from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
 
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
 
@@ -136,9 +136,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
                 self._dataset_name, self.offline_ratio = "", None
         elif self._dataset is None or self._dataset_of is not self.offline_dataset:
             require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
-            dataset = load_dataset(self.offline_dataset)
-            check_fits(dataset, self.observation_space, self.action_space)
-            dataset.check_chunks(self.horizon_length)
+            dataset = load_fitting(self.offline_dataset, self.observation_space, self.action_space, self.horizon_length)
             self._dataset, self._dataset_of, self._dataset_name = dataset, self.offline_dataset, repr(dataset)
 
     def _setup_model(self) -> None:

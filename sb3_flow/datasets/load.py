@@ -5,9 +5,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
+
 from sb3_flow.common.checks import require_choice
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, from_arrays
 from sb3_flow.datasets.errors import missing_file
+from sb3_flow.datasets.fits import check_fits
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import find_ogbench, load_ogbench
 from sb3_flow.datasets.robomimic import KINDS, find_robomimic, load_robomimic
@@ -41,6 +44,23 @@ def load_dataset(spec: DatasetSpec) -> Dataset:
         return _load_path(Path(text).expanduser())
     name, _, path = rest.partition("@")
     return LOADERS[suite](name, Path(path) if path else None)
+
+
+def load_fitting(
+    spec: DatasetSpec, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], horizon_length: int
+) -> Dataset:
+    """Load offline data that a model is to learn from.
+
+    :param spec: see `load_dataset`, also for what is raised
+    :param observation_space: of the model
+    :param action_space: of the model
+    :param horizon_length: h of the model
+    :raises DataError: if they are of another environment, or have no h steps in a row
+    """
+    dataset = load_dataset(spec)
+    check_fits(dataset, observation_space, action_space)
+    dataset.check_chunks(horizon_length)
+    return dataset
 
 
 def _load_ogbench(name: str, path: Path | None) -> Dataset:

@@ -1,4 +1,4 @@
-"""ReinFlow's losses: PPO's on paths of the flow, and flow matching to begin with (arXiv 2505.22094).
+"""ReinFlow's losses: PPO's on paths of the flow (arXiv 2505.22094).
 
 Pure: tensors in, named tensors out. Shapes: B batch, D numbers in an action chunk.
 """
@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_flow.common.updates import masked_mean
 from sb3_flow.reinflow.chain import Score
 
 
@@ -51,20 +50,6 @@ class ValueLoss(NamedTuple):
         return {"value_loss": self.loss}
 
 
-class MatchingLoss(NamedTuple):
-    """Result of `matching_loss`."""
-
-    loss: th.Tensor  # ()
-
-    @property
-    def made_of(self) -> dict[str, th.Tensor]:
-        return {}
-
-    @property
-    def logged(self) -> dict[str, th.Tensor]:
-        return {"matching_loss": self.loss}
-
-
 def policy_loss(
     score: Score, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: th.Tensor, ent_coef: float
 ) -> PolicyLoss:
@@ -102,12 +87,3 @@ def value_loss(values: th.Tensor, returns: th.Tensor) -> ValueLoss:
     :param returns: (B,)
     """
     return ValueLoss((values - returns).square().mean())
-
-
-def matching_loss(error: th.Tensor, in_episode: th.Tensor | None) -> MatchingLoss:
-    """Mean square of the velocity's error, over what belongs to the episodes.
-
-    :param error: (B, D) of `sb3_flow.common.flow.matching_error`
-    :param in_episode: (B, D) 0 for what does not; None: 1 everywhere
-    """
-    return MatchingLoss(masked_mean(error.square(), in_episode))

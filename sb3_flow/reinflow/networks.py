@@ -9,14 +9,14 @@ import math
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_flow.common.checks import require
 from sb3_flow.common.compile import ReLU
 from sb3_flow.common.flow import Velocity
-from sb3_flow.common.layers import ContextLinear
+from sb3_flow.common.layers import ContextLinear, Residual
 from sb3_flow.common.velocity import Context, VelocityNet
 
 TIME_DIM = 16
@@ -36,22 +36,6 @@ class Sinusoid(nn.Module):
     def forward(self, t: th.Tensor) -> th.Tensor:
         phase = t * self.frequencies
         return th.cat([phase.sin(), phase.cos()], dim=-1)
-
-
-class ResidualBlock(nn.Module):
-    """Two linear layers, each after an activation, beside the identity.
-
-    :param width: of input and output
-    :param activation: its class
-    """
-
-    def __init__(self, width: int, activation: type[nn.Module]):
-        super().__init__()
-        self.net = nn.Sequential(activation(), nn.Linear(width, width), activation(), nn.Linear(width, width))
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        out: th.Tensor = x + self.net(x)
-        return out
 
 
 class ResidualVelocity(VelocityNet):
@@ -91,12 +75,7 @@ class NoiseNet(nn.Module):
     def __init__(self, features_dim: int, chunk_dim: int, net_arch: list[int]):
         super().__init__()
         self.time = Sinusoid()
-        layers: list[nn.Module] = []
-        in_features = features_dim + TIME_DIM
-        for width in net_arch:
-            layers += [nn.Linear(in_features, width), nn.Tanh()]
-            in_features = width
-        self.net = nn.Sequential(*layers, nn.Linear(in_features, chunk_dim))
+        self.net = nn.Sequential(*create_mlp(features_dim + TIME_DIM, chunk_dim, net_arch, nn.Tanh))
 
     def forward(self, features: th.Tensor, t: th.Tensor) -> th.Tensor:
         time = self.time(t).expand(features.shape[0], TIME_DIM)
@@ -152,5 +131,8 @@ def check_residual(net_arch: list[int]) -> None:
 def _after_first(net_arch: list[int], activation: type[nn.Module], out_features: int) -> list[nn.Module]:
     """The blocks and the last layer."""
     width = net_arch[0]
-    blocks = [ResidualBlock(width, activation) for _ in range(len(net_arch) // 2)]
+    blocks = [
+        Residual(activation(), nn.Linear(width, width), activation(), nn.Linear(width, width))
+        for _ in range(len(net_arch) // 2)
+    ]
     return [*blocks, nn.Linear(width, out_features)]

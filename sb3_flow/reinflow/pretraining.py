@@ -18,12 +18,12 @@ from sb3_flow.common.callbacks import correct_progress_bars, no_steps
 from sb3_flow.common.checks import check_finite, require, require_whole
 from sb3_flow.common.flow import Line, matching_error
 from sb3_flow.common.log import Log
+from sb3_flow.common.matching import MatchingLoss, matching_loss
 from sb3_flow.common.normalize import learn_statistics
 from sb3_flow.common.policies import ChunkActor
 from sb3_flow.common.transfer import on_device
 from sb3_flow.common.velocity import Flow
-from sb3_flow.datasets import Dataset, DatasetSpec, check_fits, load_dataset
-from sb3_flow.reinflow.losses import MatchingLoss, matching_loss
+from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
 from sb3_flow.reinflow.policies import ReinFlowActor
 
 SelfPretrained = TypeVar("SelfPretrained", bound="PretrainedAlgorithm")
@@ -162,10 +162,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
             self._dataset = self._read(self.offline_dataset)
 
     def _read(self, spec: DatasetSpec) -> Dataset:
-        dataset = load_dataset(spec)
-        check_fits(dataset, self.observation_space, self.action_space)
-        dataset.check_chunks(self.horizon_length)
-        return dataset
+        return load_fitting(spec, self.observation_space, self.action_space, self.horizon_length)
 
     def _clone(self, callback: BaseCallback) -> bool:
         """What is left of the updates from data, as far as the timesteps reach. Returns whether to go on."""

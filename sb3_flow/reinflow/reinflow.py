@@ -212,10 +212,6 @@ class ReinFlow(PretrainedAlgorithm):
         self._value_loss_fn = self._compiled_loss(self._value_loss)
         self._set_up_cloning()
 
-    @property
-    def _nets(self) -> dict[str, BaseModel]:
-        return {"actor": self.actor, "critic": self.critic}
-
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: PathRolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -301,9 +297,9 @@ class ReinFlow(PretrainedAlgorithm):
                 values.append(self.critic(obs))
                 log_probs.append(self.actor.score(obs, paths.transpose(0, 1)).log_prob)
             last_values = self.critic(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
-        rewards = th.as_tensor(rollout_buffer.rewards)
-        check_finite("rollout", values=th.cat(values), last_values=last_values, rewards=rewards)
-        of_values, of_paths, last = (x.cpu().numpy() for x in (th.cat(values), th.cat(log_probs), last_values))
+        rewards, of_decisions = th.as_tensor(rollout_buffer.rewards), th.cat(values)
+        check_finite("rollout", values=of_decisions, last_values=last_values, rewards=rewards)
+        of_values, of_paths, last = (x.cpu().numpy() for x in (of_decisions, th.cat(log_probs), last_values))
         rollout_buffer.finish(of_values, of_paths, last, dones)
 
     def train(self) -> None:

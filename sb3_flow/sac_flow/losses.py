@@ -66,20 +66,6 @@ class ActorLoss(NamedTuple):
         return logged if self.matching_loss is None else {**logged, "matching_loss": self.matching_loss}
 
 
-class BehaviorLoss(NamedTuple):
-    """Result of `behavior_loss`."""
-
-    loss: th.Tensor  # ()
-
-    @property
-    def made_of(self) -> dict[str, th.Tensor]:
-        return {}
-
-    @property
-    def logged(self) -> dict[str, th.Tensor]:
-        return {"matching_loss": self.loss}
-
-
 def td_target(
     rewards: th.Tensor,
     dones: th.Tensor,
@@ -165,12 +151,3 @@ def add_matching(actor: ActorLoss, error: th.Tensor, in_episode: th.Tensor | Non
     """
     matching_loss = masked_mean(error.square(), in_episode)
     return actor._replace(loss=actor.loss + matching_loss, matching_loss=matching_loss.detach())
-
-
-def behavior_loss(error: th.Tensor, in_episode: th.Tensor | None = None) -> BehaviorLoss:
-    """Flow matching alone (Eq. 3), the loss of the behaviour flow.
-
-    :param error: (B, D) of `sb3_flow.common.flow.matching_error`
-    :param in_episode: (B, D) 0 for actions that were never taken; None: 1 everywhere
-    """
-    return BehaviorLoss(masked_mean(error.square(), in_episode))

@@ -24,6 +24,7 @@ from sb3_flow.common.flow import (
     constant_entropy,
     matching_error,
 )
+from sb3_flow.common.matching import MatchingLoss, matching_loss
 from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
 from sb3_flow.common.schedules import BCCoef
 from sb3_flow.common.temperature import Temperature
@@ -332,11 +333,11 @@ class SACFlow(MaxEntropyAlgorithm):
                 return self.behavior.without_noise(batch.observations, noise[0])
             return self.behavior.action(batch.observations, noise)
 
-    def _behavior_loss(self, batch: Batch, line: Line) -> losses.BehaviorLoss:
+    def _behavior_loss(self, batch: Batch, line: Line) -> MatchingLoss:
         """Flow matching to the replayed actions (Eq. 3)."""
         assert self.behavior is not None
         error = matching_error(self.behavior.field(batch.observations), batch.actions, line, self.matching_target)
-        return losses.behavior_loss(error, batch.in_episode)
+        return matching_loss(error, batch.in_episode)
 
     @property
     def behavior(self) -> FlowActor | None:
