@@ -13,9 +13,10 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
 from sb3_flow import SACFlow
+from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.compile import ReLU
 from sb3_flow.common.flow import Path
-from sb3_flow.common.layers import BatchRenorm, EnsembleLinear
+from sb3_flow.common.layers import EnsembleLinear
 
 # Large enough for no unit to be dead on the whole batch: there sb3_contrib's BatchRenorm has a gradient of NaN
 BATCH, OBS_DIM, ACTION_DIM = 128, 3, 1

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sb3_contrib.common.torch_layers import BatchRenorm1d
 from torch import nn
 
+from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.layers import (
-    BatchRenorm,
     ContextLinear,
     EnsembleLayerNorm,
     EnsembleLinear,
@@ -310,3 +310,11 @@ def test_residual_nets_are_made_of_pytorchs_layers() -> None:
 def test_residual_blocks_have_one_width(net_arch: list[int]) -> None:
     with pytest.raises(ValueError, match=r"net_arch=.*the same width for every residual block"):
         residual_mlp(2, 3, net_arch, 5)
+
+
+def test_batch_renorm_in_training_refuses_a_second_derivative() -> None:
+    # Its gradient is written down as a number, not as a function
+    x = drifting_batch(3)[0].requires_grad_(True)
+    (first,) = th.autograd.grad(BatchRenorm(3).double()(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        th.autograd.grad(first.sum(), x)

@@ -1,4 +1,4 @@
-"""Building blocks that are not in PyTorch: batched ensembles, BatchRenorm, a linear layer applied in two halves."""
+"""Building blocks that are not in PyTorch: batched ensembles, a linear layer applied in two halves."""
 
 import math
 from typing import Literal, TypeVar
@@ -7,82 +7,11 @@ import torch as th
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
+from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.checks import require
 from sb3_flow.common.compile import ReLU
 
 ALWAYS = th.iinfo(th.int64).max  # in its warm-up BatchRenorm is BatchNorm
-
-
-class BatchRenorm(nn.Module):
-    """BatchRenorm over the second-to-last dimension (arXiv 1702.03275): sb3_contrib's, without branches on tensors.
-
-    During warm-up it is BatchNorm; afterwards batches are normalised towards the running statistics. In evaluation
-    mode only the running statistics are used. Input: (B, features), or (N, B, features) with `n_members`.
-
-    :param features: number of features
-    :param n_members: N, independent members that share a batch dimension; None for a single one
-    :param momentum: share of the new batch in the running statistics, in (0, 1]
-    :param eps: added to the variance
-    :param warmup_steps: training batches before the running statistics are used for training
-    """
-
-    # Limits on the correction; the values of CrossQ
-    R_MAX = 3.0
-    D_MAX = 5.0
-
-    ra_mean: th.Tensor
-    ra_var: th.Tensor
-    steps: th.Tensor
-
-    def __init__(
-        self,
-        features: int,
-        n_members: int | None = None,
-        momentum: float = 0.01,
-        eps: float = 0.001,
-        warmup_steps: int = 100_000,
-    ):
-        super().__init__()
-        shape = (1, features) if n_members is None else (n_members, 1, features)
-        self.register_buffer("ra_mean", th.zeros(shape))
-        self.register_buffer("ra_var", th.ones(shape))
-        self.register_buffer("steps", th.tensor(0))
-        self.scale = nn.Parameter(th.ones(shape))
-        self.bias = nn.Parameter(th.zeros(shape))
-        self.momentum = momentum
-        self.eps = eps
-        self.warmup_steps = warmup_steps
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        x = x.to(self.ra_mean.dtype)  # from bf16 under autocast
-        if not self.training:
-            slope = self.scale * (self.ra_var + self.eps).rsqrt()
-            # Centred first: products of a large mean with the slope would cancel digits
-            return th.addcmul(self.bias, x - self.ra_mean, slope)
-        # Not th.var_mean: on CPU it is five times slower than these three over this dimension
-        mean = x.mean(dim=-2, keepdim=True)
-        centred = x - mean
-        var = centred.square().sum(dim=-2, keepdim=True) / (x.shape[-2] - 1)
-        r, d = self._correction(mean.detach(), var.detach())
-        slope = self.scale * (var / r.square() + self.eps).rsqrt()
-        # A dead unit has var = 0, where the slope of the square root is infinite
-        shift = d / r * var.clamp_min(th.finfo(var.dtype).tiny).sqrt()
-        return th.addcmul(self.bias + shift * slope, centred, slope)
-
-    @th.no_grad()
-    def _correction(self, mean: th.Tensor, var: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """r and d of the paper, 1 and 0 during warm-up; updates the running statistics."""
-        warm = self.steps > self.warmup_steps
-        running_std = (self.ra_var + self.eps).sqrt()
-        r = ((var + self.eps).sqrt() / running_std).clamp(1 / self.R_MAX, self.R_MAX)
-        d = ((mean - self.ra_mean) / running_std).clamp(-self.D_MAX, self.D_MAX)
-        self.ra_mean.lerp_(mean, self.momentum)
-        self.ra_var.lerp_(var, self.momentum)
-        self.steps += 1
-        return th.where(warm, r, 1.0), th.where(warm, d, 0.0)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.scale.shape)}, momentum={self.momentum}, warmup_steps={self.warmup_steps}"
 
 
 class EnsembleLinear(nn.Module):

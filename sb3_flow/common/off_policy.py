@@ -35,7 +35,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
     :param policy: a class, or a name of `policy_aliases`
     :param bc_coef: weight >= 0 of what holds the policy to the data: a float, a schedule, or two of these, for the
         offline and the online phase
-    :param compile: True for torch.compile of losses and acting, "max" to compile longer for faster code
+    :param compile: True for torch.compile of losses and acting, "max" to try more kernels on CUDA
     :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
     :raises ValueError: before training, for arguments outside of what is stated here
 

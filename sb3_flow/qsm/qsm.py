@@ -75,8 +75,8 @@ class QSM(OffPolicyFlowAlgorithm):
         data and replay buffer
     :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
         Q-chunking's code)
-    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
-        for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
+    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to try more kernels
+        there; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
     :param stats_window_size: episodes that the logged return is averaged over
     :param tensorboard_log: folder of the TensorBoard log

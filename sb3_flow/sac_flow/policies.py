@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.checks import require, require_choice, require_integer, require_number
 from sb3_flow.common.critics import CRITIC_KINDS
 from sb3_flow.common.flow import (
@@ -26,7 +27,6 @@ from sb3_flow.common.flow import (
     integrate,
     rollout,
 )
-from sb3_flow.common.layers import BatchRenorm
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy, n_observations
 from sb3_flow.common.velocity import DecoderVelocity, Flow, GatedVelocity, MLPVelocity, VelocityNet
 

@@ -90,8 +90,8 @@ class SACFlow(MaxEntropyAlgorithm):
     :param policy_delay: critic updates per actor update; None for 1 with "target" critics, 2 with "flashsac", else 3
     :param noise_repeat: the noise of the rollout is kept for up to so many steps of an environment when learning, a
         number that is drawn from a zeta distribution (16 in FlashSAC); 1 for new noise at every step
-    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
-        for faster code; it pays for itself after some ten thousand updates (docs/speed.md)
+    :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to try more kernels
+        there; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; targets, densities, statistics and optimizers
         stay in float32. None for float32 throughout
     :param use_sde: not supported: the rollout explores by itself
