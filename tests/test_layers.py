@@ -317,4 +317,4 @@ def test_batch_renorm_in_training_refuses_a_second_derivative() -> None:
     x = drifting_batch(3)[0].requires_grad_(True)
     (first,) = th.autograd.grad(BatchRenorm(3).double()(x).pow(3).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="twice"):
-        th.autograd.grad(first.sum(), x)
+        first.sum().backward()
