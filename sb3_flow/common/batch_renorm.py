@@ -88,8 +88,8 @@ class _Normalize(th.autograd.Function):
     """A batch normalised by itself and corrected, with its mean and variance.
 
     y = (c + d/r s) w + bias, with c the batch minus its mean, s its standard deviation and the slope
-    w = scale / sqrt(s^2 / r^2 + eps). Its gradient is written down because that of autograd goes over the batch three
-    times as often.
+    w = scale / sqrt(s^2 / r^2 + eps). Its gradient is written down because that of autograd goes over the
+    batch more often.
     """
 
     @staticmethod

@@ -87,7 +87,10 @@ def maybe_compile(
 
 def _on_cpu(x: th.Tensor) -> bool:
     """Whether this is compiled to run on a CPU, and not exported."""
-    return th.compiler.is_compiling() and not th.compiler.is_exporting() and x.device.type == "cpu"
+    if not th.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    is_exporting = getattr(th.compiler, "is_exporting", None)  # PyTorch has it from 2.7 on
+    return is_exporting is None or not is_exporting()
 
 
 def apart(x: th.Tensor) -> th.Tensor:
