@@ -102,21 +102,21 @@ class _Normalize(th.autograd.Function):
         var = centred.square().sum(dim=-2, keepdim=True) / (x.shape[-2] - 1)
         r, d = running.correction(mean, var)
         inverse_std = (var / r.square() + running.eps).rsqrt()
-        shift = d / r * var.sqrt()
+        # A dead unit has var = 0, where the slope of the square root is infinite
+        std = var.clamp_min(th.finfo(var.dtype).tiny).sqrt()
+        shift = d / r * std
         slope = apart(scale * inverse_std)
-        ctx.save_for_backward(centred, scale, slope, inverse_std, var, r, d)
+        ctx.save_for_backward(centred, scale, slope, inverse_std, std, r, d)
         ctx.mark_non_differentiable(mean, var)
         return th.addcmul(apart(bias + shift * slope), centred, slope), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: th.Tensor, *_: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, None]:
-        centred, scale, slope, inverse_std, var, r, d = ctx.saved_tensors  # type: ignore[attr-defined]
+        centred, scale, slope, inverse_std, std, r, d = ctx.saved_tensors  # type: ignore[attr-defined]
         batch_size = centred.shape[-2]
         bias_gradient = gradient.sum(dim=-2, keepdim=True)
-        # A dead unit has var = 0, where the slope of the square root is infinite
-        std = var.clamp_min(th.finfo(var.dtype).tiny).sqrt()
-        slope_gradient = (gradient * centred).sum(dim=-2, keepdim=True) + d / r * var.sqrt() * bias_gradient
+        slope_gradient = (gradient * centred).sum(dim=-2, keepdim=True) + d / r * std * bias_gradient
         var_gradient = 0.5 * (
             bias_gradient * slope * d / (r * std) - slope_gradient * scale * inverse_std**3 / r.square()
         )

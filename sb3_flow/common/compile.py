@@ -85,8 +85,8 @@ def maybe_compile(
     return Compiled(method, mode, device, verbose, name) if mode else method
 
 
-def _on_cpu(x: th.Tensor) -> bool:
-    """Whether this is compiled to run on a CPU, and not exported."""
+def _compiled_for_cpu(x: th.Tensor) -> bool:
+    """Whether this is being compiled for a CPU, and not exported."""
     if not th.compiler.is_compiling() or x.device.type != "cpu":
         return False
     is_exporting = getattr(th.compiler, "is_exporting", None)  # PyTorch has it from 2.7 on
@@ -99,7 +99,7 @@ def apart(x: th.Tensor) -> th.Tensor:
     For a few numbers that are combined with many: PyTorch 2.13 compiled for CPU would else compute them again for each
     of these. A square root and two divisions are ten times the work of normalising a number.
     """
-    return x.as_strided(x.shape, x.stride()) if _on_cpu(x) else x
+    return x.as_strided(x.shape, x.stride()) if _compiled_for_cpu(x) else x
 
 
 class ReLU(th.nn.ReLU):
@@ -110,7 +110,7 @@ class ReLU(th.nn.ReLU):
     """
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        if _on_cpu(x):
+        if _compiled_for_cpu(x):
             return x * (x.detach() * (1 / th.finfo(x.dtype).tiny)).clamp(0, 1)
         return super().forward(x)
 
