@@ -27,7 +27,8 @@ from helpers import (
 )
 
 from sb3_flow import SACFlow
-from sb3_flow.common.compile import Compiled, CompileMode, ReLU, apart, maybe_compile
+from sb3_flow.common.activations import Mish, ReLU, TanhGELU
+from sb3_flow.common.compile import Compiled, CompileMode, apart, maybe_compile
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 CPU = th.device("cpu")
@@ -70,6 +71,18 @@ def test_relu_is_the_same_compiled(backend: Counter) -> None:
     compiled = th.compile(relu.forward, backend=backend, fullgraph=True)
     assert relu(x).equal(compiled(x))
     assert gradients(relu(x), [x])[0].equal(gradients(compiled(x), [x])[0])
+    assert backend.graphs == 1
+
+
+@pytest.mark.parametrize(("activation", "original"), [(TanhGELU(), th.nn.GELU("tanh")), (Mish(), th.nn.Mish())])
+def test_an_activation_without_tanh_is_the_same_compiled(
+    activation: th.nn.Module, original: th.nn.Module, backend: Counter
+) -> None:
+    x = th.cat([th.linspace(-40, 40, 2001), th.tensor([-1e9, 0.0, 1e9])]).double().requires_grad_(True)
+    compiled = th.compile(activation.forward, backend=backend, fullgraph=True)
+    assert activation(x).equal(original(x))
+    th.testing.assert_close(compiled(x), original(x), rtol=1e-12, atol=1e-14)
+    th.testing.assert_close(*(gradients(f(x), [x])[0] for f in (compiled, original)), rtol=1e-11, atol=1e-13)
     assert backend.graphs == 1
 
 

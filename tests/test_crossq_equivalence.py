@@ -13,8 +13,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
 from sb3_flow import SACFlow
+from sb3_flow.common.activations import ReLU
 from sb3_flow.common.batch_renorm import BatchRenorm
-from sb3_flow.common.compile import ReLU
 from sb3_flow.common.flow import Path
 from sb3_flow.common.layers import EnsembleLinear
 

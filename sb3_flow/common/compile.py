@@ -85,7 +85,7 @@ def maybe_compile(
     return Compiled(method, mode, device, verbose, name) if mode else method
 
 
-def _compiled_for_cpu(x: th.Tensor) -> bool:
+def compiled_for_cpu(x: th.Tensor) -> bool:
     """Whether this is being compiled for a CPU, and not exported."""
     if not th.compiler.is_compiling() or x.device.type != "cpu":
         return False
@@ -99,20 +99,7 @@ def apart(x: th.Tensor) -> th.Tensor:
     For a few numbers that are combined with many: PyTorch 2.13 compiled for CPU would else compute them again for each
     of these. A square root and two divisions are ten times the work of normalising a number.
     """
-    return x.as_strided(x.shape, x.stride()) if _compiled_for_cpu(x) else x
-
-
-class ReLU(th.nn.ReLU):
-    """ReLU that is fast to compile on CPU, with the same values and gradients for finite inputs.
-
-    Its gradient needs to know where x > 0. PyTorch 2.13 compiled for CPU keeps that as booleans and stores them one by
-    one, some 20 times slower than floats: here it is a float, 0 or 1, that is made of x again.
-    """
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        if _compiled_for_cpu(x):
-            return x * (x.detach() * (1 / th.finfo(x.dtype).tiny)).clamp(0, 1)
-        return super().forward(x)
+    return x.as_strided(x.shape, x.stride()) if compiled_for_cpu(x) else x
 
 
 def _options(mode: CompileMode, device: th.device) -> dict[str, Any]:

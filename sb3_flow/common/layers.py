@@ -7,9 +7,9 @@ import torch as th
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
+from sb3_flow.common.activations import ReLU
 from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.checks import require
-from sb3_flow.common.compile import ReLU
 
 ALWAYS = th.iinfo(th.int64).max  # in its warm-up BatchRenorm is BatchNorm
 

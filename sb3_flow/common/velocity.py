@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from sb3_flow.common.compile import ReLU
+from sb3_flow.common.activations import ReLU
 from sb3_flow.common.flow import Velocity, bound_log_std
 from sb3_flow.common.layers import ContextLinear, TimeEmbedding
 

@@ -12,6 +12,8 @@ import torch as th
 from torch import nn
 from torch.nn.functional import linear
 
+from sb3_flow.common.activations import TanhGELU
+
 HIGHEST_OUTPUT = 1e4
 INITIAL_WEIGHT = 1e-8  # of the last layer
 
@@ -40,17 +42,17 @@ class ControlNet(nn.Module):
         self.steps = steps
         self.phase = nn.Parameter(th.zeros(1, width))
         self.register_buffer("frequencies", th.linspace(0.1, 100, width), persistent=False)  # of the step's number
-        self.time_net = nn.Sequential(_linear(2 * width, width), nn.GELU("tanh"), _linear(width, width))
+        self.time_net = nn.Sequential(_linear(2 * width, width), TanhGELU(), _linear(width, width))
         # One layer on [x, s, t], whose halves are kept apart: s is the same in all steps, t in all states
         first = _linear(chunk_dim + features_dim + width, width)
         parts = th.split(first.weight.detach(), [chunk_dim, features_dim, width], dim=1)
         self.x_weight, self.state_weight, self.time_weight = (nn.Parameter(part.clone()) for part in parts)
         self.bias = first.bias
-        hidden = [module for sizes in pairwise(net_arch) for module in (nn.GELU("tanh"), _linear(*sizes))]
+        hidden = [module for sizes in pairwise(net_arch) for module in (TanhGELU(), _linear(*sizes))]
         last = nn.Linear(net_arch[-1], chunk_dim)
         nn.init.constant_(last.weight, INITIAL_WEIGHT)
         nn.init.zeros_(last.bias)
-        self.rest = nn.Sequential(*hidden, nn.GELU("tanh"), last)
+        self.rest = nn.Sequential(*hidden, TanhGELU(), last)
 
     def encode(self, features: th.Tensor) -> Context:
         """What all steps share.

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch as th
 from torch import nn
 
+from sb3_flow.common.activations import TanhGELU
 from sb3_flow.common.flow import Velocity
 from sb3_flow.common.layers import ContextLinear, EnsembleLayerNorm, EnsembleLinear, xavier
 from sb3_flow.common.velocity import Context, VelocityNet
@@ -23,7 +24,7 @@ def critic_mlp(n_members: int, in_features: int, net_arch: list[int]) -> nn.Sequ
     """
     layers: list[nn.Module] = []
     for width in net_arch:
-        layers += [xavier(EnsembleLinear(n_members, in_features, width)), nn.GELU("tanh")]
+        layers += [xavier(EnsembleLinear(n_members, in_features, width)), TanhGELU()]
         layers += [EnsembleLayerNorm(n_members, width, eps=1e-6)]
         in_features = width
     return nn.Sequential(*layers, xavier(EnsembleLinear(n_members, in_features, 1)))
@@ -59,7 +60,7 @@ class BehaviorFlow(VelocityNet):
 
 def _after_first(net_arch: list[int], out_features: int) -> list[nn.Module]:
     """What follows the first linear layer."""
-    layers: list[nn.Module] = [nn.GELU("tanh")]
+    layers: list[nn.Module] = [TanhGELU()]
     for width_in, width_out in pairwise(net_arch):
-        layers += [xavier(nn.Linear(width_in, width_out)), nn.GELU("tanh")]
+        layers += [xavier(nn.Linear(width_in, width_out)), TanhGELU()]
     return [*layers, xavier(nn.Linear(net_arch[-1], out_features))]

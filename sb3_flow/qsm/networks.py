@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch as th
 from torch import nn
 
-from sb3_flow.common.compile import ReLU
+from sb3_flow.common.activations import Mish, ReLU
 from sb3_flow.common.layers import ContextLinear, EnsembleLinear, xavier
 
 FOURIER_FEATURES = 64
@@ -38,7 +38,7 @@ class StepEmbedding(nn.Module):
         super().__init__()
         self.frequencies = nn.Parameter(FOURIER_STD * th.randn(FOURIER_FEATURES // 2))
         first, last = TIME_ARCH
-        self.net = nn.Sequential(xavier(nn.Linear(FOURIER_FEATURES, first)), nn.Mish(), xavier(nn.Linear(first, last)))
+        self.net = nn.Sequential(xavier(nn.Linear(FOURIER_FEATURES, first)), Mish(), xavier(nn.Linear(first, last)))
 
     def forward(self, step: th.Tensor) -> th.Tensor:
         phase = 2 * math.pi * step * self.frequencies
@@ -59,9 +59,9 @@ class EpsilonNet(nn.Module):
         self.step = StepEmbedding()
         self.first = ContextLinear(features_dim, chunk_dim + TIME_ARCH[-1], net_arch[0])
         xavier(self.first)
-        layers: list[nn.Module] = [nn.Mish()]
+        layers: list[nn.Module] = [Mish()]
         for width_in, width in pairwise(net_arch):
-            layers += [xavier(nn.Linear(width_in, width)), nn.Mish()]
+            layers += [xavier(nn.Linear(width_in, width)), Mish()]
         self.rest = nn.Sequential(*layers, xavier(nn.Linear(net_arch[-1], chunk_dim)))
 
     def encode(self, features: th.Tensor) -> th.Tensor:

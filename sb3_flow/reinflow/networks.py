@@ -13,8 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_flow.common.activations import Mish, ReLU
 from sb3_flow.common.checks import require
-from sb3_flow.common.compile import ReLU
 from sb3_flow.common.flow import Velocity
 from sb3_flow.common.layers import ContextLinear, Residual
 from sb3_flow.common.velocity import Context, VelocityNet
@@ -50,7 +50,7 @@ class ResidualVelocity(VelocityNet):
         super().__init__()
         check_residual(net_arch)
         self.time = nn.Sequential(
-            Sinusoid(), nn.Linear(TIME_DIM, 2 * TIME_DIM), nn.Mish(), nn.Linear(2 * TIME_DIM, TIME_DIM)
+            Sinusoid(), nn.Linear(TIME_DIM, 2 * TIME_DIM), Mish(), nn.Linear(2 * TIME_DIM, TIME_DIM)
         )
         self.first = ContextLinear(features_dim, chunk_dim + TIME_DIM, net_arch[0])
         self.rest = nn.Sequential(*_after_first(net_arch, ReLU, chunk_dim))
@@ -110,7 +110,7 @@ class ValueNet(BaseModel):
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         check_residual(net_arch)
-        self.net = nn.Sequential(nn.Linear(features_dim, net_arch[0]), *_after_first(net_arch, nn.Mish, 1))
+        self.net = nn.Sequential(nn.Linear(features_dim, net_arch[0]), *_after_first(net_arch, Mish, 1))
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """V of B observations, (B,)."""
