@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -7,11 +8,23 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sb3_flow" / "__init__.py").read_text())
 assert VERSION is not None
 
+
+def description() -> str:
+    """The README; where GitHub's workflow builds, its links lead there: PyPI has the text without the files."""
+    readme = (HERE / "README.md").read_text()
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    if repository is None:
+        return readme
+    home = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+    images = re.sub(r"(!\[[^\]]*\]\()(?!http)", rf"\g<1>{home}/raw/main/", readme)
+    return re.sub(r"(\]\()(?!http|#)", rf"\g<1>{home}/blob/main/", images)
+
+
 setup(
     name="sb3_flow",
     version=VERSION.group(1),
     description="Flow and diffusion policies for Stable-Baselines3, off-policy: SAC Flow and what it is compared with",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=description(),
     long_description_content_type="text/markdown",
     license_expression="MIT",
     license_files=["LICENSE"],

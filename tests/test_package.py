@@ -1,5 +1,6 @@
 """What is shipped is complete, and what is written points somewhere."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -71,6 +72,17 @@ def test_the_version_is_the_same_everywhere(wheel: zipfile.ZipFile) -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest.group(1) == sb3_flow.__version__
+
+
+def test_links_of_the_description_lead_to_the_repository_that_builds_it(tmp_path: Path) -> None:
+    home = "https://github.com/someone/sb3_flow"
+    environment = {**os.environ, "GITHUB_REPOSITORY": "someone/sb3_flow", "GITHUB_SERVER_URL": "https://github.com"}
+    run = [sys.executable, str(ROOT / "setup.py"), "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    assert subprocess.run(run, cwd=ROOT, env=environment, capture_output=True).returncode == 0
+    text = (tmp_path / "sb3_flow.egg-info" / "PKG-INFO").read_text()
+    assert re.findall(r"\]\((?!http|#)", text) == []
+    assert f"]({home}/raw/main/docs/images/learning.png)" in text
+    assert f"]({home}/blob/main/docs/algorithm.md)" in text
 
 
 def test_the_velocity_net_of_the_contributors_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
