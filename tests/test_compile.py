@@ -25,9 +25,12 @@ from helpers import (
     random_state_kept,
     snapshot,
 )
+from torch._dynamo.utils import counters
+from torch._functorch import config as functorch_config
 
 from sb3_flow import SACFlow
 from sb3_flow.common.activations import Mish, ReLU, TanhGELU
+from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.compile import Compiled, CompileMode, apart, maybe_compile
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
@@ -122,6 +125,17 @@ def test_a_compiled_reinflow_learns_the_same(backend: Counter) -> None:
     eager, compiled = trained(False), trained(True)
     assert backend.graphs == 4  # a path, cloning, and a loss of both nets
     assert differences(eager, compiled) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_gradient_of_its_own_is_cached() -> None:
+    if not hasattr(functorch_config, "autograd_cache_allow_custom_autograd_functions"):
+        pytest.skip("this PyTorch caches no such function")
+    layer = BatchRenorm(2)
+    counters.clear()
+    Compiled(layer.forward, True, CPU)(th.randn(3, 2)).sum().backward()
+    counts = counters["aot_autograd"]
+    assert counts["total"] == counts["autograd_cache_hit"] + counts["autograd_cache_saved"] == 1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
