@@ -1,0 +1,91 @@
+"""What the guard against numbers that are not finite costs: updates with it and without, interleaved.
+
+    python benchmarks/guard.py                               # the size that fits a CPU, compiled
+    python benchmarks/guard.py --contenders flow_t --batch 512 --width 1024
+
+Without means no finite check of batches, losses and gradients, no flag, and no copy of the statistics: what a library
+does that trusts its numbers. A cycle is that of `benchmarks/train_step.py`.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch as th
+from arguments import positive
+from contenders import TIMED, add_arguments, apply_arguments
+from records import machine
+from timing import interleaved, write_timings
+from train_step import cycles, make_filled
+
+from sb3_flow.common.guard import Guard
+
+CONTENDERS = [name + label for name in TIMED for label in ("", "+compiled")]
+DEFAULT = ["flow_t+compiled", "flow_g+compiled", "fql+compiled"]
+GUARDED, UNGUARDED = "guarded", "unguarded"
+
+
+class NoFlat:
+    """Copies nothing."""
+
+    def __init__(self, tensors: Iterable[th.Tensor]): ...
+
+    def values(self) -> list[th.Tensor]:
+        return []
+
+    def set_where(self, condition: th.Tensor, values: list[th.Tensor]) -> None: ...
+
+
+def no_count(x: th.Tensor) -> th.Tensor:
+    return th.zeros((), device=x.device)
+
+
+@contextmanager
+def without_guard() -> Iterator[None]:
+    """Updates look at nothing in here."""
+    with ExitStack() as stack:
+        for module in ("updates", "temperature"):
+            stack.enter_context(patch(f"sb3_flow.common.{module}.count_bad", no_count))
+        stack.enter_context(patch("sb3_flow.common.experience.check_finite", lambda *_, **__: None))
+        stack.enter_context(patch("sb3_flow.common.algorithm.Flat", NoFlat))
+        stack.enter_context(patch.object(Guard, "see", lambda *_: None))
+        stack.enter_context(patch.object(Guard, "step", lambda _, optimizer: optimizer.step()))
+        yield
+
+
+def unguarded(run: Callable[[], None]) -> Callable[[], None]:
+    def wrapped() -> None:
+        with without_guard():
+            run()
+
+    return wrapped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=41, warmup=3, contenders=CONTENDERS)
+    parser.set_defaults(contenders=DEFAULT, batch=256, width=256)
+    parser.add_argument("--env", default="Hopper-v4")
+    parser.add_argument("--cycles", type=positive, default=5, help="in one measurement")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/guard.csv"))
+    args = parser.parse_args()
+    size = apply_arguments(args)
+    rows: list[dict[str, Any]] = []
+    for name in args.contenders:
+        run = {key: cycles(make_filled(name, size, args), size.batch, args.cycles) for key in (GUARDED, UNGUARDED)}
+        run[UNGUARDED] = unguarded(run[UNGUARDED])
+        for each in run.values():
+            each()  # compiles
+        timings = interleaved(run, args.rounds, args.warmup, scale=1000 / args.cycles)
+        rows += [
+            {"contender": key, "algorithm": name, "threads": th.get_num_threads(), **t} for key, t in timings.items()
+        ]
+    print(machine())
+    write_timings(rows, "algorithm", "ms/cycle", args.out, base=UNGUARDED)
+
+
+if __name__ == "__main__":
+    main()
