@@ -8,7 +8,7 @@ does that trusts its numbers. A cycle is that of `benchmarks/train_step.py`.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,11 @@ from records import machine
 from timing import interleaved, write_timings
 from train_step import cycles, make_filled
 
-from sb3_flow.common.guard import Guard
+from sb3_flow.common.guard import Guard, Statistics
 
 CONTENDERS = [name + label for name in TIMED for label in ("", "+compiled")]
 DEFAULT = ["flow_t+compiled", "flow_g+compiled", "fql+compiled"]
 GUARDED, UNGUARDED = "guarded", "unguarded"
-
-
-class NoFlat:
-    """Copies nothing."""
-
-    def __init__(self, tensors: Iterable[th.Tensor]): ...
-
-    def values(self) -> list[th.Tensor]:
-        return []
-
-    def set_where(self, condition: th.Tensor, values: list[th.Tensor]) -> None: ...
 
 
 def no_count(x: th.Tensor) -> th.Tensor:
@@ -50,7 +39,8 @@ def without_guard() -> Iterator[None]:
         for module in ("updates", "temperature"):
             stack.enter_context(patch(f"sb3_flow.common.{module}.count_bad", no_count))
         stack.enter_context(patch("sb3_flow.common.experience.check_finite", lambda *_, **__: None))
-        stack.enter_context(patch("sb3_flow.common.algorithm.Flat", NoFlat))
+        stack.enter_context(patch.object(Statistics, "values", lambda _: []))
+        stack.enter_context(patch.object(Statistics, "set_where", lambda *_: None))
         stack.enter_context(patch.object(Guard, "see", lambda *_: None))
         stack.enter_context(patch.object(Guard, "step", lambda _, optimizer: optimizer.step()))
         yield

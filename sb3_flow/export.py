@@ -1,7 +1,11 @@
 """The deterministic policy on its own: a module from raw observations to actions, and its ONNX file."""
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_flow.common.algorithm import FlowAlgorithm
+from sb3_flow.common.checks import require
 from sb3_flow.common.policies import ActorPolicy
 
 Observation = th.Tensor | dict[str, th.Tensor]
@@ -85,8 +90,12 @@ def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecN
     :param model: the trained model
     :param path: of the file
     :param normalize: see `DeterministicPolicy`
+    :raises ValueError: if that is no model of this package, or the folder does not exist
     :raises ImportError: without the packages of the extra "onnx"
     """
+    require(isinstance(model, FlowAlgorithm), "model", model, "a model of sb3_flow; the path comes second")
+    folder = Path(path).parent
+    require(folder.is_dir(), "path", str(path), f"make the folder {folder} first")
     try:
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
@@ -96,20 +105,35 @@ def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecN
         example = _example(model)
         rows: Any = {0: th.export.Dim("batch")}
         is_dict = isinstance(example, dict)
-        th.onnx.export(
-            policy,
-            (),
-            path,
-            kwargs={"observations": example},
-            dynamo=True,
-            input_names=list(example) if is_dict else ["observation"],
-            output_names=["action"],
-            dynamic_shapes={"observations": dict.fromkeys(example, rows) if is_dict else rows},
-            external_data=False,
-            verbose=False,
-        )
+        with _without_foreign_warnings():
+            th.onnx.export(
+                policy,
+                (),
+                path,
+                kwargs={"observations": example},
+                dynamo=True,
+                input_names=list(example) if is_dict else ["observation"],
+                output_names=["action"],
+                dynamic_shapes={"observations": dict.fromkeys(example, rows) if is_dict else rows},
+                external_data=False,
+                verbose=False,
+            )
     finally:
         policy.to(model.device)
+
+
+@contextmanager
+def _without_foreign_warnings() -> Iterator[None]:
+    """PyTorch's exporter tells of torchvision, which is not needed, and of its own use of what is deprecated."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _example(model: FlowAlgorithm) -> Observation:

@@ -31,9 +31,12 @@ from helpers import (
 )
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
+from torch import nn
 
-from sb3_flow import FQL, FlowPolicy, SACFlow
+from sb3_flow import FQL, FlowPolicy, FlowTPolicy, SACFlow
+from sb3_flow.common.flow import Velocity
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.velocity import VelocityNet
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 INF = float("inf")
@@ -214,8 +217,48 @@ def test_an_unknown_policy_is_refused(policy: str) -> None:
 
 
 def test_a_policy_without_a_velocity_net_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"policy=.*FlowPolicy.*subclass of FlowPolicy"):
+    with pytest.raises(ValueError, match=r"policy=.*FlowPolicy.*it does not define make_velocity"):
         SACFlow(FlowPolicy, RandomEnv())
+
+
+class Net(VelocityNet):
+    """A velocity net with faults."""
+
+    def __init__(self, features_dim: int, chunk_dim: int, fault: str):
+        super().__init__()
+        self.fault = fault
+        self.layer = nn.Linear(features_dim + chunk_dim + 1, chunk_dim + (fault == "width"))
+
+    def forward(self, context: th.Tensor, x: th.Tensor, t: th.Tensor) -> Any:
+        time = t if self.fault == "time" else t.expand(x.shape[0], 1)
+        v = self.layer(th.cat([context, x, time], dim=1))
+        return v if self.fault == "no log-std" else Velocity(v, th.zeros(1, 1) if self.fault == "width" else v)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("module", r"Faulty.make_velocity returned a Linear; it must be a VelocityNet"),
+        ("time", r"Faulty.make_velocity: Net fails for features \(3, 3\), x \(3, 2\) and t \(1, 1\) \(RuntimeError"),
+        ("no log-std", r"Net fails for .*it must return Velocity\(v, log_std\), both for x"),
+        ("width", r"Net returned a velocity of shape \(3, 3\), which must be that of x"),
+    ],
+)
+def test_a_velocity_net_that_does_not_fit_is_refused_at_once(fault: str, message: str) -> None:
+    class Faulty(FlowPolicy):
+        def make_velocity(self, features_dim: int) -> Any:
+            return nn.Linear(3, 3) if fault == "module" else Net(features_dim, self.chunk_dim, fault)
+
+    with pytest.raises(ValueError, match=message):
+        SACFlow(Faulty, RandomEnv())
+
+
+def test_an_argument_that_a_policy_of_ones_own_could_take_may_be_added_there() -> None:
+    class Own(FlowTPolicy):
+        pass
+
+    with pytest.raises(ValueError, match=r"xyz is no argument of Own: leave it out, or add it to Own.__init__. It tak"):
+        SACFlow(Own, RandomEnv(), policy_kwargs={"xyz": 1})
 
 
 def test_a_policy_of_another_algorithm_is_refused() -> None:

@@ -68,7 +68,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 # Of the arrays of ogbench's regular form: what is changed, and what the error says
 BAD_ARRAYS = [
     *[(without(key), f"'{key}': it is missing") for key in ("observations", "actions", "terminals")],
-    (without("next_observations"), "'next_observations': give it, or valids"),
+    (without("next_observations"), "'next_observations': give it, .* or valids"),
     (changed("observations", np.nan, (5, 1)), "'observations' row 5: it is NaN or infinite"),
     (changed("observations", -np.inf, (6, 2)), "'observations' row 6: it is NaN or infinite"),
     (changed("next_observations", np.nan, (2, 0)), "'next_observations' row 2"),
@@ -81,8 +81,8 @@ BAD_ARRAYS = [
     (changed("terminals", 0, 6), "'terminals' row 6: here the data stop, but the episode never ends"),
     (replaced("actions", lambda v: v[:-1]), r"'actions': it has shape \(6, 2\), not \(7, any\)"),
     (replaced("actions", lambda v: v[:, 0]), r"'actions': it has shape \(7,\), not \(7, any\)"),
-    (replaced("rewards", lambda v: v[:, None]), r"'rewards': it has shape \(7, 1\), not \(7\)"),
-    (replaced("terminals", lambda v: v[1:]), r"'terminals': it has shape \(6,\), not \(7\)"),
+    (replaced("rewards", lambda v: v[:, None]), r"'rewards': it has shape \(7, 1\), not \(7,\)"),
+    (replaced("terminals", lambda v: v[1:]), r"'terminals': it has shape \(6,\), not \(7,\)"),
     (replaced("observations", lambda v: v[:, 0]), r"'observations': it has shape \(7,\)"),
     (replaced("next_observations", lambda v: v[:, 1:]), r"'next_observations': it has shape \(7, 2\), not \(7, 3\)"),
     (replaced("rewards", lambda v: v.astype(str)), "'rewards': it has dtype <U.*, not numbers"),
@@ -125,11 +125,31 @@ def test_arrays_without_labels(tmp_path: Path, key: str) -> None:
             load()
 
 
+@pytest.mark.parametrize(
+    ("new", "old", "hint"),
+    [
+        ("obs", "observations", "rename obs if it is that"),
+        ("dones", "masks", "dones say less than masks and terminals"),
+    ],
+)
+def test_another_name_for_an_array_is_recognised(new: str, old: str, hint: str) -> None:
+    arrays = regular_arrays(trajectories([3]))
+    arrays[new] = arrays.pop(old)
+    with pytest.raises(DataError, match=f"'{old}': it is missing; there are .*; {hint}"):
+        from_arrays(arrays)
+
+
+def test_masks_that_seem_to_be_turned_around_are_told_of() -> None:
+    arrays = regular_arrays(trajectories([20]))
+    with pytest.warns(UserWarning, match=r"masks are 0 in 19 of 20 steps, which makes these terminal"):
+        from_arrays(arrays | {"masks": arrays["terminals"]})
+
+
 def test_arrays_whose_next_observations_are_unknown() -> None:
     arrays = compact_arrays(trajectories(LENGTHS))
-    with pytest.raises(DataError, match="'next_observations': give it, or valids"):
+    with pytest.raises(DataError, match=r"'next_observations': give it, .* or valids"):
         from_arrays({key: values for key, values in arrays.items() if key != "valids"})
-    with pytest.raises(DataError, match="'next_observations': give it, or valids"):
+    with pytest.raises(DataError, match=r"'next_observations': give it, .* or valids"):
         from_arrays(arrays | {"next_observations": arrays["observations"]})
     bad = arrays | {"valids": np.ones_like(arrays["valids"])}
     bad["masks"] = np.ones_like(bad["masks"])
@@ -276,7 +296,7 @@ BAD_DEMOS = [
     (set_array("data/demo_1/actions", at((2, 6), np.nan)), "'data/demo_1/actions' row 2: it is NaN"),
     (set_array("data/demo_1/actions", at((1, 0), 1.1)), "'data/demo_1/actions' row 1: actions must be in"),
     (set_array("data/demo_0/dones", at(3, 7)), "'data/demo_0/dones' row 3: it is 7, not 0 or 1"),
-    (set_array("data/demo_0/dones", lambda v: v[1:]), r"'data/demo_0/dones': it has shape \(3,\), not \(4\)"),
+    (set_array("data/demo_0/dones", lambda v: v[1:]), r"'data/demo_0/dones': it has shape \(3,\), not \(4,\)"),
     (set_array("data/demo_0/obs/object", at((3, 1), np.inf)), "'data/demo_0/obs/object' row 3: it is NaN"),
     (set_array("data/demo_0/obs/object", lambda v: v[1:]), r"'data/demo_0/obs/object': it has shape \(3, 10\)"),
     (set_array("data/demo_0/obs/object", at((2, 1), 0.5)), "'data/demo_0/next_obs/object' row 1: it differs"),

@@ -85,3 +85,11 @@ def test_everything_that_acts_goes_where_the_module_goes(name: str) -> None:
     moved = {net: {tensor.is_meta for tensor in net.state_dict().values()} for net in (model.actor, model.critic)}
     # Of n samples the critics choose the best
     assert moved == {model.actor: {True}, model.critic: {True}}
+
+
+def test_what_cannot_be_exported_is_refused_before_it_is_traced(tmp_path: Path) -> None:
+    model = make_any("flow_g")
+    with pytest.raises(ValueError, match=r"path=.*make the folder .*nowhere first"):
+        export_onnx(model, tmp_path / "nowhere" / "policy.onnx")
+    with pytest.raises(ValueError, match=r"model='policy.onnx' is not allowed: a model of sb3_flow"):
+        export_onnx("policy.onnx", model)  # type: ignore[arg-type]

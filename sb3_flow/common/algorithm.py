@@ -1,6 +1,5 @@
 """What every algorithm here is, off-policy or on-policy: its names, its environment, its nets, compiled code."""
 
-import inspect
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -15,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.checks import check_spaces, require, require_choice
 from sb3_flow.common.compile import Compiled, CompileMode, maybe_compile
-from sb3_flow.common.guard import Flat, Guard
+from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.hints import check_known
 from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
@@ -30,6 +29,7 @@ class FlowAlgorithm(PersistentAlgorithm):
     actor: BaseModel
     critic: BaseModel
     _guard: Guard
+    _statistics: Statistics  # of all nets: a target critic that normalises by the batch has some, too
     _n_updates: int
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -53,14 +53,12 @@ class FlowAlgorithm(PersistentAlgorithm):
         return cls.policy_aliases[policy_name]
 
     def _check_policy_class(self) -> None:
-        known = isinstance(self.policy_class, type) and issubclass(self.policy_class, self.policy_type)
-        require(
-            known and not inspect.isabstract(self.policy_class),
-            "policy",
-            self.policy_class,
-            f"it must be a subclass of {self.policy_type.__name__}; a saved model of another algorithm is loaded with "
-            "that algorithm",
-        )
+        policy = self.policy_class
+        known = isinstance(policy, type) and issubclass(policy, self.policy_type)
+        advice = "a saved model of another algorithm is loaded with that algorithm"
+        require(known, "policy", policy, f"it must be a subclass of {self.policy_type.__name__}; {advice}")
+        missing = ", ".join(sorted(getattr(policy, "__abstractmethods__", ())))
+        require(not missing, "policy", policy, f"it does not define {missing}")
 
     def _check_learning_rate(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)
@@ -97,14 +95,12 @@ class FlowAlgorithm(PersistentAlgorithm):
         :param loss_fn: result of `_compiled_loss` with its arguments
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         """
-        # Of all nets: a target critic that normalises by the batch has statistics, too
-        statistics = Flat(self.policy.buffers())
-        before = statistics.values()
+        before = self._statistics.values()
         result, figures = loss_fn()
         norm = compute_gradient(net.optimizer, result.loss, max_gradient)
         sizes = {part: tensor.numel() for part, tensor in result.made_of.items()} | {f"{name}_loss": 1}
         self._guard.see(name, sizes, figures.bad, norm)
-        statistics.set_where(self._guard.stopped, before)
+        self._statistics.set_where(self._guard.stopped, before)
         self._guard.step(net.optimizer)
         log.add(figures.logged, figures.means)
         return result
@@ -126,7 +122,7 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        return [*super()._excluded_save_params(), "actor", "critic", "_guard", *methods]
+        return [*super()._excluded_save_params(), "actor", "critic", "_guard", "_statistics", *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self._nets)], []

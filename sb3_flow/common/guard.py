@@ -1,7 +1,5 @@
 """The guard against numbers that are not finite: no net takes a bad step, and no update waits for the device."""
 
-from collections import defaultdict
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch as th
@@ -104,32 +102,29 @@ def _takes_found_inf(optimizer: th.optim.Optimizer) -> bool:
     return known and all(group["fused"] for group in optimizer.param_groups)
 
 
-class Flat:
-    """Tensors side by side in one vector of each dtype: copying them is a kernel or two, and not as many as they are.
+class Statistics:
+    """The buffers of a module: running statistics, which its forward pass changes.
 
-    :param tensors: are not copied yet
+    The layers that have some are looked up once: to walk through all of them takes as long as the rest of the guard.
+
+    :param module: tensors that its layers get later are seen, new layers are not
     """
 
-    def __init__(self, tensors: Iterable[th.Tensor]):
-        groups: dict[th.dtype, list[th.Tensor]] = defaultdict(list)
-        for tensor in tensors:
-            groups[tensor.dtype].append(tensor)
-        self._groups = list(groups.values())
+    def __init__(self, module: th.nn.Module):
+        self._layers = [layer for layer in module.modules() if any(True for _ in layer.buffers(recurse=False))]
 
     def values(self) -> list[th.Tensor]:
-        """A copy of what is in them."""
-        return [_side_by_side(group) for group in self._groups]
+        """A copy of them."""
+        return [tensor.clone() for tensor in self._tensors()]
 
     def set_where(self, condition: th.Tensor, values: list[th.Tensor]) -> None:
         """Set all of them, or none.
 
         :param condition: ()
-        :param values: result of `values`, of these or of tensors like these
+        :param values: result of `values`, of this module or of one like it
         """
-        for group, ours, new in zip(self._groups, self.values(), values, strict=True):
-            parts = th.split(th.where(condition, new, ours), [tensor.numel() for tensor in group])
-            th._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)])
+        for tensor, value in zip(self._tensors(), values, strict=True):
+            th.where(condition, value, tensor, out=tensor)
 
-
-def _side_by_side(tensors: list[th.Tensor]) -> th.Tensor:
-    return th.cat([tensor.flatten() for tensor in tensors])
+    def _tensors(self) -> list[th.Tensor]:
+        return [tensor for layer in self._layers for tensor in layer.buffers(recurse=False)]

@@ -32,16 +32,22 @@ def check_known(cls: type[Any], kwargs: Iterable[str]) -> None:
     known = _parameters(cls)
     for name in kwargs:
         if known and name not in known:
-            public = ", ".join(one for one in known if not one.startswith("_"))
-            raise ValueError(f"{name} is no argument of {cls.__name__}: {_instead(name, known)}. It takes {public}")
+            raise ValueError(f"{name} is no argument of {cls.__name__}: {_instead(name, known, cls)}")
 
 
-def _instead(name: str, known: list[str]) -> str:
+def _instead(name: str, known: list[str], cls: type[Any]) -> str:
     """What to do in place of giving an argument that is not known."""
-    if name == "target_update_interval" and "tau" not in known:
-        return "leave it out: there are no target critics"
     close = difflib.get_close_matches(name, known, n=1)
-    return INSTEAD.get(name) or (f"did you mean {close[0]}?" if close else "leave it out")
+    if name == "target_update_interval" and "tau" not in known:
+        advice = "leave it out: there are no target critics"
+    elif name in INSTEAD:
+        advice = INSTEAD[name]
+    elif close:
+        return f"did you mean {close[0]}?"
+    else:
+        own = "" if cls.__module__.startswith("sb3_flow.") else f", or add it to {cls.__name__}.__init__"
+        advice = f"leave it out{own}"
+    return f"{advice}. It takes {', '.join(one for one in known if not one.startswith('_'))}"
 
 
 def _parameters(cls: type[Any]) -> list[str]:

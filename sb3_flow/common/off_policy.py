@@ -15,12 +15,13 @@ from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import NonFiniteError, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
 from sb3_flow.common.critics import FlowCritic
-from sb3_flow.common.guard import Flat, Guard
+from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.log import Log
 from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
+from sb3_flow.common.target import Follower
 from sb3_flow.common.updates import Figures, L, only_training
 
 LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
@@ -84,7 +85,8 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         if self.critic.support is not None and self.reward_scale is None:
             self.reward_scale = RewardScale(self.critic.support.bound)
         self.bc_schedules = self._phase_schedules()
-        self._guard = Guard(self.device)
+        self._guard, self._statistics = Guard(self.device), Statistics(self.policy)
+        self._followers = [Follower(net, target) for net, target in self._targets]
         self.actor.action_fn = self._compiled(self.actor.action)
 
     def _setup_lr_schedule(self) -> None:
@@ -195,23 +197,17 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         return result
 
     def _update_target(self) -> None:
-        """Move the target critics towards the critics, if there are any."""
-        if self.critic_target is not None:
-            self._follow(self.critic, self.critic_target)
+        """Move the target nets, if there are any."""
+        for follower in self._followers:
+            follower.step(self.tau, self._guard.stopped)
 
-    @th.no_grad()
-    def _follow(self, net: BaseModel, target: BaseModel) -> None:
-        """Move a target net towards the net that it is a copy of, by the share tau."""
-        stopped = self._guard.stopped
-        # SB3's `polyak_update`, to the last bit, but for the shares 1 and 0 where nothing may change
-        keep, move = th.where(stopped, 1.0, 1 - self.tau), th.where(stopped, 0.0, self.tau)
-        for kept, online in zip(target.parameters(), net.parameters(), strict=True):
-            kept.mul_(keep).addcmul_(online, move)
-        # Running statistics of a features extractor
-        Flat(target.buffers()).set_where(~stopped, Flat(net.buffers()).values())
+    @property
+    def _targets(self) -> list[tuple[BaseModel, BaseModel]]:
+        """Nets that have a target net, and these."""
+        return [] if self.critic_target is None else [(self.critic, self.critic_target)]
 
     def _autocast(self) -> th.autocast:
         return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "critic_target", "_scheduled"]
+        return [*super()._excluded_save_params(), "critic_target", "_followers", "_scheduled"]

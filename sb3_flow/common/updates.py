@@ -82,7 +82,8 @@ def only_training(net: BaseModel, others: Sequence[BaseModel]) -> Iterator[None]
     net.set_training_mode(True)
     for other in others:
         other.set_training_mode(False)
-    trainable = [parameter for other in others for parameter in other.parameters() if parameter.requires_grad]
+    # Of the optimizers, which have them in a list: to walk through the layers takes longer
+    trainable = [p for other in others for p in parameters_of(other.optimizer) if p.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -102,8 +103,13 @@ def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, max_gradien
     """
     optimizer.zero_grad()
     th.autograd.backward(loss)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_gradient < math.inf:
         th.nn.utils.clip_grad_value_(parameters, max_gradient)
     return norm
+
+
+def parameters_of(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    """What an optimizer steps."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -68,6 +68,39 @@ class VelocityNet(nn.Module):
         raise NotImplementedError
 
 
+@th.no_grad()
+def check_velocity(net: VelocityNet, features_dim: int, action_dim: int, maker: str) -> None:
+    """Refuse what is no velocity net, by calling it once with each shape of the time.
+
+    :param net: what a policy made
+    :param features_dim: width of the state features
+    :param action_dim: D
+    :param maker: the method that made it, as the error names it
+    :raises ValueError: naming the shapes that it is called with
+    """
+    see = "docs/own_velocity_net.md has an example"
+    if not isinstance(net, VelocityNet):
+        raise ValueError(f"{maker} returned a {type(net).__name__}; it must be a VelocityNet: {see}")
+    rows, like = 3, next(net.parameters(), th.zeros(()))
+    net.eval()  # no statistics are changed, nothing is drawn
+    for time_rows in (1, rows):
+        shapes = f"features ({rows}, {features_dim}), x ({rows}, {action_dim}) and t ({time_rows}, 1)"
+        try:
+            context = net.encode(like.new_zeros(rows, features_dim))
+            v, log_std = net(context, like.new_zeros(rows, action_dim), like.new_zeros(time_rows, 1))
+            log_std.expand(rows, action_dim)
+        # Whatever is wrong inside of a net of the user's
+        except Exception as error:
+            problem = (
+                f"fails for {shapes} ({type(error).__name__}: {error}); it must return Velocity(v, log_std), both for x"
+            )
+            raise ValueError(f"{maker}: {type(net).__name__} {problem}. {see}") from error
+        if v.shape != (rows, action_dim):
+            problem = f"returned a velocity of shape {tuple(v.shape)}, which must be that of x, for {shapes}"
+            raise ValueError(f"{maker}: {type(net).__name__} {problem}: {see}")
+    net.train()
+
+
 class MLPVelocity(VelocityNet):
     """The naive baseline: an MLP on [s, x, t].
 

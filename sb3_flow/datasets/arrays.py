@@ -33,8 +33,9 @@ def check_shape(source: str | Path, key: str, array: Array, shape: tuple[int | N
     :raises DataError: naming both shapes
     """
     if len(array.shape) != len(shape) or any(b is not None and a != b for a, b in zip(array.shape, shape, strict=True)):
-        allowed = ", ".join("any" if n is None else str(n) for n in shape)
-        raise DataError(source, key, f"it has shape {array.shape}, not ({allowed})")
+        lengths = ["any" if n is None else str(n) for n in shape]
+        allowed = f"({lengths[0]},)" if len(lengths) == 1 else f"({', '.join(lengths)})"
+        raise DataError(source, key, f"it has shape {array.shape}, not {allowed}")
 
 
 def blocks(array: Array) -> Iterator[tuple[int, Array]]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.datasets.arrays import Array, as_array, blocks, bounded_actions, check_shape, flag_array, float_array
-from sb3_flow.datasets.errors import DataError, HorizonError
+from sb3_flow.datasets.errors import DataError, HorizonError, missing_array
 
 SMALL_FILE = 10_000  # steps; below it is an episode or a few, and no part of data that are too large for memory
+MOSTLY = 0.9  # share of terminal states from which on masks look turned around
 ARRAY_KEYS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations", "valids")
 
 
@@ -78,6 +79,7 @@ class OfflineDataset:
         # Where every row is a step, no table is needed
         self._rows = None if steps.all() else np.flatnonzero(steps).astype(np.int32 if rows < 2**31 else np.int64)
         self._steps = int(steps.sum())
+        self._warn_of_terminal_states(int(np.count_nonzero(self.masks[steps] == 0)))
         for name in ("observations", "actions", "rewards", "masks", "ends", "_next", "_rows"):
             array = getattr(self, name)
             if array is not None:
@@ -174,6 +176,15 @@ class OfflineDataset:
                     "episode's end here; mark where time limits cut episodes, too, or use horizon_length=1"
                 )
                 raise HorizonError(self.source, "next_observations", problem, start + int(jumps.argmax()))
+
+    def _warn_of_terminal_states(self, n_terminal: int) -> None:
+        if n_terminal > MOSTLY * self._steps:
+            name = self._name("masks")
+            warnings.warn(
+                f"{self.source}: {name} are 0 in {n_terminal} of {self._steps} steps, which makes these terminal: "
+                f"nothing after them counts. Where an episode goes on, {name} are 1.",
+                stacklevel=3,
+            )
 
     def _name(self, parameter: str) -> str:
         return self._names.get(parameter, parameter)
@@ -342,9 +353,10 @@ def from_arrays(
     """
     for key in ARRAY_KEYS[:5]:
         if key not in arrays:
-            raise DataError(source, key, f"it is missing; there are {', '.join(map(repr, arrays)) or 'no arrays'}")
+            raise missing_array(source, key, arrays)
     if ("next_observations" in arrays) == ("valids" in arrays):
-        raise DataError(source, "next_observations", "give it, or valids (OGBench's compact form), and not both")
+        problem = "give it, the observation after each row's action, or valids (OGBench's compact form), and not both"
+        raise DataError(source, "next_observations", problem)
     return OfflineDataset(
         arrays["observations"],
         arrays["actions"],

@@ -1,6 +1,6 @@
 """The errors of all loaders: each names the file, the key and the row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,23 @@ class DataError(ValueError):
 
 class HorizonError(DataError):
     """Data that have no chunks of the length that is asked for; of another there may be some."""
+
+
+def missing_array(source: str | Path, key: str, present: Iterable[str]) -> DataError:
+    """The error for an array that is not there.
+
+    :param source: the file, or what else the data came from
+    :param key: the array's name
+    :param present: names of those that are there
+    """
+    names = sorted(present)
+    name = key.rpartition("/")[2]
+    shorter = [other for other in names if name.startswith(other)]  # obs, action, reward
+    if key in ("masks", "terminals") and "dones" in names:
+        hint = "; dones say less than masks and terminals, which docs/own_data.md explains"
+    else:
+        hint = f"; rename {shorter[0]} if it is that" if shorter else ""
+    return DataError(source, key, f"it is missing; there are {', '.join(names) or 'no arrays'}{hint}")
 
 
 @contextmanager

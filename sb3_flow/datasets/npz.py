@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as numpy_format
 
 from sb3_flow.datasets.arrays import BLOCK_BYTES, Array, check_dtype
-from sb3_flow.datasets.errors import DataError, reading
+from sb3_flow.datasets.errors import DataError, missing_array, reading
 
 npy: Any = numpy_format  # without annotations
 LOCAL_HEADER = struct.Struct("<26x2H")  # lengths of the name and of the extra field, after 26 bytes of no interest here
@@ -96,7 +96,7 @@ class NpzReader:
 
     def _open(self, key: str) -> IO[bytes]:
         if key not in self._members:
-            raise DataError(self.path, key, f"it is missing; the file has {', '.join(sorted(self._members)) or 'none'}")
+            raise missing_array(self.path, key, self._members)
         return self._archive.open(self._members[key])
 
     def _header(self, key: str, stream: IO[bytes]) -> Header:

@@ -45,7 +45,7 @@ def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 
         return load(path)
     shards = sorted(file for file in path.glob("*.npz") if not file.stem.endswith("-val"))
     if not shards:
-        raise missing_file("OGBench data", [path, path / "*.npz"], "Give the path of an npz file, or of a directory.")
+        raise missing_file(f"The dataset {str(path)!r}", [path, path / "*.npz"], "Give an npz file, or a directory.")
     return load(shards[0]) if len(shards) == 1 else ShardedDataset(shards, load, measure, rotate_every)
 
 
@@ -117,8 +117,8 @@ def _check_layout(path: Path, file: NpzReader) -> None:
     """Refuse data whose next observations were left out: read as published, each episode would lose its last step."""
     if not any(key in file for key in ("next_observations", "valids", PUBLISHED)):
         problem = (
-            "give it, or valids (OGBench's compact form); only files as OGBench publishes them, which hold "
-            f"{PUBLISHED}, go without"
+            "give it, the observation after each row's action, or valids (OGBench's compact form); only files as "
+            f"OGBench publishes them, which hold {PUBLISHED}, go without"
         )
         raise DataError(path, "next_observations", problem)
 

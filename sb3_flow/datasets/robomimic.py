@@ -16,7 +16,7 @@ import numpy as np
 from sb3_flow.common.checks import require_choice
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
-from sb3_flow.datasets.errors import DataError, missing_file, reading
+from sb3_flow.datasets.errors import DataError, missing_array, missing_file, reading
 from sb3_flow.datasets.hdf5 import check_stored
 
 DATA_DIR = Path("~/.robomimic")
@@ -232,7 +232,7 @@ def _observations(path: Path, demo: Any, prefix: str, key: str, frames: int, ter
 
 def _read(path: Path, demo: Any, prefix: str, key: str) -> Array:
     if key not in demo:
-        raise DataError(path, f"{prefix}/{key}", f"it is missing; there are {', '.join(demo) or 'no arrays'}")
+        raise missing_array(path, f"{prefix}/{key}", demo)
     with reading(path, f"{prefix}/{key}"):
         check_dtype(path, f"{prefix}/{key}", demo[key].dtype)
         check_stored(path, f"{prefix}/{key}", demo[key])

@@ -227,6 +227,6 @@ class FlowRL(OffPolicyFlowAlgorithm):
         behavior = {"behavior_critic": self.behavior_critic, "behavior_value": self.behavior_value}
         return {**super()._nets, **behavior}
 
-    def _update_target(self) -> None:
-        super()._update_target()
-        self._follow(self.behavior_critic, self.policy.behavior_critic_target)
+    @property
+    def _targets(self) -> list[tuple[BaseModel, BaseModel]]:
+        return [*super()._targets, (self.behavior_critic, self.policy.behavior_critic_target)]

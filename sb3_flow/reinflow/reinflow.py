@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.checks import as_integer, check_finite, require, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
-from sb3_flow.common.guard import Guard
+from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.log import Log
 from sb3_flow.common.policies import n_observations
 from sb3_flow.common.schedules import as_schedule
@@ -205,7 +205,7 @@ class ReinFlow(PretrainedAlgorithm):
             self.n_envs,
             (self.policy.flow_steps + 1, self.policy.chunk_dim),
         )
-        self._guard = Guard(self.device)
+        self._guard, self._statistics = Guard(self.device), Statistics(self.policy)
         self.actor.action_fn = self._compiled(self.actor.action)
         self._path_fn = self._compiled(self._path)
         self._policy_loss_fn = self._compiled_loss(self._policy_loss)

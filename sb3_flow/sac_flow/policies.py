@@ -28,7 +28,7 @@ from sb3_flow.common.flow import (
     rollout,
 )
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy, n_observations
-from sb3_flow.common.velocity import DecoderVelocity, Flow, GatedVelocity, MLPVelocity, VelocityNet
+from sb3_flow.common.velocity import DecoderVelocity, Flow, GatedVelocity, MLPVelocity, VelocityNet, check_velocity
 
 
 class Defaults(NamedTuple):
@@ -275,6 +275,7 @@ class FlowPolicy(ChunkPolicy):
     def _make_actor(self) -> FlowActor:
         extractor = self.make_features_extractor()
         velocity = self.make_velocity(extractor.features_dim)
+        check_velocity(velocity, extractor.features_dim, self.chunk_dim, f"{type(self).__name__}.make_velocity")
         return FlowActor(
             self.observation_space,
             self.action_space,
