@@ -33,7 +33,7 @@ CLASSES = {
     "ReinFlow": "reinflow",
 }
 SHOWN_TASK = "HalfCheetah-v4"  # where there are runs of more than one algorithm from scratch, and so in README
-NO_RESULT = "no learning result yet"
+NO_RESULT = "not yet"
 
 
 def final(seeds: dict[int, NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -105,17 +105,18 @@ def data_table(_: str) -> str:
     return markdown(rows)
 
 
-def one_figure(algo: str) -> str:
-    """What is measured of an algorithm, in a few words."""
-    scratch, data = from_scratch(), from_data()
-    if (SHOWN_TASK, algo) in scratch:
-        seeds = scratch[SHOWN_TASK, algo]
-        steps = int(next(iter(seeds.values()))[-1, 0])
-        return f"{SHOWN_TASK.partition('-')[0]}: {final(seeds).mean():.0f} after {steps:,} steps ({count(seeds)})"
-    for (task, name), seeds in data.items():
-        if name == algo:
-            return f"{short(task)}: success {final(seeds).mean():.2f} ({count(seeds)})"
-    return NO_RESULT
+def measured(algo: str) -> str:
+    """What is measured of an algorithm, in a few words: on the task that README shows, and from data."""
+    found = []
+    scratch = from_scratch().get((SHOWN_TASK, algo))
+    if scratch is not None:
+        steps = int(next(iter(scratch.values()))[-1, 0])
+        found.append(f"{SHOWN_TASK}: {final(scratch).mean():.0f} after {steps:,} steps ({count(scratch)})")
+    data = [(task, seeds) for (task, name), seeds in from_data().items() if name == algo]
+    if data:
+        task, seeds = max(data, key=lambda each: len(each[1]))
+        found.append(f"{short(task)}: success {final(seeds).mean():.2f} ({count(seeds)})")
+    return "; ".join(found) or NO_RESULT
 
 
 def algorithms_table(before: str) -> str:
@@ -124,7 +125,7 @@ def algorithms_table(before: str) -> str:
     for i, line in enumerate(before.strip().splitlines()):
         cells = line.strip("|").split("|")[:-1]
         name = cells[0].strip().strip("`")
-        cells.append([" measured ", "---"][i] if i < 2 else f" {one_figure(CLASSES[name])} ")
+        cells.append([" measured ", "---"][i] if i < 2 else f" {measured(CLASSES[name])} ")
         rows.append("|" + "|".join(cells) + "|")
     return "\n".join(rows)
 
@@ -135,7 +136,7 @@ def baselines(_: str) -> str:
     found = {algo: curves[SHOWN_TASK, algo] for algo in ("crossq", "sac")}
     text = ", ".join(f"{label(algo)} {final(seeds).mean():.0f} ({count(seeds)})" for algo, seeds in found.items())
     more = "docs/results.md#from-scratch-flow-t-flow-g-mlp-crossq-and-sac"
-    return f"On {SHOWN_TASK.partition('-')[0]}, with critics and batch of the same size: {text}. [More]({more})."
+    return f"On {SHOWN_TASK}, with critics of 256-256 as above: {text}. [More]({more})."
 
 
 def read(name: str) -> list[dict[str, str]]:
