@@ -99,8 +99,8 @@ def test_the_notebook_runs(small_world: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_velocity_net_of_ones_own_is_trained_saved_exported_and_known_to_the_zoo(
     small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, use, name_for_the_zoo = blocks(DOCS / OWN_NET, "python")
-    (small_world / "residual.py").write_text(net + name_for_the_zoo)
+    net, use, arguments, name_for_the_zoo = blocks(DOCS / OWN_NET, "python")
+    (small_world / "residual.py").write_text(net + arguments + name_for_the_zoo)
     monkeypatch.delitem(sys.modules, "residual", raising=False)
     namespace: dict[str, Any] = {"__name__": "page"}
     execute(use, namespace, OWN_NET)
@@ -117,6 +117,10 @@ def test_a_velocity_net_of_ones_own_is_trained_saved_exported_and_known_to_the_z
     model.save("trained")
     loaded = SACFlow.load("trained")
     np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, loaded)))
+
+    wide = sys.modules["residual"].WidePolicy
+    SACFlow(wide, "Pendulum-v1", policy_kwargs={"width": 8}).save("wide")
+    assert SACFlow.load("wide").actor.velocity.first.out_features == 8
 
     train, _ = commands(DOCS / OWN_NET)
     monkeypatch.setattr(sys, "argv", ["train", *train.arguments[2:], "n_timesteps:10", "learning_starts:2"])
