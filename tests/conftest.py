@@ -9,6 +9,7 @@ if sys.platform == "linux":
 
 import pytest
 import torch as th
+import torch._dynamo  # noqa: F401 (with triton, which crashes if Mesa has drawn before: docs/environments.md)
 
 
 @pytest.fixture(autouse=True, scope="session")
