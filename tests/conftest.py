@@ -9,7 +9,9 @@ if sys.platform == "linux":
 
 import pytest
 import torch as th
-import torch._dynamo  # noqa: F401 (with triton, which crashes if Mesa has drawn before: docs/environments.md)
+
+# With triton, which crashes if Mesa has drawn before it is imported (docs/environments.md)
+import torch._dynamo
 
 
 @pytest.fixture(autouse=True, scope="session")
