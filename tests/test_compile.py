@@ -53,6 +53,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Counter:
     """torch.compile with its tracing, its guards and no code generation, which takes a minute a model."""
     counter = Counter()
     monkeypatch.setattr("sb3_flow.common.compile.th.compile", partial(th.compile, backend=counter, fullgraph=True))
+    # The activations that are written anew differ in their last bits; they have a test of their own
+    monkeypatch.setattr("sb3_flow.common.activations.compiled_for_cpu", lambda x: False)
     return counter
 
 
@@ -68,7 +70,8 @@ class Doubler:
         return th.tanh(x) * y
 
 
-def test_relu_is_the_same_compiled(backend: Counter) -> None:
+def test_relu_is_the_same_compiled() -> None:
+    backend = Counter()
     x = th.tensor([-1e30, -2.0, -0.0, 0.0, 1e-30, 3.0, 1e30], requires_grad=True)
     relu = ReLU()
     compiled = th.compile(relu.forward, backend=backend, fullgraph=True)
@@ -78,9 +81,8 @@ def test_relu_is_the_same_compiled(backend: Counter) -> None:
 
 
 @pytest.mark.parametrize(("activation", "original"), [(TanhGELU(), th.nn.GELU("tanh")), (Mish(), th.nn.Mish())])
-def test_an_activation_without_tanh_is_the_same_compiled(
-    activation: th.nn.Module, original: th.nn.Module, backend: Counter
-) -> None:
+def test_an_activation_without_tanh_is_the_same_compiled(activation: th.nn.Module, original: th.nn.Module) -> None:
+    backend = Counter()
     x = th.cat([th.linspace(-40, 40, 2001), th.tensor([-1e9, 0.0, 1e9])]).double().requires_grad_(True)
     compiled = th.compile(activation.forward, backend=backend, fullgraph=True)
     assert activation(x).equal(original(x))
