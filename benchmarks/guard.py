@@ -8,7 +8,7 @@ does that trusts its numbers. A cycle is that of `benchmarks/train_step.py`.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,6 @@ def without_guard() -> Iterator[None]:
         yield
 
 
-def unguarded(run: Callable[[], None]) -> Callable[[], None]:
-    def wrapped() -> None:
-        with without_guard():
-            run()
-
-    return wrapped
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=41, warmup=3, contenders=CONTENDERS)
@@ -66,7 +58,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in args.contenders:
         run = {key: cycles(make_filled(name, size, args), size.batch, args.cycles) for key in (GUARDED, UNGUARDED)}
-        run[UNGUARDED] = unguarded(run[UNGUARDED])
+        run[UNGUARDED] = without_guard()(run[UNGUARDED])
         for each in run.values():
             each()  # compiles
         timings = interleaved(run, args.rounds, args.warmup, scale=1000 / args.cycles)

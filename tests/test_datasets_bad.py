@@ -68,7 +68,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 # Of the arrays of ogbench's regular form: what is changed, and what the error says
 BAD_ARRAYS = [
     *[(without(key), f"'{key}': it is missing") for key in ("observations", "actions", "terminals")],
-    (without("next_observations"), "'next_observations': give it, .* or valids"),
+    (without("next_observations"), "'next_observations': give it, the observation after each row's action, or valids"),
     (changed("observations", np.nan, (5, 1)), "'observations' row 5: it is NaN or infinite"),
     (changed("observations", -np.inf, (6, 2)), "'observations' row 6: it is NaN or infinite"),
     (changed("next_observations", np.nan, (2, 0)), "'next_observations' row 2"),
@@ -147,9 +147,13 @@ def test_masks_that_seem_to_be_turned_around_are_told_of() -> None:
 
 def test_arrays_whose_next_observations_are_unknown() -> None:
     arrays = compact_arrays(trajectories(LENGTHS))
-    with pytest.raises(DataError, match=r"'next_observations': give it, .* or valids"):
+    with pytest.raises(
+        DataError, match="'next_observations': give it, the observation after each row's action, or valids"
+    ):
         from_arrays({key: values for key, values in arrays.items() if key != "valids"})
-    with pytest.raises(DataError, match=r"'next_observations': give it, .* or valids"):
+    with pytest.raises(
+        DataError, match="'next_observations': give it, the observation after each row's action, or valids"
+    ):
         from_arrays(arrays | {"next_observations": arrays["observations"]})
     bad = arrays | {"valids": np.ones_like(arrays["valids"])}
     bad["masks"] = np.ones_like(bad["masks"])

@@ -1,7 +1,8 @@
-"""PyTorch's activations, with the same values and gradients, written so that they are fast when compiled for CPU.
+"""PyTorch's activations, written so that they are fast when compiled for CPU.
 
-Compiled for CPU, PyTorch 2.13 spends more time on a tanh than on the layer before it: those that have one are made of
-exponentials here. Not compiled, on CUDA and in an export they are PyTorch's own.
+Values and gradients are the same for finite inputs. Compiled for CPU, PyTorch 2.13 spends more time on a tanh than on
+the layer before it: those that have one are made of exponentials here. Not compiled, on CUDA and in an export they are
+PyTorch's own.
 """
 
 import math
