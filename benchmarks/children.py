@@ -4,7 +4,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -12,14 +12,17 @@ class Child:
     """A process that prints READY, waits for a line, and prints RESULT and a row as JSON.
 
     :param command: its command line
+    :param environment: of the process
     """
 
     READY = "on_cuda.py: ready"
     RESULT = "on_cuda.py: result "
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None):
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment
+        )
         self.ready = threading.Event()
         self.done = threading.Event()  # a result, or an end
         self.row: dict[str, Any] | None = None

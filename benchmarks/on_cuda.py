@@ -13,6 +13,7 @@ without a network.
 import argparse
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,10 +40,14 @@ PAPER = Size()  # batch 512, critics 1024-1024, four flow steps
 SMOKE = Size(batch=8, width=16)
 FLOW_STEPS = (1, 2, 8, 16)
 BATCHES = (256, 1024, 4096)
-NO_GRAPHS = "-graphs"  # behind the name of a compiled contender
-MODES = ("flow_t", f"flow_t+compiled{NO_GRAPHS}", "flow_t+compiled", "flow_t+compiled+bf16")
+# Behind the name of a contender: compiled without CUDA graphs, and float32 products by TF32, as JAX makes them
+NO_GRAPHS, TF32 = "-graphs", "+tf32"
+MODES = ("flow_t", f"flow_t+compiled{NO_GRAPHS}", "flow_t+compiled", f"flow_t+compiled{TF32}", "flow_t+compiled+bf16")
 OTHERS = ("crossq", "flow_g+compiled", "fql+compiled", "flow_rl+compiled", "qsm+compiled", "dime+compiled")
-LEARNERS = ("sac", "crossq", "flow_t", "flow_t+compiled", "flow_t+compiled+bf16", "flow_g+compiled")
+LEARNERS = (
+    *("sac", "crossq", "flow_t", "flow_t+compiled", f"flow_t+compiled{TF32}", "flow_t+compiled+bf16"),
+    *("flow_g", "flow_g+compiled", f"flow_g+compiled{TF32}"),
+)
 TIMELINE = "flow_t+compiled"
 
 
@@ -58,9 +63,10 @@ def run_tests(args: argparse.Namespace) -> list[Row]:
     command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-m", "cuda", "-v", "--dist", "load"]
     try:
         limit = PARTS["tests"].limit - 10
-        output = subprocess.run([*command, "--maxprocesses=8"], capture_output=True, text=True, timeout=limit).stdout
+        output = subprocess.run([*command, "--maxprocesses=12"], capture_output=True, text=True, timeout=limit).stdout
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"").decode()
+    (args.out / "tests.log").write_text(output)
     outcomes = [line for line in output.splitlines() if re.match(r"\[gw\d+\]", line)]
     rows: list[Row] = [{"tests": sum(word in line for line in outcomes), "are": word} for word in ("PASSED", "FAILED")]
     failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
@@ -81,81 +87,109 @@ def configurations(args: argparse.Namespace) -> Iterator[tuple[str, Size]]:
 
 
 def time_train_steps(args: argparse.Namespace) -> list[Row]:
-    """Every configuration in a process of its own: all compile at once, and are timed one after the other."""
-    configured = list(configurations(args))
-    if args.smoke:
-        return [step_row(name, size, args, timed(cycle_of(name, size, args), args.rounds)) for name, size in configured]
-    children = [
-        Child([sys.executable, __file__, *forwarded(args), "--child", name, json.dumps(dataclasses.asdict(size))])
-        for name, size in configured
-    ]
-    outcomes = measure_in_turn(children, compile_seconds=args.compile_seconds, measure_seconds=30)
-    return [
-        outcome if outcome is not None else step_row(name, size, args, {"failed": child.error})
-        for (name, size), child, outcome in zip(configured, children, outcomes, strict=True)
-    ]
-
-
-def step_row(name: str, size: Size, args: argparse.Namespace, values: Row) -> Row:
-    sizes = {"batch": size.batch, "width": size.width, "flow_steps": size.flow_steps}
-    return {"contender": name, **sizes, **values}
-
-
-def cycle_of(name: str, size: Size, args: argparse.Namespace) -> Callable[[], None]:
-    """A cycle of updates of a contender, which has compiled."""
-    if name.endswith(NO_GRAPHS):
-        compilation._options = lambda mode, device: {}  # for the rest of this process
-    model = make_learner(name.removesuffix(NO_GRAPHS), size, args)
-    run = cycles(model, size.batch, 1)
-    run()
-    return run
-
-
-def timed(run: Callable[[], None], rounds: int) -> Row:
-    """Milliseconds a cycle, and updates of the critics a second."""
-    times = []
-    for round_ in range(rounds + 3):
-        start = time.perf_counter()
-        run()
-        if round_ >= 3:
-            times.append(time.perf_counter() - start)
-    median, q1, q3 = (1000 * np.percentile(times, [50, 25, 75])).tolist()
-    rounded = {"ms": round(median, 2), "q1": round(q1, 2), "q3": round(q3, 2)}
-    return {**rounded, "updates_per_s": round(1000 * UPDATES / median)}
-
-
-def be_a_child(args: argparse.Namespace) -> None:
-    """One configuration: compile, say so, wait for a turn, time it, say the result."""
-    name, text = args.child
-    size = Size(**json.loads(text))
-    start = time.perf_counter()
-    run = cycle_of(name, size, args)
-    first = round(time.perf_counter() - start, 1)
-    print(Child.READY, flush=True)
-    if not sys.stdin.readline():
-        return  # who would have given the turn is gone
-    memory = {}
-    if args.device == "cuda":
-        th.cuda.reset_peak_memory_stats()
-        timing = timed(run, args.rounds)
-        memory = {"peak_MiB": round(th.cuda.max_memory_allocated() / 2**20)}
-    else:
-        timing = timed(run, args.rounds)
-    print(Child.RESULT + json.dumps(step_row(name, size, args, {**timing, "first_s": first, **memory})), flush=True)
+    """Cycles of updates of every configuration."""
+    configured = [(name, size, "train_step") for name, size in configurations(args)]
+    return measured(configured, args, args.compile_seconds, 30)
 
 
 def time_learning(args: argparse.Namespace) -> list[Row]:
     """Steps of the environment a second at one update a step, acting and everything else included."""
-    rows = []
-    size, steps = (SMOKE, 20) if args.smoke else (PAPER, 500)
-    for name in ["flow_t"] if args.smoke else LEARNERS:
-        model = make_model(name, gym.make(args.env), size, args.device, learning_starts=20, buffer_size=10_000)
-        model.learn(40 if args.smoke else 200, log_interval=10**9)
+    names, size = (["flow_t"], SMOKE) if args.smoke else (LEARNERS, PAPER)
+    return measured([(name, size, "learn") for name in names], args, min(args.compile_seconds, 50), 15)
+
+
+def measured(
+    configured: list[tuple[str, Size, str]], args: argparse.Namespace, compile_seconds: float, seconds: float
+) -> list[Row]:
+    """Every configuration in a process of its own: all compile at once, and are timed one after the other.
+
+    :param configured: the contender, its size and the part
+    :param compile_seconds: for all of them to begin
+    :param seconds: that each may take then
+    """
+    if args.smoke:
+        return [row(name, size, MEASURES[part](name, size, args)()) for name, size, part in configured]
+    command = [sys.executable, __file__, *forwarded(args), "--child"]
+    # Some thirty processes compile: the default is a pool of 16 for each
+    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    children = [
+        Child([*command, part, name, json.dumps(dataclasses.asdict(size))], environment)
+        for name, size, part in configured
+    ]
+    outcomes = measure_in_turn(children, compile_seconds, seconds)
+    return [
+        outcome if outcome is not None else row(name, size, {"failed": child.error})
+        for (name, size, _), child, outcome in zip(configured, children, outcomes, strict=True)
+    ]
+
+
+def row(name: str, size: Size, values: Row) -> Row:
+    sizes = {"batch": size.batch, "width": size.width, "flow_steps": size.flow_steps}
+    return {"contender": name, **sizes, **values}
+
+
+def plain(name: str) -> str:
+    """The contender without what is set for this process, which is set."""
+    if NO_GRAPHS in name:
+        compilation._options = lambda mode, device: {}
+    if TF32 in name:
+        th.set_float32_matmul_precision("high")
+    return name.replace(NO_GRAPHS, "").replace(TF32, "")
+
+
+def ready_to_train(name: str, size: Size, args: argparse.Namespace) -> Callable[[], Row]:
+    """What times a cycle of updates of a contender, which has compiled."""
+    run = cycles(make_learner(plain(name), size, args), size.batch, 1)
+    run()
+
+    def measure() -> Row:
+        """Milliseconds a cycle, and updates of the critics a second."""
+        times = []
+        for round_ in range(args.rounds + 3):
+            start = time.perf_counter()
+            run()
+            if round_ >= 3:
+                times.append(time.perf_counter() - start)
+        median, q1, q3 = (1000 * np.percentile(times, [50, 25, 75])).tolist()
+        rounded = {"ms": round(median, 2), "q1": round(q1, 2), "q3": round(q3, 2)}
+        return {**rounded, "updates_per_s": round(1000 * UPDATES / median)}
+
+    return measure
+
+
+def ready_to_learn(name: str, size: Size, args: argparse.Namespace) -> Callable[[], Row]:
+    """What times `learn` of a contender, which has compiled."""
+    starts, steps = (20, 20) if args.smoke else (600, 500)  # a batch before the first update
+    model = make_model(plain(name), gym.make(args.env), size, args.device, learning_starts=starts, buffer_size=10_000)
+    model.learn(starts + 100, log_interval=10**9)
+
+    def measure() -> Row:
         start = time.perf_counter()
         model.learn(steps, reset_num_timesteps=False, log_interval=10**9)
-        rows.append({"contender": name, "steps_per_s": round(steps / (time.perf_counter() - start), 1)})
-        print(rows[-1], flush=True)
-    return rows
+        return {"steps_per_s": round(steps / (time.perf_counter() - start), 1)}
+
+    return measure
+
+
+MEASURES = {"train_step": ready_to_train, "learn": ready_to_learn}
+
+
+def be_a_child(args: argparse.Namespace) -> None:
+    """One configuration: compile, say so, wait for a turn, time it, say the result."""
+    part, name, text = args.child
+    size = Size(**json.loads(text))
+    start = time.perf_counter()
+    measure = MEASURES[part](name, size, args)
+    first = round(time.perf_counter() - start, 1)
+    print(Child.READY, flush=True)
+    if not sys.stdin.readline():
+        return  # who would have given the turn is gone
+    if args.device == "cuda":
+        th.cuda.reset_peak_memory_stats()
+    values = {**measure(), "first_s": first}
+    if args.device == "cuda":
+        values["peak_MiB"] = round(th.cuda.max_memory_allocated() / 2**20)
+    print(Child.RESULT + json.dumps(row(name, size, values)), flush=True)
 
 
 def draw_time_line(args: argparse.Namespace) -> list[Row]:
@@ -174,25 +208,30 @@ def draw_time_line(args: argparse.Namespace) -> list[Row]:
         run()
         wall = time.perf_counter() - start
     averages = profile.key_averages()
-    on_device = args.device == "cuda"
 
-    def own_ms(event: Any) -> float:
-        return float(event.self_device_time_total if on_device else event.self_cpu_time_total) / 1000
+    def own_ms(event: Any, device: str = args.device) -> float:
+        return float(event.self_device_time_total if device == "cuda" else event.self_cpu_time_total) / 1000
+
+    def line(what: str, events: Sequence[Any]) -> Row:
+        cpu = sum(own_ms(event, "cpu") for event in events)
+        ms = sum(map(own_ms, events))
+        return {"what": what, "ms": round(ms, 3), "cpu_ms": round(cpu, 3), "times": sum(e.count for e in events)}
 
     waits = sum(event.count for event in averages if "Synchronize" in event.key)
     rows: list[Row] = [
-        {"what": "one cycle, by the clock", "ms": round(1000 * wall, 2), "times": 1},
-        {"what": "all kernels", "ms": round(sum(map(own_ms, averages)), 2), "times": sum(e.count for e in averages)},
-        {"what": "waits for the device", "ms": "", "times": waits},
+        {"what": "one cycle, by the clock", "ms": round(1000 * wall, 2), "cpu_ms": "", "times": 1},
+        line("all of these", averages),
+        {"what": "waits for the device", "ms": "", "cpu_ms": "", "times": waits},
     ]
     longest = sorted(averages, key=own_ms, reverse=True)[:15]
-    return rows + [{"what": e.key[:80], "ms": round(own_ms(e), 3), "times": e.count} for e in longest]
+    on_cpu = sorted(averages, key=lambda event: own_ms(event, "cpu"), reverse=True)[:25]
+    return rows + [line(e.key[:80], [e]) for e in dict.fromkeys([*longest, *on_cpu])]
 
 
 PARTS = {
-    "tests": Part(run_tests, 190),
-    "train_step": Part(time_train_steps, 250),
-    "learn": Part(time_learning, 100),
+    "tests": Part(run_tests, 150),
+    "train_step": Part(time_train_steps, 200),
+    "learn": Part(time_learning, 90),
     "time_line": Part(draw_time_line, 40),
 }
 
@@ -275,12 +314,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' code, see reference.py")
     parser.add_argument("--minutes", type=positive, default=8, help="for all of it")
     parser.add_argument(
-        "--compile-seconds", type=positive, default=170, help="for the train step's contenders to begin"
+        "--compile-seconds", type=positive, default=130, help="for the train step's contenders to begin"
     )
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cuda"))
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.parts is None:
         args.parts = [name for name in PARTS if args.device == "cuda" or name != "tests"]

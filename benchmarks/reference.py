@@ -46,6 +46,9 @@ class Reference:
             "batch-size": size.batch,
             "denoising-steps": size.flow_steps,
         }
+        # Before the script chooses a GPU of its authors' machine
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        jax.devices()
         arguments = [*arguments, "--no-track", *(f"--{key}={value}" for key, value in options.items())]
         self.script = _run(checkout.resolve(), checkout.resolve() / "from_scratch_code" / script, arguments)
         self.device = th.device("cpu")
@@ -88,6 +91,5 @@ def _run(checkout: Path, script: Path, arguments: list[str]) -> dict[str, Any]:
             return runpy.run_path(str(script), run_name="__main__")
         finally:
             sys.argv, sys.path[:] = argv, path
-            # The scripts choose a GPU of their authors' machine
             os.environ.clear()
             os.environ.update(environment)
