@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from types import MethodType
 from typing import Any, ClassVar
@@ -14,11 +15,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.checks import check_spaces, require, require_choice
 from sb3_flow.common.compile import Compiled, CompileMode, maybe_compile
+from sb3_flow.common.graphs import maybe_recorded
 from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.hints import check_known
 from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
-from sb3_flow.common.updates import Figures, L, Measured, compute_gradient
+from sb3_flow.common.updates import Figures, L, Measured, Stepped, compute_gradient
 
 
 class FlowAlgorithm(PersistentAlgorithm):
@@ -31,6 +33,7 @@ class FlowAlgorithm(PersistentAlgorithm):
     _guard: Guard
     _statistics: Statistics  # of all nets: a target critic that normalises by the batch has some, too
     _n_updates: int
+    _recorded: dict[Callable[..., Any], Callable[..., Any]]  # steps, by their loss functions
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_known(cls, kwargs)
@@ -67,13 +70,13 @@ class FlowAlgorithm(PersistentAlgorithm):
         if isinstance(value, Real):
             setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
 
-    def _compiled(self, method: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
+    def _compiled(self, method: Callable[..., Any], name: str | None = None, graphs: bool = True) -> Callable[..., Any]:
         """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
-        return maybe_compile(method, self.compile, self.device, self.verbose, name)
+        return maybe_compile(method, self.compile, self.device, self.verbose, name, graphs)
 
     def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
         """What `_step` minimises: a loss, a method of the model that takes a batch first, with its figures."""
-        return self._compiled(Measured(loss_fn, self._encoded).loss, loss_fn.__name__)
+        return self._compiled(Measured(loss_fn, self._encoded).loss, loss_fn.__name__, graphs=False)
 
     def _encoded(self, batch: Any) -> Any:
         """A batch as the losses take it."""
@@ -84,7 +87,8 @@ class FlowAlgorithm(PersistentAlgorithm):
         name: str,
         net: BaseModel,
         log: Log,
-        loss_fn: Callable[[], tuple[L, Figures]],
+        loss_fn: Callable[..., tuple[L, Figures]],
+        *args: Any,
         max_gradient: float = math.inf,
     ) -> L:
         """One step of a net on a loss, unless this or an earlier one is not finite.
@@ -92,18 +96,34 @@ class FlowAlgorithm(PersistentAlgorithm):
         :param name: of the net in errors
         :param net: owns the optimizer
         :param log: gets what the loss says of itself
-        :param loss_fn: result of `_compiled_loss` with its arguments
+        :param loss_fn: result of `_compiled_loss`
+        :param args: the loss's arguments
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         """
-        before = self._statistics.values()
-        result, figures = loss_fn()
-        norm = compute_gradient(net.optimizer, result.loss, max_gradient)
+        if loss_fn not in self._recorded:
+            step = partial(self._step_on_device, net, loss_fn)
+            self._recorded[loss_fn] = maybe_recorded(step, net.optimizer, self.compile, self.device)
+        result, figures, bad = self._recorded[loss_fn](max_gradient, *args)
         sizes = {part: tensor.numel() for part, tensor in result.made_of.items()} | {f"{name}_loss": 1}
-        self._guard.see(name, sizes, figures.bad, norm)
+        self._guard.remember(name, sizes, bad)
+        log.add(figures.logged, figures.means)
+        return result  # type: ignore[no-any-return]
+
+    def _step_on_device(
+        self, net: BaseModel, loss_fn: Callable[..., tuple[L, Figures]], max_gradient: float, *args: Any
+    ) -> Stepped[L]:
+        """All of a step that the device does; on CUDA it is recorded as a graph."""
+        before = self._statistics.values()
+        result, figures = self._loss(net, loss_fn, *args)
+        norm = compute_gradient(net.optimizer, result.loss, max_gradient)
+        bad = self._guard.look(figures.bad, norm)
         self._statistics.set_where(self._guard.stopped, before)
         self._guard.step(net.optimizer)
-        log.add(figures.logged, figures.means)
-        return result
+        return Stepped(result, figures, bad)
+
+    def _loss(self, net: BaseModel, loss_fn: Callable[..., tuple[L, Figures]], *args: Any) -> tuple[L, Figures]:
+        """The loss that a net is trained on, in the modes that this needs."""
+        return loss_fn(*args)
 
     def _stop_if_bad(self) -> None:
         """Wait for the device, and raise what the guard has seen.
@@ -122,7 +142,7 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        return [*super()._excluded_save_params(), "actor", "critic", "_guard", "_statistics", *methods]
+        return [*super()._excluded_save_params(), "actor", "critic", "_guard", "_statistics", "_recorded", *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self._nets)], []

@@ -1,4 +1,4 @@
-"""torch.compile and CUDA graphs; no other module knows of them."""
+"""torch.compile; no other module knows of it."""
 
 import time
 import warnings
@@ -20,24 +20,32 @@ COMPILE_MODES: tuple[CompileMode, ...] = (False, True, "max")
 class Compiled(Generic[P, R]):
     """A method that is compiled at its first call, and called as it is if that fails.
 
-    What it computes must be free of random draws and of branches on tensors. On CUDA the compiled code is recorded as
-    CUDA graphs: a result is overwritten by the next call.
+    What it computes must be free of random draws and of branches on tensors.
 
     :param method: a bound method
     :param mode: True, or "max" to try more kernels on CUDA
     :param device: where it runs
     :param verbose: 1 to print how long the compilation takes
     :param name: of the method in what is printed, if it is not its own
+    :param graphs: on CUDA the compiled code becomes CUDA graphs: a result is overwritten by the next call. False for
+        what is recorded as part of something larger
     """
 
     def __init__(
-        self, method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0, name: str | None = None
+        self,
+        method: Callable[P, R],
+        mode: CompileMode,
+        device: th.device,
+        verbose: int = 0,
+        name: str | None = None,
+        graphs: bool = True,
     ):
         self.method = method
         self.name = str(name or getattr(method, "__name__", "function"))
         self.mode = mode
         self.device = device
         self.verbose = verbose
+        self.graphs = graphs
         self.failed = False
         self._compiled: Callable[P, R] | None = None
 
@@ -64,7 +72,7 @@ class Compiled(Generic[P, R]):
         if self.verbose > 0:
             print(f"Compiling the {name}: about a minute, or a few seconds if this machine has done it before")
         start = time.perf_counter()
-        compiled = th.compile(_with_own_code(self.method), **_options(self.mode, self.device))
+        compiled = th.compile(_with_own_code(self.method), **_options(self.mode, self.device, self.graphs))
         with _cached_with_own_gradients():
             result = self._call(compiled, *args, **kwargs)
         self._compiled = compiled
@@ -73,7 +81,7 @@ class Compiled(Generic[P, R]):
         return result
 
     def _call(self, compiled: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.graphs:
             th.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return compiled(*args, **kwargs)
 
@@ -82,10 +90,15 @@ class Compiled(Generic[P, R]):
 
 
 def maybe_compile(
-    method: Callable[P, R], mode: CompileMode, device: th.device, verbose: int = 0, name: str | None = None
+    method: Callable[P, R],
+    mode: CompileMode,
+    device: th.device,
+    verbose: int = 0,
+    name: str | None = None,
+    graphs: bool = True,
 ) -> Callable[P, R]:
     """The method itself without compilation, or `Compiled`, whose parameters these are."""
-    return Compiled(method, mode, device, verbose, name) if mode else method
+    return Compiled(method, mode, device, verbose, name, graphs) if mode else method
 
 
 def compiled_for_cpu(x: th.Tensor) -> bool:
@@ -118,8 +131,10 @@ def _cached_with_own_gradients() -> AbstractContextManager[Any]:
     return patched
 
 
-def _options(mode: CompileMode, device: th.device) -> dict[str, Any]:
+def _options(mode: CompileMode, device: th.device, graphs: bool) -> dict[str, Any]:
     if device.type == "cuda":
+        if not graphs:
+            return {"mode": "max-autotune-no-cudagraphs" if mode == "max" else "default"}
         # CUDA graphs: at these sizes the launches of the kernels take longer than their work
         return {"mode": "max-autotune" if mode == "max" else "reduce-overhead"}
     # Small nets have many small kernels, which are called from C++ in less time than from Python

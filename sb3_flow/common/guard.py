@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_flow.common.checks import NonFiniteError, non_finite
+from sb3_flow.common.graphs import takes_found_inf
 
 MOST_RECORDS = 10_000  # half a kilobyte each
 
@@ -37,13 +38,14 @@ class Guard:
     def __init__(self, device: th.device):
         self.device = device
         self.update = 0  # the number of the one that is made
-        self.begin()
+        # As a float, 0 or 1: fused optimizers take it so. CUDA graphs have its address
+        self.found_inf = th.zeros((), dtype=th.float32, device=device)
+        self._records: list[Record] = []
 
     def begin(self) -> None:
         """Forget all updates."""
-        # As a float, 0 or 1: fused optimizers take it so
-        self.found_inf = th.zeros((), dtype=th.float32, device=self.device)
-        self._records: list[Record] = []
+        self.found_inf.zero_()
+        self._records.clear()
 
     @property
     def stopped(self) -> th.Tensor:
@@ -55,17 +57,26 @@ class Guard:
         """Whether there are so many updates to remember that it is time to read."""
         return len(self._records) >= MOST_RECORDS
 
-    def see(self, where: str, sizes: dict[str, int], bad: th.Tensor, gradient_norm: th.Tensor) -> None:
+    def look(self, bad: th.Tensor, gradient_norm: th.Tensor) -> th.Tensor:
         """Look at an update before any net takes it.
+
+        :param bad: (n,) how many numbers of each tensor that the loss was made of, and of the loss, are not finite, see
+            `count_bad`
+        :param gradient_norm: (), of the gradient
+        :return: (n + 1,) these, and that of the norm
+        """
+        bad = th.cat([bad, count_bad(gradient_norm).unsqueeze(0)])
+        th.maximum(self.found_inf, bad[-2:].amax(), out=self.found_inf)
+        return bad
+
+    def remember(self, where: str, sizes: dict[str, int], bad: th.Tensor) -> None:
+        """Keep what an update was made from, for `error`.
 
         :param where: the net that is updated
         :param sizes: how many numbers there are of each tensor that the loss was made of, the last one of the loss
-        :param bad: (len(sizes),) how many of them are not finite, see `count_bad`
-        :param gradient_norm: (), of the gradient
+        :param bad: (len(sizes) + 1,), result of `look`, copied: CUDA graphs overwrite their results
         """
-        bad = th.cat([bad, count_bad(gradient_norm).unsqueeze(0)])  # a copy: CUDA graphs overwrite their results
-        self.found_inf = th.maximum(self.found_inf, bad[-2:].amax())
-        self._records.append(Record(self.update, where, {**sizes, f"{where}_gradient_norm": 1}, bad))
+        self._records.append(Record(self.update, where, {**sizes, f"{where}_gradient_norm": 1}, bad.clone()))
 
     def step(self, optimizer: th.optim.Optimizer) -> None:
         """One step of an optimizer, unless there was a bad update.
@@ -74,7 +85,7 @@ class Guard:
 
         :param optimizer: its parameters have gradients
         """
-        if _takes_found_inf(optimizer):
+        if takes_found_inf(optimizer):
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # as torch.amp.GradScaler does it
             optimizer.step()
             del optimizer.found_inf  # type: ignore[attr-defined]
@@ -95,11 +106,6 @@ class Guard:
 def count_bad(x: th.Tensor) -> th.Tensor:
     """How many numbers of a tensor are NaN or infinite, ()."""
     return (x.detach() * 0).count_nonzero()  # 0 times these is NaN, which is not 0
-
-
-def _takes_found_inf(optimizer: th.optim.Optimizer) -> bool:
-    known = type(optimizer) in (th.optim.Adam, th.optim.AdamW)  # a subclass may step in its own way
-    return known and all(group["fused"] for group in optimizer.param_groups)
 
 
 class Statistics:

@@ -15,6 +15,7 @@ from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import NonFiniteError, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
 from sb3_flow.common.critics import FlowCritic
+from sb3_flow.common.graphs import maybe_recorded
 from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.log import Log
 from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
@@ -22,7 +23,7 @@ from sb3_flow.common.policies import ChunkActor, ChunkPolicy
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
 from sb3_flow.common.target import Follower
-from sb3_flow.common.updates import Figures, L, only_training
+from sb3_flow.common.updates import Figures, L, Stepped, only_training
 
 LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
 
@@ -85,8 +86,11 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         if self.critic.support is not None and self.reward_scale is None:
             self.reward_scale = RewardScale(self.critic.support.bound)
         self.bc_schedules = self._phase_schedules()
-        self._guard, self._statistics = Guard(self.device), Statistics(self.policy)
-        self._followers = [Follower(net, target) for net, target in self._targets]
+        self._guard, self._statistics, self._recorded = Guard(self.device), Statistics(self.policy), {}
+        self._followers = [
+            maybe_recorded(Follower(net, target).step, net.optimizer, self.compile, self.device)
+            for net, target in self._targets
+        ]
         self.actor.action_fn = self._compiled(self.actor.action)
 
     def _setup_lr_schedule(self) -> None:
@@ -183,23 +187,24 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         :param args: the loss's arguments
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         """
-        nets = self._nets
-        (name,) = (name for name, known in nets.items() if known is net)
-        others = [known for known in nets.values() if known is not net]
+        (name,) = (name for name, known in self._nets.items() if known is net)
+        return self._step(name, net, log, loss_fn, *args, max_gradient=max_gradient)
 
-        def loss() -> tuple[L, Figures]:
-            with only_training(net, others), self._autocast():
-                return loss_fn(*args)
+    def _loss(self, net: BaseModel, loss_fn: Callable[..., tuple[L, Figures]], *args: Any) -> tuple[L, Figures]:
+        others = [known for known in self._nets.values() if known is not net]
+        with only_training(net, others), self._autocast():
+            return loss_fn(*args)
 
-        result = self._step(name, net, log, loss, max_gradient)
+    def _step_on_device(self, net: BaseModel, *args: Any) -> Stepped[Any]:
+        stepped = super()._step_on_device(net, *args)
         if isinstance(net, FlowCritic):
             net.project_weights(self._guard.stopped)
-        return result
+        return stepped
 
     def _update_target(self) -> None:
         """Move the target nets, if there are any."""
-        for follower in self._followers:
-            follower.step(self.tau, self._guard.stopped)
+        for follow in self._followers:
+            follow(self.tau, self._guard.stopped)
 
     @property
     def _targets(self) -> list[tuple[BaseModel, BaseModel]]:

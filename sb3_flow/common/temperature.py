@@ -51,8 +51,9 @@ class Temperature:
             return
         loss = ent_coef_loss(self.log_ent_coef, log_prob, target_entropy)
         norm = compute_gradient(self.optimizer, loss)
-        guard.see("temperature", {"temperature_loss": 1}, count_bad(loss).unsqueeze(0), norm)
+        bad = guard.look(count_bad(loss).unsqueeze(0), norm)
         guard.step(self.optimizer)
+        guard.remember("temperature", {"temperature_loss": 1}, bad)
         log.add(("ent_coef_loss",), loss.unsqueeze(0))
 
 

@@ -53,6 +53,14 @@ class Figures(NamedTuple):
     bad: th.Tensor  # (len(made_of) + 1,): how many numbers of each, and of the loss, are not finite
 
 
+class Stepped(NamedTuple, Generic[L]):
+    """What one step leaves to look at."""
+
+    loss: L
+    figures: Figures
+    bad: th.Tensor  # result of `Guard.look`
+
+
 class Measured(Generic[L]):
     """A loss function that returns its figures too, from one compiled region.
 

@@ -2,7 +2,6 @@
 
 import math
 from copy import deepcopy
-from functools import partial
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -197,8 +196,8 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         update_learning_rate(self.actor.optimizer, share * self.offline_learning_rate)
         self.actor.set_training_mode(True)
         self._guard.begin()
-        loss = partial(self._matching_loss_fn, batch.observations, batch.actions, line, batch.in_episode)
-        self._step("matching", self.actor, log, loss)
+        args = batch.observations, batch.actions, line, batch.in_episode
+        self._step("matching", self.actor, log, self._matching_loss_fn, *args)
         self._stop_if_bad()
         self._n_offline += 1
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -205,7 +204,7 @@ class ReinFlow(PretrainedAlgorithm):
             self.n_envs,
             (self.policy.flow_steps + 1, self.policy.chunk_dim),
         )
-        self._guard, self._statistics = Guard(self.device), Statistics(self.policy)
+        self._guard, self._statistics, self._recorded = Guard(self.device), Statistics(self.policy), {}
         self.actor.action_fn = self._compiled(self.actor.action)
         self._path_fn = self._compiled(self._path)
         self._policy_loss_fn = self._compiled_loss(self._policy_loss)
@@ -329,7 +328,7 @@ class ReinFlow(PretrainedAlgorithm):
         """One step of a net on a loss, unless this or an earlier one is not finite."""
         # The actor stays in evaluation mode: statistics of a batch would change densities that a rollout had without
         net.set_training_mode(net is self.critic)
-        return self._step("actor" if net is self.actor else "critic", net, log, partial(loss_fn, *args))
+        return self._step("actor" if net is self.actor else "critic", net, log, loss_fn, *args)
 
     def _policy_loss(self, batch: Decisions, clip_range: th.Tensor) -> losses.PolicyLoss:
         """PPO's loss of the actor, whose likelihood is that of whole paths."""
