@@ -60,10 +60,10 @@ class Part(NamedTuple):
 
 def run_tests(args: argparse.Namespace) -> list[Row]:
     """How many of the tests marked `cuda` pass, and which do not."""
-    command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-m", "cuda", "-v", "--dist", "load"]
+    command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-m", "cuda", "-vv", "--dist", "load"]
     try:
         limit = PARTS["tests"].limit - 10
-        output = subprocess.run([*command, "--maxprocesses=12"], capture_output=True, text=True, timeout=limit).stdout
+        output = subprocess.run([*command, "--maxprocesses=16"], capture_output=True, text=True, timeout=limit).stdout
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"").decode()
     (args.out / "tests.log").write_text(output)
@@ -78,12 +78,14 @@ def configurations(args: argparse.Namespace) -> Iterator[tuple[str, Size]]:
     if args.smoke:
         yield "flow_t", SMOKE
         return
-    yield from ((name, PAPER) for name in (*MODES, *OTHERS))
+    yield from ((name, PAPER) for name in args.contenders or (*MODES, *OTHERS))
+    if args.reference is not None:
+        yield f"{REFERENCE}flow_t", PAPER
+    if args.contenders:
+        return
     for name in ("flow_t", "flow_t+compiled"):
         yield from ((name, dataclasses.replace(PAPER, flow_steps=steps)) for steps in FLOW_STEPS)
         yield from ((name, dataclasses.replace(PAPER, batch=batch)) for batch in BATCHES)
-    if args.reference is not None:
-        yield f"{REFERENCE}flow_t", PAPER
 
 
 def time_train_steps(args: argparse.Namespace) -> list[Row]:
@@ -94,7 +96,7 @@ def time_train_steps(args: argparse.Namespace) -> list[Row]:
 
 def time_learning(args: argparse.Namespace) -> list[Row]:
     """Steps of the environment a second at one update a step, acting and everything else included."""
-    names, size = (["flow_t"], SMOKE) if args.smoke else (LEARNERS, PAPER)
+    names, size = (["flow_t"], SMOKE) if args.smoke else (args.contenders or LEARNERS, PAPER)
     return measured([(name, size, "learn") for name in names], args, min(args.compile_seconds, 50), 15)
 
 
@@ -287,6 +289,8 @@ def forwarded(args: argparse.Namespace) -> list[str]:
     """What a process of ours is told."""
     options = ["--device", args.device, "--env", args.env, "--out", str(args.out), "--rounds", str(args.rounds)]
     options += ["--compile-seconds", str(args.compile_seconds)]
+    if args.contenders:
+        options += ["--contenders", *args.contenders]
     return options if args.reference is None else [*options, "--reference", str(args.reference)]
 
 
@@ -310,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--smoke", action="store_true", help="tiny nets, in this process")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=None, help="the default is all; on CPU no tests")
+    parser.add_argument("--contenders", nargs="+", help="of the train step and of learn, at the paper's size only")
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' code, see reference.py")
     parser.add_argument("--minutes", type=positive, default=8, help="for all of it")

@@ -57,7 +57,7 @@ class Recording(TorchDispatchMode):
 def recorder(function: Callable[[], Any]) -> Callable[[], Any]:
     """A graph of a function. Unlike CUDA's it runs when it is recorded, so that the first replay has been."""
     with Recording() as recording:
-        result = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, function())
+        result = function()
     runs = itertools.count()
 
     def run() -> Any:

@@ -1,5 +1,6 @@
 """CUDA graphs of whole updates: one launch in place of hundreds, which take longer than their work."""
 
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +55,7 @@ class Recorded(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self.failed:
-            return self.function(*args, **kwargs)
+            return self._detached(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         key = (spec, *map(_kind, leaves), *_settings(self.optimizer))
         recording = self._recordings.get(key)
@@ -64,13 +65,18 @@ class Recorded(Generic[P, R]):
         if recording is None:
             self._calls[key] += 1
             if self._calls[key] <= WARM_UP:
-                return self.function(*args, **kwargs)
+                return self._detached(*args, **kwargs)
             del self._calls[key]
             recording = self._recorded(leaves, spec)
             if recording is None:
-                return self.function(*args, **kwargs)
+                return self._detached(*args, **kwargs)
             self._recordings[key] = recording
         return recording.replay(leaves)
+
+    def _detached(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        # What autograd keeps of a call belongs to its stream, and recordings have one of their own
+        result: R = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, self.function(*args, **kwargs))
+        return result
 
     def _recorded(self, leaves: Sequence[Any], spec: Any) -> "_Recording[R] | None":
         inputs = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
@@ -78,7 +84,7 @@ class Recorded(Generic[P, R]):
         args, kwargs = tree_unflatten(inputs, spec)
         try:
             with _rates_read_from(rates, self.optimizer):
-                run = self.record(lambda: self.function(*args, **kwargs))
+                run = self.record(lambda: self._detached(*args, **kwargs))
         # What cannot be recorded has no common type
         except Exception as error:
             self.failed = True
@@ -131,14 +137,15 @@ def cuda_graph(function: Callable[[], R]) -> Callable[[], R]:
 
     :return: runs it; the result is always in the same memory
     """
+    gc.collect()  # what autograd keeps of earlier calls
     graph = th.cuda.CUDAGraph()
     # Only this thread is watched for what would disturb a recording: another may use the device as it likes
     with th.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, function())
+        result = function()
 
     def run() -> R:
         graph.replay()
-        return result  # type: ignore[no-any-return]
+        return result
 
     return run
 
