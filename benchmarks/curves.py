@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Curves = dict[tuple[str, str], dict[int, NDArray[np.float64]]]  # (task, algo) -> seed -> (evaluations, 2): step, value
-RETURN, SUCCESS = "deterministic_return", "success_rate"
+RETURN, SUCCESS, STOCHASTIC = "deterministic_return", "success_rate", "stochastic_success_rate"
 
 
 def read_curves(folder: Path, column: str = RETURN) -> Curves:

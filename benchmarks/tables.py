@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curves import RETURN, SUCCESS, Curves, finished, offline_steps, read_curves
+from curves import RETURN, STOCHASTIC, SUCCESS, Curves, finished, offline_steps, read_curves
 from figures import in_order, label
 from numpy.typing import NDArray
 
@@ -41,6 +41,10 @@ def final(seeds: dict[int, NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.array([run[-1, 1] for run in seeds.values()])
 
 
+def mean(values: NDArray[np.float64]) -> str:
+    return f"{values.mean():.2f}" if len(values) else ""
+
+
 def count(seeds: dict[int, Any]) -> str:
     return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
@@ -54,8 +58,8 @@ def from_scratch() -> Curves:
     return finished(read_curves(RESULTS / "learning", RETURN))
 
 
-def from_data() -> Curves:
-    return finished(read_curves(RESULTS / "offline", SUCCESS))
+def from_data(column: str = SUCCESS) -> Curves:
+    return finished(read_curves(RESULTS / "offline", column))
 
 
 def after_data(seeds: dict[int, NDArray[np.float64]], offline: int) -> NDArray[np.float64]:
@@ -90,18 +94,19 @@ def scratch_table(_: str) -> str:
 
 
 def data_table(_: str) -> str:
-    """Success after each phase, means over seeds."""
-    curves, offline = from_data(), offline_steps(RESULTS / "offline")
-    rows = [["task", "", "seeds", "updates from data", "success", "steps of the environment", "success"]]
+    """Success after each phase, means over seeds; of the stochastic policy where it was recorded."""
+    curves, stochastic, offline = from_data(), from_data(STOCHASTIC), offline_steps(RESULTS / "offline")
+    success = ["success", "stochastic"]
+    rows = [["task", "", "seeds", "updates from data", *success, "steps of the environment", *success]]
     for task in sorted({task for task, _ in curves}):
         for algo in in_order(algo for t, algo in curves if t == task):
             seeds = curves[task, algo]
             online = int(next(iter(seeds.values()))[-1, 0]) - offline[task]
-            after = [after_data(seeds, offline[task]), final(seeds)]
-            values = [f"{value.mean():.2f}" for value in after]
-            rows.append(
-                [short(task), label(algo), str(len(seeds)), f"{offline[task]:,}", values[0], f"{online:,}", values[1]]
-            )
+            runs = [seeds, stochastic.get((task, algo), {})]
+            first = [mean(after_data(each, offline[task])) for each in runs]
+            last = [mean(final(each)) for each in runs]
+            names = [short(task), label(algo), str(len(seeds))]
+            rows.append([*names, f"{offline[task]:,}", *first, f"{online:,}", *last])
     return markdown(rows)
 
 
@@ -115,7 +120,9 @@ def measured(algo: str) -> str:
     data = [(task, seeds) for (task, name), seeds in from_data().items() if name == algo]
     if data:
         task, seeds = max(data, key=lambda each: len(each[1]))
-        found.append(f"{short(task)}: success {final(seeds).mean():.2f} ({count(seeds)})")
+        stochastic = from_data(STOCHASTIC).get((task, algo), {})
+        more = f", stochastic {mean(final(stochastic))}" if stochastic else ""
+        found.append(f"{short(task)}: success {mean(final(seeds))}{more} ({count(seeds)})")
     return "; ".join(found) or NO_RESULT
 
 
