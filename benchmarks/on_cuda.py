@@ -5,9 +5,9 @@
     python benchmarks/on_cuda.py --device cpu --smoke          # seconds, to see that the command itself works
 
 Parts: the tests marked `cuda`; the train step (eager, compiled, with CUDA graphs, in bf16, over flow steps and batch
-sizes); `learn` in steps of the environment a second; the time line of one cycle. Each runs in processes of its own with
-a limit of time, and one that fails or is cut off leaves the others alone. docs/cuda.md says how it travels to a machine
-without a network.
+sizes) and `learn` in steps of the environment a second; the time line of one cycle. Each runs in processes of its own
+with a limit of time, and one that fails or is cut off leaves the others alone. docs/cuda.md says how it travels to a
+machine without a network.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from arguments import positive
 from children import Child, measure_in_turn
-from contenders import Size, make_model
+from contenders import Size
 from records import commit, machine
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from train_step import REFERENCE, UPDATES, cycles, make_filled, make_learner
 
 from sb3_flow.common import graphs
@@ -38,15 +38,14 @@ from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 Row = dict[str, Any]
 PAPER = Size()  # batch 512, critics 1024-1024, four flow steps
 SMOKE = Size(batch=8, width=16)
-FLOW_STEPS = (1, 2, 8, 16)
-BATCHES = (256, 1024, 4096)
+FLOW_STEPS = (1, 16)
+BATCHES = (256, 4096)
 # Behind the name of a contender: compiled without CUDA graphs, and float32 products by TF32, as JAX makes them
 NO_GRAPHS, TF32 = "-graphs", "+tf32"
-MODES = ("flow_t", f"flow_t+compiled{NO_GRAPHS}", "flow_t+compiled", f"flow_t+compiled{TF32}", "flow_t+compiled+bf16")
-OTHERS = ("crossq", "flow_g+compiled", "fql+compiled", "flow_rl+compiled", "qsm+compiled", "dime+compiled")
+OTHERS = ("fql+compiled", "flow_rl+compiled", "qsm+compiled", "dime+compiled")
 LEARNERS = (
     *("sac", "crossq", "flow_t", "flow_t+compiled", f"flow_t+compiled{TF32}", "flow_t+compiled+bf16"),
-    *("flow_g", "flow_g+compiled", f"flow_g+compiled{TF32}"),
+    *(f"flow_t+compiled{NO_GRAPHS}", "flow_g+compiled", f"flow_g+compiled{TF32}"),
 )
 TIMELINE = "flow_t+compiled"
 
@@ -74,11 +73,11 @@ def run_tests(args: argparse.Namespace) -> list[Row]:
 
 
 def configurations(args: argparse.Namespace) -> Iterator[tuple[str, Size]]:
-    """What the train step is timed with."""
+    """What is timed."""
     if args.smoke:
         yield "flow_t", SMOKE
         return
-    yield from ((name, PAPER) for name in args.contenders or (*MODES, *OTHERS))
+    yield from ((name, PAPER) for name in args.contenders or (*LEARNERS, *OTHERS))
     if args.reference is not None:
         yield f"{REFERENCE}flow_t", PAPER
     if args.contenders:
@@ -88,40 +87,25 @@ def configurations(args: argparse.Namespace) -> Iterator[tuple[str, Size]]:
         yield from ((name, dataclasses.replace(PAPER, batch=batch)) for batch in BATCHES)
 
 
-def time_train_steps(args: argparse.Namespace) -> list[Row]:
-    """Cycles of updates of every configuration."""
-    configured = [(name, size, "train_step") for name, size in configurations(args)]
-    return measured(configured, args, args.compile_seconds, 30)
+def learns(name: str, size: Size) -> bool:
+    """Whether `learn` is timed, too."""
+    return size in (PAPER, SMOKE) and not name.startswith(REFERENCE)
 
 
-def time_learning(args: argparse.Namespace) -> list[Row]:
-    """Steps of the environment a second at one update a step, acting and everything else included."""
-    names, size = (["flow_t"], SMOKE) if args.smoke else (args.contenders or LEARNERS, PAPER)
-    return measured([(name, size, "learn") for name in names], args, min(args.compile_seconds, 50), 15)
-
-
-def measured(
-    configured: list[tuple[str, Size, str]], args: argparse.Namespace, compile_seconds: float, seconds: float
-) -> list[Row]:
-    """Every configuration in a process of its own: all compile at once, and are timed one after the other.
-
-    :param configured: the contender, its size and the part
-    :param compile_seconds: for all of them to begin
-    :param seconds: that each may take then
-    """
+def time_contenders(args: argparse.Namespace) -> list[Row]:
+    """Every configuration in a process of its own: all compile at once, and are timed one after the other."""
+    configured = list(configurations(args))
     if args.smoke:
-        return [row(name, size, MEASURES[part](name, size, args)()) for name, size, part in configured]
+        return [row(name, size, ready(name, size, args)()) for name, size in configured]
     command = [sys.executable, __file__, *forwarded(args), "--child"]
-    # Some thirty processes compile: the default is a pool of 16 for each
-    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    children = [
-        Child([*command, part, name, json.dumps(dataclasses.asdict(size))], environment)
-        for name, size, part in configured
-    ]
-    outcomes = measure_in_turn(children, compile_seconds, seconds)
+    # The default is a pool of processes for each
+    threads = max(1, (os.cpu_count() or 1) // len(configured))
+    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+    children = [Child([*command, name, json.dumps(dataclasses.asdict(size))], environment) for name, size in configured]
+    outcomes = measure_in_turn(children, compile_seconds=args.compile_seconds, measure_seconds=30)
     return [
         outcome if outcome is not None else row(name, size, {"failed": child.error})
-        for (name, size, _), child, outcome in zip(configured, children, outcomes, strict=True)
+        for (name, size), child, outcome in zip(configured, children, outcomes, strict=True)
     ]
 
 
@@ -139,49 +123,47 @@ def plain(name: str) -> str:
     return name.replace(NO_GRAPHS, "").replace(TF32, "")
 
 
-def ready_to_train(name: str, size: Size, args: argparse.Namespace) -> Callable[[], Row]:
-    """What times a cycle of updates of a contender, which has compiled."""
-    run = cycles(make_learner(plain(name), size, args), size.batch, 1)
-    run()
+def ready(name: str, size: Size, args: argparse.Namespace) -> Callable[[], Row]:
+    """What times a contender, which has compiled: a cycle of updates, and `learn` with all that belongs to it."""
+    model = make_learner(plain(name), size, args)
+    run = cycles(model, size.batch, 1)
+    for _ in range(3):  # a CUDA graph is recorded in the third
+        run()
+    if not learns(name, size):
+        return lambda: cycle_times(run, args.rounds)
+    assert isinstance(model, OffPolicyAlgorithm)
+    steps = 20 if args.smoke else 500
+    model.learning_starts = 0  # the buffer is full
+    model.learn(20, log_interval=10**9)
 
     def measure() -> Row:
-        """Milliseconds a cycle, and updates of the critics a second."""
-        times = []
-        for round_ in range(args.rounds + 3):
-            start = time.perf_counter()
-            run()
-            if round_ >= 3:
-                times.append(time.perf_counter() - start)
-        median, q1, q3 = (1000 * np.percentile(times, [50, 25, 75])).tolist()
-        rounded = {"ms": round(median, 2), "q1": round(q1, 2), "q3": round(q3, 2)}
-        return {**rounded, "updates_per_s": round(1000 * UPDATES / median)}
-
-    return measure
-
-
-def ready_to_learn(name: str, size: Size, args: argparse.Namespace) -> Callable[[], Row]:
-    """What times `learn` of a contender, which has compiled."""
-    starts, steps = (20, 20) if args.smoke else (600, 500)  # a batch before the first update
-    model = make_model(plain(name), gym.make(args.env), size, args.device, learning_starts=starts, buffer_size=10_000)
-    model.learn(starts + 100, log_interval=10**9)
-
-    def measure() -> Row:
+        values = cycle_times(run, args.rounds)
         start = time.perf_counter()
         model.learn(steps, reset_num_timesteps=False, log_interval=10**9)
-        return {"steps_per_s": round(steps / (time.perf_counter() - start), 1)}
+        return {**values, "env_steps_per_s": round(steps / (time.perf_counter() - start), 1)}
 
     return measure
 
 
-MEASURES = {"train_step": ready_to_train, "learn": ready_to_learn}
+def cycle_times(run: Callable[[], None], rounds: int) -> Row:
+    """Milliseconds a cycle, and updates of the critics a second."""
+    times = []
+    for round_ in range(rounds + 3):
+        start = time.perf_counter()
+        run()
+        if round_ >= 3:
+            times.append(time.perf_counter() - start)
+    median, q1, q3 = (1000 * np.percentile(times, [50, 25, 75])).tolist()
+    rounded = {"ms": round(median, 2), "q1": round(q1, 2), "q3": round(q3, 2)}
+    return {**rounded, "updates_per_s": round(1000 * UPDATES / median)}
 
 
 def be_a_child(args: argparse.Namespace) -> None:
     """One configuration: compile, say so, wait for a turn, time it, say the result."""
-    part, name, text = args.child
+    name, text = args.child
     size = Size(**json.loads(text))
     start = time.perf_counter()
-    measure = MEASURES[part](name, size, args)
+    measure = ready(name, size, args)
     first = round(time.perf_counter() - start, 1)
     print(Child.READY, flush=True)
     if not sys.stdin.readline():
@@ -231,10 +213,9 @@ def draw_time_line(args: argparse.Namespace) -> list[Row]:
 
 
 PARTS = {
-    "tests": Part(run_tests, 150),
-    "train_step": Part(time_train_steps, 200),
-    "learn": Part(time_learning, 90),
-    "time_line": Part(draw_time_line, 40),
+    "tests": Part(run_tests, 170),
+    "speed": Part(time_contenders, 260),
+    "time_line": Part(draw_time_line, 50),
 }
 
 
@@ -314,17 +295,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--smoke", action="store_true", help="tiny nets, in this process")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=None, help="the default is all; on CPU no tests")
-    parser.add_argument("--contenders", nargs="+", help="of the train step and of learn, at the paper's size only")
+    parser.add_argument("--contenders", nargs="+", help="at the paper's size only")
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' code, see reference.py")
     parser.add_argument("--minutes", type=positive, default=8, help="for all of it")
     parser.add_argument(
-        "--compile-seconds", type=positive, default=130, help="for the train step's contenders to begin"
+        "--compile-seconds", type=positive, default=170, help="for the train step's contenders to begin"
     )
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cuda"))
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.parts is None:
         args.parts = [name for name in PARTS if args.device == "cuda" or name != "tests"]
