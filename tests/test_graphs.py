@@ -22,7 +22,7 @@ from helpers import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sb3_flow.common import algorithm, off_policy
+from sb3_flow.common import algorithm, guard, off_policy
 from sb3_flow.common.graphs import WARM_UP, Recorded, maybe_recorded
 
 
@@ -72,6 +72,7 @@ def recorder(function: Callable[[], Any]) -> Callable[[], Any]:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded[..., Any]]:
     """Models of this test record their updates."""
     made: list[Recorded[..., Any]] = []
+    monkeypatch.setattr(guard, "is_free_to_read", lambda x: False)
 
     def record(function: Callable[..., Any], optimizer: th.optim.Optimizer, *_: Any) -> Recorded[..., Any]:
         made.append(Recorded(function, optimizer, recorder))

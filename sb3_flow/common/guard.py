@@ -81,11 +81,11 @@ class Guard:
     def step(self, optimizer: th.optim.Optimizer) -> None:
         """One step of an optimizer, unless there was a bad update.
 
-        PyTorch's Adam skips it by itself, if it is fused; for others the flag is read.
+        On another device PyTorch's Adam skips it by itself, if it is fused; else the flag is read.
 
         :param optimizer: its parameters have gradients
         """
-        if takes_found_inf(optimizer):
+        if takes_found_inf(optimizer) and not is_free_to_read(self.found_inf):
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # as torch.amp.GradScaler does it
             optimizer.step()
             del optimizer.found_inf  # type: ignore[attr-defined]
@@ -103,6 +103,11 @@ class Guard:
         return next((record.update, error) for record in records if (error := record.error()) is not None)
 
 
+def is_free_to_read(x: th.Tensor) -> bool:
+    """Whether nothing waits for whoever reads its numbers."""
+    return x.device.type == "cpu"
+
+
 def count_bad(x: th.Tensor) -> th.Tensor:
     """How many numbers of a tensor are NaN or infinite, ()."""
     return (x.detach() * 0).count_nonzero()  # 0 times these is NaN, which is not 0
@@ -118,10 +123,16 @@ class Statistics:
 
     def __init__(self, module: th.nn.Module):
         self._layers = [layer for layer in module.modules() if any(True for _ in layer.buffers(recurse=False))]
+        self._copy: list[th.Tensor] = []
 
     def values(self) -> list[th.Tensor]:
-        """A copy of them."""
-        return [tensor.clone() for tensor in self._tensors()]
+        """A copy of them, overwritten by the next."""
+        tensors = self._tensors()
+        if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in self._copy]:
+            self._copy = [tensor.clone() for tensor in tensors]
+        elif tensors:
+            th._foreach_copy_(self._copy, tensors)
+        return self._copy
 
     def set_where(self, condition: th.Tensor, values: list[th.Tensor]) -> None:
         """Set all of them, or none.
@@ -129,7 +140,14 @@ class Statistics:
         :param condition: ()
         :param values: result of `values`, of this module or of one like it
         """
-        for tensor, value in zip(self._tensors(), values, strict=True):
+        tensors = self._tensors()
+        if not tensors:
+            return
+        if is_free_to_read(condition):
+            if condition:
+                th._foreach_copy_(tensors, values)
+            return
+        for tensor, value in zip(tensors, values, strict=True):
             th.where(condition, value, tensor, out=tensor)
 
     def _tensors(self) -> list[th.Tensor]:
