@@ -149,6 +149,15 @@ def test_a_recording_ends_where_an_optimizer_is_loaded(recorded: list[Recorded[.
     assert not differences(*found)
 
 
+def test_a_copy_records_anew(recorded: list[Recorded[..., Any]]) -> None:
+    model = make_variant("flow_g", sac_flow={"policy_delay": 1}).learn(LEARNING_STARTS + UPDATES)
+    again = copy.deepcopy(model)
+    before = snapshot(model)
+    again.train(UPDATES, 8)
+    assert not differences(before, snapshot(model))
+    assert {"/critic.optimizer/state/0/step", "/policy/actor.norm.scale"} <= set(differences(before, snapshot(again)))
+
+
 def test_frozen_weights_and_other_settings_are_followed(recorded: list[Recorded[..., Any]]) -> None:
     model = make_variant("flow_g").learn(LEARNING_STARTS + UPDATES)
     first, *others = model.critic.parameters()

@@ -93,6 +93,9 @@ class Recorded(Generic[P, R]):
             return None
         return _Recording(run, inputs, rates, self.optimizer)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_recordings": {}, "_calls": Counter()}  # a copy has memory of its own
+
 
 class _Recording(Generic[R]):
     """One graph, and the memory that it reads.
