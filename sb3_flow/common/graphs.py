@@ -93,9 +93,6 @@ class Recorded(Generic[P, R]):
             return None
         return _Recording(run, inputs, rates, self.optimizer)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recordings": {}, "_calls": Counter()}  # a copy has memory of its own
-
 
 class _Recording(Generic[R]):
     """One graph, and the memory that it reads.
@@ -117,7 +114,7 @@ class _Recording(Generic[R]):
         self._memory = _memory(optimizer)
 
     def is_of(self, optimizer: th.optim.Optimizer) -> bool:
-        """Whether weights and moments are still where they were: loading an optimizer gives it others."""
+        """Whether weights and moments are still where they were: loading an optimizer gives it others, and a copy has its own."""
         now = _memory(optimizer)
         return len(now) == len(self._memory) and all(
             pointer == known and state is same
