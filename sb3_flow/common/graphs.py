@@ -114,7 +114,7 @@ class _Recording(Generic[R]):
         self._memory = _memory(optimizer)
 
     def is_of(self, optimizer: th.optim.Optimizer) -> bool:
-        """Whether weights and moments are still where they were: loading an optimizer gives it others, and a copy has its own."""
+        """Whether weights and moments are still where they were: after loading, and in a copy, they are not."""
         now = _memory(optimizer)
         return len(now) == len(self._memory) and all(
             pointer == known and state is same
