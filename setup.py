@@ -46,9 +46,9 @@ setup(
     py_modules=["custom_envs"],
     package_data={"sb3_flow": ["py.typed"], "sb3_flow.hyperparams": ["*.yml"]},
     install_requires=[
-        "stable-baselines3>=2.9,<3",
-        "sb3-contrib>=2.9,<3",
-        "rl-zoo3>=2.9,<3",
+        "stable-baselines3>=2.9.2,<3",
+        "sb3-contrib>=2.9.2,<3",
+        "rl-zoo3>=2.9.2,<3",  # with earlier ones, what is pushed to the hub has no video
         "torch>=2.8",
         "numpy>=1.26",
         "gymnasium[classic-control,mujoco]>=1.0",
@@ -65,7 +65,7 @@ setup(
         "ogbench": ["ogbench>=1.2"],
         "robomimic": ["robosuite>=1.5.2,<1.6", "h5py>=3.8"],
         "minari": ["minari[hdf5,hf]>=0.5.3"],
-        "onnx": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.6.1", "onnxruntime>=1.20"],  # onnxscript 0.6.0 fails with torch 2.8
         "plots": ["matplotlib>=3.8", "plotly>=6"],
         "postgresql": ["psycopg[binary]>=3.1"],  # studies that several machines share
         "ray": ["ray>=2.9"],  # benchmarks on a cluster

@@ -10,9 +10,6 @@ if sys.platform == "linux":
 import pytest
 import torch as th
 
-# With triton, which crashes if Mesa has drawn before it is imported (docs/environments.md)
-import torch._dynamo
-
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

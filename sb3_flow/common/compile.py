@@ -3,12 +3,17 @@
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import FunctionType, MethodType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch as th
 from torch._functorch import config as functorch_config
+
+# PyTorch imports it with the first model. If by then Mesa has drawn, or dm_control, which ogbench needs, has been
+# imported and asked Mesa for a display, that crashes Python: both bring LLVM, and triton's calls reach Mesa's
+with suppress(ImportError):
+    import triton  # noqa: F401
 
 P = ParamSpec("P")
 R = TypeVar("R")
