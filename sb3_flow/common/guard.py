@@ -140,14 +140,9 @@ class Statistics:
         :param condition: ()
         :param values: result of `values`, of this module or of one like it
         """
-        tensors = self._tensors()
-        if not tensors:
+        if is_free_to_read(condition) and not condition:
             return
-        if is_free_to_read(condition):
-            if condition:
-                th._foreach_copy_(tensors, values)
-            return
-        for tensor, value in zip(tensors, values, strict=True):
+        for tensor, value in zip(self._tensors(), values, strict=True):
             th.where(condition, value, tensor, out=tensor)
 
     def _tensors(self) -> list[th.Tensor]:
