@@ -158,6 +158,16 @@ def test_a_copy_records_anew(recorded: list[Recorded[..., Any]]) -> None:
     assert {"/critic.optimizer/state/0/step", "/policy/actor.norm.scale"} <= set(differences(before, snapshot(again)))
 
 
+def test_another_optimizer_is_the_one_that_steps(recorded: list[Recorded[..., Any]]) -> None:
+    model = make_variant("flow_g").learn(LEARNING_STARTS + UPDATES)
+    before = [p.detach().clone() for p in model.critic.parameters()]
+    model.critic.optimizer = th.optim.Adam(model.critic.parameters(), fused=True)
+    model.lr_schedule = model.qf_lr_schedule = lambda progress: 0.0
+    model.train(UPDATES, 8)
+    assert all(th.equal(p, value) for p, value in zip(model.critic.parameters(), before, strict=True))
+    assert [each.optimizer for each in recorded].count(model.critic.optimizer) == 1
+
+
 def test_frozen_weights_and_other_settings_are_followed(recorded: list[Recorded[..., Any]]) -> None:
     model = make_variant("flow_g").learn(LEARNING_STARTS + UPDATES)
     first, *others = model.critic.parameters()

@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
+from torch.optim import Optimizer
 
 from sb3_flow.common.checks import check_spaces, require, require_choice
 from sb3_flow.common.compile import Compiled, CompileMode, maybe_compile
@@ -33,7 +34,7 @@ class FlowAlgorithm(PersistentAlgorithm):
     _guard: Guard
     _statistics: Statistics  # of all nets: a target critic that normalises by the batch has some, too
     _n_updates: int
-    _recorded: dict[Callable[..., Any], Callable[..., Any]]  # steps, by their loss functions
+    _recorded: dict[tuple[Callable[..., Any], Optimizer], Callable[..., Any]]  # steps, by loss and what makes them
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_known(cls, kwargs)
@@ -100,10 +101,11 @@ class FlowAlgorithm(PersistentAlgorithm):
         :param args: the loss's arguments
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         """
-        if loss_fn not in self._recorded:
+        key = loss_fn, net.optimizer
+        if key not in self._recorded:
             step = partial(self._step_on_device, net, loss_fn)
-            self._recorded[loss_fn] = maybe_recorded(step, net.optimizer, self.compile, self.device)
-        result, figures, bad = self._recorded[loss_fn](max_gradient, *args)
+            self._recorded[key] = maybe_recorded(step, net.optimizer, self.compile, self.device)
+        result, figures, bad = self._recorded[key](max_gradient, *args)
         sizes = {part: tensor.numel() for part, tensor in result.made_of.items()} | {f"{name}_loss": 1}
         self._guard.remember(name, sizes, bad)
         log.add(figures.logged, figures.means)
