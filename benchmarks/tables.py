@@ -142,7 +142,7 @@ def baselines(_: str) -> str:
     curves = from_scratch()
     found = {algo: curves[SHOWN_TASK, algo] for algo in ("crossq", "sac")}
     text = ", ".join(f"{label(algo)} {final(seeds).mean():.0f} ({count(seeds)})" for algo, seeds in found.items())
-    more = "docs/results.md#from-scratch-flow-t-flow-g-mlp-crossq-and-sac"
+    more = "docs/results.md#from-scratch-flow-t-flow-g-mlp-crossq-sac-and-ppo"
     return f"On {SHOWN_TASK}, with critics of 256-256 as above: {text}. [More]({more})."
 
 
