@@ -40,12 +40,12 @@ PAPER = Size()  # batch 512, critics 1024-1024, four flow steps
 SMOKE = Size(batch=8, width=16)
 FLOW_STEPS = (1, 16)
 BATCHES = (256, 4096)
-# Behind the name of a contender: compiled without CUDA graphs, and float32 products by TF32, as JAX makes them
+# Behind the name of a contender: no CUDA graphs of updates; float32 products by TF32, as JAX makes them
 NO_GRAPHS, TF32 = "-graphs", "+tf32"
-OTHERS = ("fql+compiled", "flow_rl+compiled", "qsm+compiled", "dime+compiled")
-LEARNERS = (
+CONTENDERS = (
     *("sac", "crossq", "flow_t", "flow_t+compiled", f"flow_t+compiled{TF32}", "flow_t+compiled+bf16"),
     *(f"flow_t+compiled{NO_GRAPHS}", "flow_g+compiled", f"flow_g+compiled{TF32}"),
+    *("fql+compiled", "flow_rl+compiled", "qsm+compiled", "dime+compiled"),
 )
 TIMELINE = "flow_t+compiled"
 
@@ -77,7 +77,7 @@ def configurations(args: argparse.Namespace) -> Iterator[tuple[str, Size]]:
     if args.smoke:
         yield "flow_t", SMOKE
         return
-    yield from ((name, PAPER) for name in args.contenders or (*LEARNERS, *OTHERS))
+    yield from ((name, PAPER) for name in args.contenders or CONTENDERS)
     if args.reference is not None:
         yield f"{REFERENCE}flow_t", PAPER
     if args.contenders:

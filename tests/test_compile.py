@@ -31,7 +31,7 @@ from torch._functorch import config as functorch_config
 from sb3_flow import SACFlow
 from sb3_flow.common.activations import Mish, ReLU, TanhGELU
 from sb3_flow.common.batch_renorm import BatchRenorm
-from sb3_flow.common.compile import Compiled, CompileMode, apart, maybe_compile
+from sb3_flow.common.compile import Compiled, CompileMode, apart
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 CPU = th.device("cpu")
@@ -298,4 +298,4 @@ def test_a_long_uncompiled_run_says_that_there_is_a_faster_way(
 
 def test_without_compilation_the_method_is_called_directly() -> None:
     method = Doubler().twice
-    assert maybe_compile(method, False, CPU) is method
+    assert make_model(compile=False)._compiled(method) is method

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.optim import Optimizer
 
 from sb3_flow.common.checks import check_spaces, require, require_choice
-from sb3_flow.common.compile import Compiled, CompileMode, maybe_compile
+from sb3_flow.common.compile import Compiled, CompileMode
 from sb3_flow.common.graphs import maybe_recorded
 from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.hints import check_known
@@ -73,7 +73,9 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _compiled(self, method: Callable[..., Any], name: str | None = None, graphs: bool = True) -> Callable[..., Any]:
         """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
-        return maybe_compile(method, self.compile, self.device, self.verbose, name, graphs)
+        if not self.compile:
+            return method
+        return Compiled(method, self.compile, self.device, self.verbose, name, graphs)
 
     def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
         """What `_step` minimises: a loss, a method of the model that takes a batch first, with its figures."""

@@ -94,18 +94,6 @@ class Compiled(Generic[P, R]):
         return {**self.__dict__, "_compiled": None}
 
 
-def maybe_compile(
-    method: Callable[P, R],
-    mode: CompileMode,
-    device: th.device,
-    verbose: int = 0,
-    name: str | None = None,
-    graphs: bool = True,
-) -> Callable[P, R]:
-    """The method itself without compilation, or `Compiled`, whose parameters these are."""
-    return Compiled(method, mode, device, verbose, name, graphs) if mode else method
-
-
 def compiled_for_cpu(x: th.Tensor) -> bool:
     """Whether this is being compiled for a CPU, and not exported."""
     if not th.compiler.is_compiling() or x.device.type != "cpu":

@@ -59,18 +59,21 @@ class Recorded(Generic[P, R]):
         leaves, spec = tree_flatten((args, kwargs))
         key = (spec, *map(_kind, leaves), *_settings(self.optimizer))
         recording = self._recordings.get(key)
-        if recording is not None and not recording.is_of(self.optimizer):
-            del self._recordings[key]
-            recording = None
-        if recording is None:
-            self._calls[key] += 1
-            if self._calls[key] <= WARM_UP:
-                return self._detached(*args, **kwargs)
-            del self._calls[key]
-            recording = self._recorded(leaves, spec)
-            if recording is None:
-                return self._detached(*args, **kwargs)
-            self._recordings[key] = recording
+        if recording is not None and recording.is_valid:
+            return recording.replay(leaves)
+        self._recordings.pop(key, None)
+        self._calls[key] += 1
+        if self._calls[key] <= WARM_UP:
+            return self._detached(*args, **kwargs)
+        del self._calls[key]
+        try:
+            recording = self._recordings[key] = self._recorded(leaves, spec)
+        # What cannot be recorded has no common type
+        except Exception as error:
+            self.failed = True
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"No CUDA graph, training goes on without it, slower: {reason}", stacklevel=2)
+            return self._detached(*args, **kwargs)
         return recording.replay(leaves)
 
     def _detached(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -78,19 +81,12 @@ class Recorded(Generic[P, R]):
         result: R = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, self.function(*args, **kwargs))
         return result
 
-    def _recorded(self, leaves: Sequence[Any], spec: Any) -> "_Recording[R] | None":
+    def _recorded(self, leaves: Sequence[Any], spec: Any) -> "_Recording[R]":
         inputs = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
         rates = [th.full((), group["lr"], device=_device(self.optimizer)) for group in self.optimizer.param_groups]
         args, kwargs = tree_unflatten(inputs, spec)
-        try:
-            with _rates_read_from(rates, self.optimizer):
-                run = self.record(lambda: self._detached(*args, **kwargs))
-        # What cannot be recorded has no common type
-        except Exception as error:
-            self.failed = True
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"No CUDA graph, training goes on without it, slower: {reason}", stacklevel=4)
-            return None
+        with _rates_read_from(rates, self.optimizer):
+            run = self.record(lambda: self._detached(*args, **kwargs))
         return _Recording(run, inputs, rates, self.optimizer)
 
 
@@ -109,13 +105,14 @@ class _Recording(Generic[R]):
         self._run = run
         self._inputs = [x for x in inputs if isinstance(x, th.Tensor)]
         self._rates = rates
-        self._groups = optimizer.param_groups
-        self._known_rates = [group["lr"] for group in self._groups]
+        self._optimizer = optimizer
+        self._known_rates = [group["lr"] for group in optimizer.param_groups]
         self._memory = _memory(optimizer)
 
-    def is_of(self, optimizer: th.optim.Optimizer) -> bool:
+    @property
+    def is_valid(self) -> bool:
         """Whether weights and moments are still where they were: after loading, and in a copy, they are not."""
-        now = _memory(optimizer)
+        now = _memory(self._optimizer)
         return len(now) == len(self._memory) and all(
             pointer == known and state is same
             for (pointer, state), (known, same) in zip(now, self._memory, strict=True)
@@ -125,7 +122,7 @@ class _Recording(Generic[R]):
         """Run it on other arguments."""
         if self._inputs:
             th._foreach_copy_(self._inputs, [leaf for leaf in leaves if isinstance(leaf, th.Tensor)])
-        for index, group in enumerate(self._groups):
+        for index, group in enumerate(self._optimizer.param_groups):
             if group["lr"] != self._known_rates[index]:
                 self._rates[index].fill_(group["lr"])
                 self._known_rates[index] = group["lr"]
