@@ -29,10 +29,13 @@ class Aim(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self.state, -float(np.square(action - goal).sum()), True, False, {}
 
 
-@pytest.mark.parametrize("rollout", ["sde", "noise"])
-@pytest.mark.parametrize("policy", ["FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy"])
+@pytest.mark.parametrize(
+    ("policy", "rollout"),
+    [("FlowTPolicy", "sde"), ("FlowGPolicy", "sde"), ("FlowMLPPolicy", "sde"), ("FlowGPolicy", "noise")],
+)
 def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: str) -> None:
     net: dict[str, Any] = {"n_layers": 1} if policy == "FlowTPolicy" else {}
+    widths = {"qf": [64, 64]} | ({"pi": [64, 64]} if policy == "FlowMLPPolicy" else {})
     model = SACFlow(
         policy,
         make_vec_env(Aim, n_envs=8),
@@ -43,7 +46,7 @@ def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: s
         gradient_steps=1,
         policy_delay=1,
         ent_coef=0.001,
-        policy_kwargs={"rollout": rollout, "net_arch": {"qf": [64, 64]}, **net},
+        policy_kwargs={"rollout": rollout, "net_arch": widths, **net},
         seed=0,
     )
     model.learn(400 + 8 * 500)
