@@ -7,8 +7,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from sb3_flow import SACFlow
 from sb3_flow.common.critics import CRITIC_KINDS
+from sb3_flow.common.flow import constant_entropy
 from sb3_flow.sac_flow.policies import LOG_STD_RANGES, FlowTPolicy
-from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, bc_coef_parameters, convert_temperature
+from sb3_flow.zoo.search.base import FLOW_STEPS, Fixed, SearchSpace, Space, bc_coef_parameters, convert_temperature
 
 FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
 BETA = FloatDistribution(1.0, 1e5, log=True)
@@ -57,16 +58,18 @@ def _entropy_parameters(fixed: Fixed) -> Space:
     if alpha_is_learned:
         kind = CRITIC_KINDS.get(fixed.policy_kwargs.get("critic", ""))
         space["initial_ent_coef"] = SCALED_ALPHA if kind is not None and kind.support is not None else ALPHA
-    if sigma_is_learned:
-        low, high = _log_std_range(fixed.policy_kwargs)
-        space["highest_log_std"] = FloatDistribution(max(high - 1.0, (low + high) / 2), high)
-    else:
-        space["noise_std"] = FloatDistribution(0.03, 0.5, log=True)
+    if not sigma_is_learned:
+        return {**space, "noise_std": FloatDistribution(0.03, 0.5, log=True)}
+    low, high = _log_std_range(fixed.policy_kwargs)
+    lowest_bound = max(high - 1.0, (low + high) / 2)
+    space["highest_log_std"] = FloatDistribution(lowest_bound, high)
     # With a fixed sigma, or for the whole path, "auto" alone knows what is in reach
-    if alpha_is_learned and sigma_is_learned and fixed.policy_kwargs.get("likelihood", "action") == "action":
+    if alpha_is_learned and fixed.policy_kwargs.get("likelihood", "action") == "action":
         space["n_actions"] = CategoricalDistribution([fixed.n_actions])
-        # Nats per number in a chunk. K = 10 and log sigma <= -1 allow -0.73: alpha would grow without bound above that
-        space["target_entropy"] = FloatDistribution(-2.0, -0.75)
+        # Nats per number in a chunk; above what the lowest bound of sigma allows alpha would grow without bound
+        rollout = fixed.policy_kwargs.get("rollout", "sde")
+        highest = min(-0.25, constant_entropy(1, max(FLOW_STEPS), lowest_bound, rollout, "action"))
+        space["target_entropy"] = FloatDistribution(highest - 1.25, highest)
     return space
 
 
