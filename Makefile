@@ -38,7 +38,8 @@ format: $(STAMP)
 $(STAMP): setup.py constraints.txt
 	@echo "Installing into $(VENV): a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)$(ENVIRONMENTS)]"
+	@# Compiling every file of every package takes as long as the rest; Python compiles what it imports
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e ".[$(EXTRAS)$(ENVIRONMENTS)]"
 	@touch $@
 
 clean:
