@@ -71,7 +71,7 @@ setup(
         "ray": ["ray>=2.9"],  # benchmarks on a cluster
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],
         "dev": [
-            *("setuptools>=77", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"),
+            *("setuptools>=77", "pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100"),
             *("h5py>=3.8", "scipy>=1.11", "rliable>=1.2"),  # what tests write, and compare with
             *("ruff>=0.6", "mypy>=1.11", "types-PyYAML>=6", "pre-commit>=3.5"),
         ],

@@ -10,6 +10,13 @@ if sys.platform == "linux":
 import pytest
 import torch as th
 
+# Files that take a minute or more; begun last, they would keep one worker while the others have nothing left
+LONG = ("test_zoo", "test_reproduce", "test_compile", "test_run", "test_chain", "test_learning", "test_examples")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
