@@ -6,6 +6,7 @@ import optuna
 import pytest
 from dataset_files import regular_arrays, trajectories
 
+from sb3_flow.common.flow import constant_entropy
 from sb3_flow.zoo.registration import ALGORITHMS
 from sb3_flow.zoo.search.base import GIVEN
 from sb3_flow.zoo.storage import load_study, open_storage
@@ -219,6 +220,16 @@ def test_alpha_and_n_are_searched_where_the_papers_have_them():
     assert normalized.low <= 0.03
     assert normalized.high >= 10
     assert search.space(BEST_OF_N, 1)["best_of_n"].choices == (4, 8, 16, 32)
+
+
+@pytest.mark.parametrize("log_std_range", [None, (-5.0, -2.0), (-0.5, 0.0)])
+def test_every_target_entropy_that_is_searched_is_in_reach_of_every_sigma_and_k(log_std_range):
+    kwargs = {} if log_std_range is None else {"policy_kwargs": str({"log_std_range": log_std_range})}
+    space = ALGORITHMS["sac_flow"].search.space(kwargs, 1)
+    lowest, steps = space["highest_log_std"].low, max(space["flow_steps"].choices)
+    assert space["target_entropy"].high <= constant_entropy(1, steps, lowest, "sde", "action")
+    if log_std_range is None:
+        assert space["target_entropy"].low < -0.5 < space["target_entropy"].high  # the default
 
 
 def test_what_flow_rl_and_qsm_are_searched_for_holds_what_is_published():
