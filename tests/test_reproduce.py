@@ -72,10 +72,9 @@ def test_smoke(figure, in_tmp_path, monkeypatch):
     assert html.count("<img") == sum(name.endswith(".png") for name in FILES[figure])
     csvs = {path: path.read_text() for path in folder.rglob("*.csv")}
     assert len(csvs) > 1 or figure == "gradient_norms"
-    if figure in ("from_scratch", "gradient_norms"):  # the others go on as the first does
-        # Given again, the command finds everything done
-        run(monkeypatch, reproduce, figure, "--scale", "smoke", "--out", "results")
-        assert {path: path.read_text() for path in folder.rglob("*.csv")} == csvs
+    # Given again, the command finds everything done
+    run(monkeypatch, reproduce, figure, "--scale", "smoke", "--out", "results")
+    assert {path: path.read_text() for path in folder.rglob("*.csv")} == csvs
 
 
 @pytest.fixture
