@@ -7,6 +7,7 @@ import sys
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")
 
+import gymnasium as gym
 import pytest
 import torch as th
 
@@ -22,3 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread() -> None:
     # The nets are so small that threads cost more than they bring, and bit-identity must not hang on their number
     th.set_num_threads(1)
+
+
+@pytest.fixture
+def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No registered environment has an episode of more than 20 steps."""
+    for spec in gym.registry.values():
+        monkeypatch.setattr(spec, "max_episode_steps", min(spec.max_episode_steps or 20, 20))

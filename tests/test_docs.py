@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-import gymnasium as gym
 import numpy as np
 import onnxruntime
 import pytest
@@ -56,14 +55,12 @@ def execute(code: str, namespace: dict[str, Any], name: str) -> None:
 
 
 @pytest.fixture
-def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small_world(tmp_path: Path, short_episodes: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with tiny data where pages look for them, and short episodes."""
     register()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for spec in gym.registry.values():
-        monkeypatch.setattr(spec, "max_episode_steps", min(spec.max_episode_steps or 20, 20))
     suite = tmp_path / ".ogbench" / "data"
     suite.mkdir(parents=True)
     cubes = {suite / "cube-double-play-v0.npz": (37, 28), tmp_path / "cube-single.npz": (28, 21)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("short_episodes")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
     "train.py": ["--steps", "60"],

@@ -34,14 +34,14 @@ class Aim(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     [("FlowTPolicy", "sde"), ("FlowGPolicy", "sde"), ("FlowMLPPolicy", "sde"), ("FlowGPolicy", "noise")],
 )
 def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: str) -> None:
-    net: dict[str, Any] = {"n_layers": 1} if policy == "FlowTPolicy" else {}
-    widths = {"qf": [64, 64]} | ({"pi": [64, 64]} if policy == "FlowMLPPolicy" else {})
+    net: dict[str, Any] = {"n_layers": 1, "d_model": 32} if policy == "FlowTPolicy" else {}
+    widths = {"qf": [64, 64]} | ({} if policy == "FlowTPolicy" else {"pi": [64, 64]})
     model = SACFlow(
         policy,
         make_vec_env(Aim, n_envs=8),
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         learning_starts=400,
-        batch_size=128,
+        batch_size=64,
         buffer_size=10_000,
         gradient_steps=1,
         policy_delay=1,
@@ -49,7 +49,7 @@ def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: s
         policy_kwargs={"rollout": rollout, "net_arch": widths, **net},
         seed=0,
     )
-    model.learn(400 + 8 * 500)
+    model.learn(400 + 8 * 400)
     env = make_vec_env(Aim, n_envs=20, seed=1)
     deterministic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=True)
     stochastic, _ = evaluate_policy(model, env, n_eval_episodes=200, deterministic=False)

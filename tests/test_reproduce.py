@@ -6,7 +6,9 @@ import os
 import queue
 import re
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,8 +63,26 @@ FILES = {
 }
 
 
+class InThisProcess:
+    """Stands in for `LocalPool`: the runs of a figure need no import of their own."""
+
+    slots = 1
+
+    def __init__(self, jobs):
+        self.progress = queue.Queue()
+
+    def start(self, train, run):
+        train(run, self.progress)
+
+    def outcome(self, handle):
+        return ""
+
+
 @pytest.mark.parametrize("figure", reproduce.FIGURES)
 def test_smoke(figure, in_tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "LocalPool", InThisProcess)
+    threads = SimpleNamespace(Pool=lambda jobs, **_: ThreadPool(1))
+    monkeypatch.setattr(gradient_norms.mp, "get_context", lambda _: threads)
     run(monkeypatch, reproduce, figure, "--scale", "smoke", "--out", "results")
     folder = in_tmp_path / "results" / f"{figure}_smoke"
     for name in FILES[figure]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import Commands
 from dataset_files import raw_arrays, trajectories
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -32,8 +33,13 @@ def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@functools.cache
+def commands() -> Commands:
+    return Commands({"OMP_NUM_THREADS": "1"})
+
+
 def zoo(folder: Path, script: str, *args: str, algo: str = "sac_flow", env: str = ENV) -> str:
-    result = python(folder, "-m", f"rl_zoo3.{script}", "--algo", algo, "--env", env, *args)
+    result = commands().run(folder, f"rl_zoo3.{script}", "--algo", algo, "--env", env, *args)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
 
@@ -56,7 +62,7 @@ def run_of(folder):
     @functools.cache
     def run(algo: str) -> Path:
         options = ("--eval-freq", "40", "--eval-episodes", "1", "--save-freq", "30", "--save-replay-buffer")
-        tiny = TINY_ROLLOUTS if algo == "reinflow" else TINY
+        tiny = TINY_ROLLOUTS if algo == "reinflow" else (*TINY, "batch_size:16")
         assert str(config_of(algo)) in zoo(folder, "train", *options, *tiny, algo=algo)
         return folder / "logs" / algo / f"{ENV}_1"
 
