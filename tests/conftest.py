@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import gc
 import os
 import sys
 
@@ -17,6 +18,10 @@ LONG = ("test_zoo", "test_reproduce", "test_compile", "test_run", "test_chain", 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported: Optuna collects garbage after each trial, and would look through it all
 
 
 @pytest.fixture(autouse=True, scope="session")
