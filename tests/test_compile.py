@@ -247,8 +247,9 @@ def test_a_compiled_policy_acts_the_same(deterministic: bool, name: str, backend
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_acting_follows_the_weights() -> None:
-    eager, compiled = (make_model(net={"flow_steps": 1, "n_layers": 1}, compile=mode) for mode in (False, True))
-    other = make_model(net={"flow_steps": 1, "n_layers": 1}, seed=1).get_parameters()
+    net = {"flow_steps": 1, "net_arch": {"qf": [4], "pi": [4]}}
+    eager, compiled = (make_model("FlowGPolicy", net=net, compile=mode) for mode in (False, True))
+    other = make_model("FlowGPolicy", net=net, seed=1).get_parameters()
     for batch_size in (1, 3):
         obs = observations(eager, batch_size)
         for parameters in (eager.get_parameters(), other):
