@@ -23,7 +23,7 @@ def description() -> str:
 setup(
     name="sb3_flow",
     version=VERSION.group(1),
-    description="Flow and diffusion policies for Stable-Baselines3, off-policy: SAC Flow and what it is compared with",
+    description="Flow and diffusion policies for Stable-Baselines3: SAC Flow and what it is compared with",
     long_description=description(),
     long_description_content_type="text/markdown",
     license_expression="MIT",

@@ -87,6 +87,7 @@ BAD_ARRAYS = [
     (replaced("next_observations", lambda v: v[:, 1:]), r"'next_observations': it has shape \(7, 2\), not \(7, 3\)"),
     (replaced("rewards", lambda v: v.astype(str)), "'rewards': it has dtype <U.*, not numbers"),
     (replaced("actions", lambda v: v.astype(complex)), "'actions': it has dtype complex128, not numbers"),
+    (replaced("observations", lambda v: {"vector": v}), "'observations': it is a dict; give one array"),
     (replaced("rewards", lambda v: v.astype(object)), "'rewards': it holds pickled objects"),
     (replaced("observations", lambda v: v.astype(np.float64) * 1e300), "'observations' row 0: it is NaN or infinite"),
 ]

@@ -17,11 +17,14 @@ import kills
 import numpy as np
 import pytest
 from helpers import make_model, make_variant
+from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow import SACFlow
 from sb3_flow.common import files
+from sb3_flow.common.checkpoints import CheckpointCallback
 from sb3_flow.common.files import append_text, replacing, write_pickle, write_text
+from sb3_flow.zoo.files import surviving
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="kills forked processes, and limits the size of files")
 
@@ -194,3 +197,11 @@ def test_the_statistics_of_a_vec_normalize_are_whole(tmp_path: Path) -> None:
     write_pickle(tmp_path / "vecnormalize.pkl", env)
     again = VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), DummyVecEnv([kills.CountingEnv]))
     np.testing.assert_array_equal(again.obs_rms.mean, env.obs_rms.mean)  # type: ignore[union-attr]
+
+
+def test_the_zoos_checkpoints_survive_and_the_users_are_the_users(tmp_path: Path) -> None:
+    users = SB3CheckpointCallback(5, str(tmp_path / "own"), save_replay_buffer=True)
+    kept, ours = surviving([users, SB3CheckpointCallback(5, str(tmp_path))], str(tmp_path), save_replay_buffer=False)
+    assert kept is users
+    assert users.save_replay_buffer
+    assert isinstance(ours, CheckpointCallback)

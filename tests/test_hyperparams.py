@@ -206,10 +206,11 @@ def test_published_settings_from_scratch(algo, settings):
             assert HYPERPARAMS[algo][f"{task}-{version}"] == settings
 
 
-def test_both_learning_rates_may_fall():
-    rates = {"learning_rate": "lin_1e-3", "qf_learning_rate": "lin_2e-3"}
+def test_every_learning_rate_may_fall():
+    rates = {"learning_rate": "lin_1e-3", "qf_learning_rate": "lin_2e-3", "vf_learning_rate": "lin_4e-3"}
     read = FlowExperimentManager._preprocess_schedules(dict(rates))
-    assert [read[name](0.5) for name in rates] == [5e-4, 1e-3]
+    assert [read[name](0.5) for name in rates] == [5e-4, 1e-3, 2e-3]
+    del read["vf_learning_rate"]  # ReinFlow's
     small = {"policy_kwargs": {"net_arch": [8]}, "buffer_size": 10}
     model = SACFlow("FlowMLPPolicy", RandomEnv(), **small, **read)
     assert model.qf_lr_schedule(0.25) == 5e-4

@@ -165,7 +165,7 @@ def test_only_the_value_net_learns_during_its_warmup() -> None:
 
 
 def test_updates_end_once_the_policy_is_too_far_from_that_of_the_rollout() -> None:
-    settings = {"learning_rate": 1e-2, "n_epochs": 8, "target_kl": 1e-5}
+    settings = {"learning_rate": 1e-2, "n_epochs": 8, "batch_size": 5, "target_kl": 1e-5}
     assert make_any("reinflow", **settings).learn(10)._n_updates < 16
     assert make_any("reinflow", **{**settings, "target_kl": None}).learn(10)._n_updates == 16
 

@@ -191,20 +191,24 @@ def test_a_chunk_is_one_step_of_the_length_that_it_had(chunks: list[tuple[int, b
     np.testing.assert_allclose(buffer.advantages, by_hand(decisions, ends, float(last[0])), rtol=1e-4, atol=1e-5)
 
 
-def test_batches_hold_every_decision_once_with_what_belongs_to_it() -> None:
+@pytest.mark.parametrize(("batch_size", "sizes"), [(3, [3, 3]), (4, [4, 2]), (5, [5]), (7, [6])])
+def test_batches_hold_decisions_once_with_what_belongs_to_them_and_none_is_small(
+    batch_size: int, sizes: list[int]
+) -> None:
     decided = np.zeros((10, 2), bool)
     decided[[0, 3, 6, 9], 0] = decided[[0, 5], 1] = True
     buffer = filled(np.zeros_like(decided), decided, np.zeros((10, 2), np.float32))
     numbers = np.arange(6, dtype=np.float32)
     buffer.finish(np.zeros(6, np.float32), numbers, np.zeros(2, np.float32), np.zeros(2, bool))
-    batches = list(buffer.batches(4))
-    assert [len(batch.paths) for batch in batches] == [4, 2]
+    batches = list(buffer.batches(batch_size))
+    assert [len(batch.paths) for batch in batches] == sizes
     seen = {}
     for batch in batches:
         assert isinstance(batch.observations, th.Tensor)
         assert th.equal(batch.observations[:, 0], batch.paths[:, 0, 0])
         seen |= dict(zip(batch.old_log_prob.tolist(), batch.observations[:, 0].tolist(), strict=True))
-    assert seen == dict(enumerate([0, 0, 3, 5, 6, 9]))
+    assert len(seen) == sum(sizes)
+    assert seen.items() <= dict(enumerate([0, 0, 3, 5, 6, 9])).items()
 
 
 def test_the_buffer_keeps_every_key_of_dict_observations() -> None:

@@ -80,6 +80,11 @@ def test_an_environment_may_show_everything_in_one_array(name: str) -> None:
         np.testing.assert_array_equal(*(getattr(buffer, array) for buffer in buffers))
 
 
+def test_an_environment_may_show_everything_in_one_array_on_policy() -> None:
+    models = [make_any("reinflow", wrap(two())).learn(20) for wrap in (lambda env: env, OneArray)]
+    np.testing.assert_array_equal(*(model.rollout_buffer.observations[""] for model in models))
+
+
 def test_set_env_changes_where_it_learns() -> None:
     first, second = RandomEnv(), RandomEnv()
     model = make_model(env=first).learn(15)

@@ -71,6 +71,10 @@ class FlowAlgorithm(PersistentAlgorithm):
         if isinstance(value, Real):
             setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout may end behind the total: schedules would give negative rates
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
     def _compiled(self, method: Callable[..., Any], name: str | None = None, graphs: bool = True) -> Callable[..., Any]:
         """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
         if not self.compile:

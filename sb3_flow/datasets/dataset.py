@@ -191,6 +191,8 @@ class OfflineDataset:
 
     def _observations(self, parameter: str, values: Any) -> Array:
         name = self._name(parameter)
+        if isinstance(values, Mapping):
+            raise DataError(self.source, name, "it is a dict; give one array: data with Dict observations are not read")
         array = as_array(self.source, name, values)
         array = np.ascontiguousarray(array) if array.dtype == np.uint8 else float_array(self.source, name, array)
         if array.ndim < 2 or array.size == 0:

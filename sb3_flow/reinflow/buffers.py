@@ -154,13 +154,15 @@ class PathRolloutBuffer(BaseBuffer):
         self.advantages = advantages[self.decided]
 
     def batches(self, batch_size: int) -> Iterator[Decisions]:
-        """All decisions once, in a random order.
+        """Decisions in a random order, each at most once.
 
-        :param batch_size: B; the last batch may be smaller
+        :param batch_size: B; the last batch has at least half of it. Less is left out: chunks that an episode's end cuts
+            short make a few decisions more than planned, and a step on these few would be as large as any
         """
         order = np.random.permutation(len(self))
         returns = self.returns
-        for start in range(0, len(order), batch_size):
+        batches = max(1, int(len(order) / batch_size + 0.5))
+        for start in range(0, batches * batch_size, batch_size):
             rows = order[start : start + batch_size]
             numbers = (self.to_torch(array[rows]) for array in (self.log_probs, self.advantages, returns))
             yield Decisions(*self.decisions(rows), *numbers)

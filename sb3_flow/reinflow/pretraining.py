@@ -62,6 +62,8 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         self.offline_learning_rate = offline_learning_rate
         self._dataset: Dataset | None = None
         self._n_offline = 0  # updates from data that are done
+        self._offline_from = 0  # of them, those before the cloning that is under way
+        self._offline_before = 0  # of them, those that `num_timesteps` does not count
 
     @property
     def is_offline(self) -> bool:
@@ -107,6 +109,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         # Before anything changes, for the data may be refused
         self._dataset = self._read(dataset)
         self.offline_dataset = dataset
+        self._offline_from = self._n_offline
         self.offline_steps = self._n_offline + int(steps)
         try:
             return self.learn(int(steps), **kwargs)
@@ -129,7 +132,10 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
 
         The other parameters are those of SB3's `learn`.
         """
+        self._follow_arguments()
         self._load_dataset()
+        if reset_num_timesteps:
+            self._offline_before = self._n_offline
         if self._dataset is not None and self._vec_normalize_env is not None:
             learn_statistics(self._vec_normalize_env, self._dataset.at(0))
         self._between_steps.clear()
@@ -148,6 +154,16 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         if self._last_obs is not None:
             self._call_between_steps()
         return self
+
+    def _follow_arguments(self) -> None:
+        """Let arguments act that were assigned since the model was set up, as `model.gamma = 0.95`."""
+        raise NotImplementedError
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # That of fine-tuning: cloning has a schedule of its own
+        cloned = self._n_offline - self._offline_before
+        planned = max(self.offline_steps, self._n_offline) - self._offline_before
+        super()._update_current_progress_remaining(num_timesteps - cloned, max(total_timesteps - planned, 1))
 
     def _load_dataset(self) -> None:
         """The data behind `offline_dataset`, while they are needed; a loaded model reads them when it learns."""
@@ -191,7 +207,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         """One update from data."""
         batch = self._sample_data()
         line = self.actor.sample_line(len(batch.actions))
-        done = self._n_offline / self.offline_steps
+        done = (self._n_offline - self._offline_from) / (self.offline_steps - self._offline_from)
         share = LAST_LEARNING_RATE + (1 - LAST_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
         update_learning_rate(self.actor.optimizer, share * self.offline_learning_rate)
         self.actor.set_training_mode(True)

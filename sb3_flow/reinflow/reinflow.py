@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,7 +68,7 @@ class ReinFlow(PretrainedAlgorithm):
     :param critic_warmup: rollouts at the start from which the value net alone learns
     :param noise_hold: share of training after which the upper bound of the noise begins to fall
     :param noise_decay: share of the way from the lower to the upper bound at which it ends; 1 for a constant bound
-    :param offline_dataset: data to clone: a path, a string such as "robomimic:lift-mh-low_dim-v0", a dict of arrays, or
+    :param offline_dataset: data to clone: a path, a string such as "robomimic:lift/mh", a dict of arrays, or
         a dataset, see `sb3_flow.datasets.load_dataset`
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_batch_size: chunks per update from data
@@ -189,11 +190,22 @@ class ReinFlow(PretrainedAlgorithm):
         self._check_arguments()
         self.policy_kwargs = {**self.policy_kwargs, "horizon_length": self.horizon_length}
         self._setup_lr_schedule()
-        self.vf_schedule, self.clip_schedule = as_schedule(self.vf_learning_rate), as_schedule(self.clip_range)
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)  # type: ignore[assignment]
         self.actor, self.critic = self.policy.actor, self.policy.critic
+        self._follow_arguments()
+        self._guard, self._statistics, self._recorded = Guard(self.device), Statistics(self.policy), {}
+        self.actor.action_fn = self._compiled(self.actor.action)
+        self._path_fn = self._compiled(self._path)
+        self._policy_loss_fn = self._compiled_loss(self._policy_loss)
+        self._value_loss_fn = self._compiled_loss(self._value_loss)
+        self._set_up_cloning()
+
+    def _follow_arguments(self) -> None:
+        self._check_arguments()
+        self._setup_lr_schedule()
+        self.vf_schedule, self.clip_schedule = as_schedule(self.vf_learning_rate), as_schedule(self.clip_range)
         self.rollout_buffer = PathRolloutBuffer(
             self.n_steps,
             self.observation_space,
@@ -204,12 +216,6 @@ class ReinFlow(PretrainedAlgorithm):
             self.n_envs,
             (self.policy.flow_steps + 1, self.policy.chunk_dim),
         )
-        self._guard, self._statistics, self._recorded = Guard(self.device), Statistics(self.policy), {}
-        self.actor.action_fn = self._compiled(self.actor.action)
-        self._path_fn = self._compiled(self._path)
-        self._policy_loss_fn = self._compiled_loss(self._policy_loss)
-        self._value_loss_fn = self._compiled_loss(self._value_loss)
-        self._set_up_cloning()
 
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: PathRolloutBuffer, n_rollout_steps: int
@@ -221,6 +227,7 @@ class ReinFlow(PretrainedAlgorithm):
             return False
         self.policy.set_training_mode(False)
         low, high = self.policy.noise_std_range
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)  # SB3's is of the run before
         done = 1 - self._current_progress_remaining
         self.actor.bound_noise(highest_std(low, high, done, self.noise_hold, self.noise_decay))
         rollout_buffer.reset()
@@ -243,6 +250,8 @@ class ReinFlow(PretrainedAlgorithm):
         chunks = np.zeros((n_envs, h, *self.policy.action_space.shape), np.float32)
         paths = np.zeros((n_envs, *rollout_buffer.path_shape), np.float32)
         for _ in range(n_rollout_steps):
+            # An environment may write its next observation into this array, and it is not stored yet
+            self._last_obs = deepcopy(self._last_obs)
             assert self._last_obs is not None
             starts = np.asarray(self._last_episode_starts, np.bool_)
             decided = starts | (executed == h)

@@ -31,15 +31,16 @@ def save_statistics(model: Any, folder: str | PathLike[str]) -> None:
         write_pickle(Path(folder) / VECNORMALIZE, normalize)
 
 
-def surviving(callbacks: Sequence[BaseCallback], save_replay_buffer: bool) -> list[BaseCallback]:
-    """The zoo's callbacks, with those that save replaced by ours.
+def surviving(callbacks: Sequence[BaseCallback], save_path: str, save_replay_buffer: bool) -> list[BaseCallback]:
+    """The zoo's callbacks, with those that save replaced by ours; the user's are left as they are.
 
     :param callbacks: of ExperimentManager
+    :param save_path: the run's folder, into which the zoo's own saves
     :param save_replay_buffer: whether `--save-replay-buffer` was given
     """
     ours: list[BaseCallback] = []
     for callback in callbacks:
-        if type(callback) is SB3CheckpointCallback:
+        if type(callback) is SB3CheckpointCallback and callback.save_path == save_path:
             callback = CheckpointCallback(
                 callback.save_freq,
                 callback.save_path,

@@ -90,10 +90,10 @@ class FlowExperimentManager(ExperimentManager):
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
         hyperparams = ExperimentManager._preprocess_schedules(hyperparams)
-        rate = hyperparams.get("qf_learning_rate")
-        if isinstance(rate, str) and rate.startswith("lin_"):  # the zoo knows arguments of its own algorithms
-            rate = ExperimentManager._preprocess_schedules({"learning_rate": rate})["learning_rate"]
-            hyperparams["qf_learning_rate"] = rate
+        for name in ("qf_learning_rate", "vf_learning_rate"):  # the zoo knows arguments of its own algorithms
+            rate = hyperparams.get(name)
+            if isinstance(rate, str) and rate.startswith("lin_"):
+                hyperparams[name] = ExperimentManager._preprocess_schedules({"learning_rate": rate})["learning_rate"]
         return hyperparams
 
     def _preprocess_action_noise(
@@ -105,7 +105,7 @@ class FlowExperimentManager(ExperimentManager):
 
     def create_callbacks(self) -> None:
         super().create_callbacks()  # type: ignore[no-untyped-call]
-        self.callbacks[:] = surviving(self.callbacks, self.save_replay_buffer)
+        self.callbacks[:] = surviving(self.callbacks, self.save_path, self.save_replay_buffer)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         """Go on from a checkpoint of `--save-freq`, if that is what `-i` names; else as the zoo does.
