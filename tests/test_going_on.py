@@ -9,15 +9,27 @@ import numpy as np
 import pytest
 from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_model, make_variant, observations, taking
+from helpers import (
+    EVERY_KIND,
+    VARIANTS,
+    RandomEnv,
+    differences,
+    make_any,
+    make_model,
+    make_variant,
+    observations,
+    random_state_kept,
+    snapshot,
+)
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow import SACFlow
+from sb3_flow.common.checkpoints import CheckpointCallback, checkpoints
 
 SINGLE = [name for name, variant in VARIANTS.items() if "horizon_length" not in variant.kwargs]
 KINDS: list[dict[str, Any]] = [{}, {"n_steps": 3}, {"horizon_length": 3}]
@@ -264,68 +276,40 @@ def test_a_vec_normalize_that_knows_nothing_is_warned_of_when_a_model_goes_on(tm
         loaded.learn(5, reset_num_timesteps=False)
 
 
-# --- Arguments that are assigned ---
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_the_checkpoint_of_the_step_at_which_a_callback_stops_is_saved(name: str, tmp_path: Path) -> None:
+    def stop(local: Any, _: Any) -> bool:
+        return local["self"].num_timesteps < 20
+
+    model = make_any(name).learn(40, callback=[CheckpointCallback(20, str(tmp_path)), ConvertCallback(stop)])
+    assert model.num_timesteps == 20
+    (checkpoint,) = checkpoints(tmp_path)
+    resumed = type(model).resume(checkpoint.model, RandomEnv())
+    assert differences(snapshot(model), snapshot(resumed)) == []
+    assert resumed.learn(10, reset_num_timesteps=False).num_timesteps == 30
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_a_learning_rate_that_is_assigned_acts(name: str) -> None:
-    model = make_variant(name).learn(12)
-    model.learning_rate = 0.125
-    model.learn(1, reset_num_timesteps=False)
-    model.train(1, 8)
-    assert model.actor.optimizer.param_groups[0]["lr"] == 0.125
-    model.lr_schedule = lambda _: 0.25  # as users of SB3 do
-    model.learn(1, reset_num_timesteps=False)
-    assert model.actor.optimizer.param_groups[0]["lr"] == 0.25
+def test_a_model_goes_on_without_its_data_as_often_as_it_is_told(tmp_path: Path) -> None:
+    data = {"offline_dataset": regular_arrays(trajectories([20, 30])), "offline_steps": 10, "start_training": 5}
+    make_model(**data).learn(20).save(tmp_path / "model")
+    model = SACFlow.load(tmp_path / "model", env=RandomEnv())
+    with pytest.warns(UserWarning, match="without the offline data"):
+        model.learn(10, reset_num_timesteps=False)
+    model.learn(10, reset_num_timesteps=False)
+    assert model.num_timesteps == 40
 
 
-@pytest.mark.parametrize("name", [name for name in taking("bc_coef", ONE_OF_EACH) if name != "qc"])
-def test_a_weight_of_the_data_that_is_assigned_acts(name: str) -> None:
-    model = make_variant(name).learn(12)
-    model.bc_coef = (2.0, 0.5)
-    model.learn(1, reset_num_timesteps=False)
-    assert model._bc_coef_now() == 0.5
+@pytest.mark.parametrize("critic", ["xqc", "flashsac", "target"])
+def test_evaluation_mode_between_two_learns_changes_nothing(critic: str) -> None:
+    models = [make_model(critic=critic).learn(15) for _ in range(2)]
+    models[1].policy.eval()
+    with random_state_kept():
+        models[0].train(5, 8)
+    models[1].train(5, 8)
+    assert differences(*(snapshot(model) for model in models)) == []
 
 
-@pytest.mark.parametrize("name", taking("ent_coef", ONE_OF_EACH))
-def test_alpha_and_the_critics_learning_rate_that_are_assigned_act(name: str) -> None:
-    model: Any = make_variant(name).learn(12)
-    learned = model.temperature.value.clone()
-    model.ent_coef, model.qf_learning_rate = "auto_0.7", 0.125
-    model.learn(1, reset_num_timesteps=False)
-    assert abs(model.temperature.value - learned) < 0.1  # goes on
-    assert model.critic.optimizer.param_groups[0]["lr"] == 0.125
-    model.ent_coef = 0.7
-    model.learn(1, reset_num_timesteps=False)
-    assert model.temperature.value == np.float32(0.7)
-    model.ent_coef = "auto_0.5"
-    model.learn(1, reset_num_timesteps=False)
-    assert model.log_ent_coef is not None
-
-
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_a_train_freq_that_is_assigned_acts(name: str) -> None:
-    model = make_variant(name)
-    model.train_freq = 4
-    model.learn(28)
-    assert model._n_updates == 5
-
-
-@pytest.mark.parametrize(("argument", "value"), [("learning_rate", "1e-3"), ("batch_size", "8"), ("gamma", 2)])
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_what_is_assigned_is_checked(name: str, argument: str, value: Any) -> None:
-    model = make_variant(name).learn(12)
-    setattr(model, argument, value)
-    with pytest.raises(ValueError, match=argument):
-        model.learn(1, reset_num_timesteps=False)
-
-
-def test_data_that_are_assigned_are_learned_from() -> None:
-    def data(steps: int) -> Any:
-        return regular_arrays(trajectories([steps]))
-
-    model = make_variant("fql", offline_dataset=data(20)).learn_offline(2)
-    model.offline_dataset = data(30)
-    model.learn_offline(2)
-    assert model._dataset is not None
-    assert len(model._dataset.at(0)) == 30
+def test_random_steps_that_updates_from_data_stand_for_are_not_pointed_out(recwarn: pytest.WarningsRecorder) -> None:
+    model = make_model(offline_dataset=regular_arrays(trajectories([20, 30])), learning_starts=40)
+    model.learn_offline(50).learn(30)
+    assert not [warning for warning in recwarn if "random" in str(warning.message)]

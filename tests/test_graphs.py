@@ -230,3 +230,20 @@ def test_only_what_skips_bad_steps_by_itself_is_recorded(
     mode: Any, device: str, optimizer: th.optim.Optimizer, is_recorded: bool
 ) -> None:
     assert isinstance(maybe_recorded(print, optimizer, mode, th.device(device)), Recorded) == is_recorded
+
+
+def test_an_argument_that_is_assigned_acts_in_recorded_updates_too(request: pytest.FixtureRequest) -> None:
+    def learnt() -> Any:
+        exact = 2.0**-10  # without a rest in float32, which it is in a graph
+        sac_flow = {"policy_delay": 1, "qf_learning_rate": exact}
+        data = {**DATA, "offline_steps": 20}
+        model: Any = make_variant("flow_t", **data, learning_rate=exact, sac_flow=sac_flow)
+        model.learn(10)
+        model.matching_target = "raw"
+        return model.learn(10, reset_num_timesteps=False)
+
+    plain = learnt()
+    graphs = request.getfixturevalue("recorded")
+    recorded = learnt()
+    assert any(graph._recordings for graph in graphs)
+    assert not differences(snapshot(plain), snapshot(recorded))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CRITICS, GUESTS, POLICIES, RandomEnv, make_model, make_variant
+from helpers import CRITICS, GUESTS, LEARNING_STARTS, POLICIES, RandomEnv, make_model, make_variant
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -197,3 +197,12 @@ def test_success_is_logged(tmp_path: Path) -> None:
 
     rows = learned_rows(tmp_path, 20, 1, env=Winner())
     assert [float(row["rollout/success_rate"]) for row in rows] == [1, 1]
+
+
+def test_what_is_logged_stands_for_a_float_before_it_is_written() -> None:
+    model = make_model().learn(LEARNING_STARTS + 2, log_interval=10**9)
+    value: Any = model.logger.name_to_value["train/critic_loss"]
+    number = float(value)
+    assert not np.isnan(value)
+    assert (round(value, 2), int(value), value**2) == (round(number, 2), int(number), number**2)
+    assert np.mean([value, value]) == number

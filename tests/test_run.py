@@ -396,3 +396,15 @@ def test_progress_bar_shows_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     make_model().learn(20, progress_bar=True)
     captured = capsys.readouterr()
     assert "20/20" in captured.out + captured.err
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_frozen_actor_stays_while_the_critics_learn(name: str) -> None:
+    model = make_variant(name, sac_flow={"policy_delay": 1})
+    model.actor.requires_grad_(False)
+    before = [[parameter.clone() for parameter in net.parameters()] for net in (model.actor, model.critic)]
+    model.learn(LEARNING_STARTS + 5)
+    now = [list(net.parameters()) for net in (model.actor, model.critic)]
+    actor, critic = (all(map(th.equal, old, new)) for old, new in zip(before, now, strict=True))
+    assert actor
+    assert not critic

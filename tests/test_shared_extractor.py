@@ -54,9 +54,10 @@ def encoder_of(model: OffPolicyFlowAlgorithm) -> Encoder:
     return encoder
 
 
+@pytest.mark.parametrize("amp", [None, "bf16"])
 @pytest.mark.parametrize(("name", "critic"), MODELS)
-def test_the_extractor_is_trained_by_the_critics_alone(name: str, critic: str | None) -> None:
-    model = sharing(name, critic).learn(LEARNING_STARTS + 2)
+def test_the_extractor_is_trained_by_the_critics_alone(name: str, critic: str | None, amp: str | None) -> None:
+    model = sharing(name, critic, amp=amp).learn(LEARNING_STARTS + 2)
     encoder = encoder_of(model)
     shared = {id(parameter) for parameter in encoder.parameters()}
     for part, net in model._nets.items():

@@ -18,7 +18,7 @@ from sb3_flow.common.checks import check_spaces, require, require_choice
 from sb3_flow.common.compile import Compiled, CompileMode
 from sb3_flow.common.graphs import maybe_recorded
 from sb3_flow.common.guard import Guard, Statistics
-from sb3_flow.common.hints import check_known
+from sb3_flow.common.hints import check_known, parameters_of
 from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.common.updates import Figures, L, Measured, Stepped, compute_gradient
@@ -35,6 +35,7 @@ class FlowAlgorithm(PersistentAlgorithm):
     _statistics: Statistics  # of all nets: a target critic that normalises by the batch has some, too
     _n_updates: int
     _recorded: dict[tuple[Callable[..., Any], Optimizer], Callable[..., Any]]  # steps, by loss and what makes them
+    _recorded_with: dict[str, Any] | None = None  # arguments of the algorithm
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_known(cls, kwargs)
@@ -117,6 +118,14 @@ class FlowAlgorithm(PersistentAlgorithm):
         log.add(figures.logged, figures.means)
         return result  # type: ignore[no-any-return]
 
+    def _forget_stale_graphs(self) -> None:
+        """Record steps anew if an argument was assigned: a loss may read it, and a graph keeps what was read."""
+        arguments = {name: self.__dict__.get(name) for name in parameters_of(type(self))}
+        plain = {name: value for name, value in arguments.items() if isinstance(value, (int, float, str, tuple))}
+        if plain != self._recorded_with:
+            self._recorded.clear()
+        self._recorded_with = plain
+
     def _step_on_device(
         self, net: BaseModel, loss_fn: Callable[..., tuple[L, Figures]], max_gradient: float, *args: Any
     ) -> Stepped[L]:
@@ -150,7 +159,8 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        return [*super()._excluded_save_params(), "actor", "critic", "_guard", "_statistics", "_recorded", *methods]
+        steps = ["_guard", "_statistics", "_recorded", "_recorded_with"]
+        return [*super()._excluded_save_params(), "actor", "critic", *steps, *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{name}.optimizer" for name in self._nets)], []

@@ -51,6 +51,9 @@ class Encoded:
         if self._features is None:
             with th.set_grad_enabled(self._gradient):
                 self._features = self._extract()
+            if not self._gradient and not th.compiler.is_compiling():
+                # Up to PyTorch 2.9 at least the weights that autocast keeps would have no gradient for s either
+                th.clear_autocast_cache()
         return self._features
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch as th
+from numpy.typing import NDArray
 from stable_baselines3.common.logger import KVWriter, Logger
 
 
@@ -49,6 +51,7 @@ class OnDevice:
     )
     __lt__, __le__, __gt__, __ge__ = map(_of_float, ("__lt__", "__le__", "__gt__", "__ge__"))
     __neg__, __abs__, __bool__ = map(_of_float, ("__neg__", "__abs__", "__bool__"))
+    __pow__, __rpow__, __int__ = map(_of_float, ("__pow__", "__rpow__", "__int__"))
 
     def __init__(self, of: Sum, index: int):
         self.of = of
@@ -56,6 +59,12 @@ class OnDevice:
 
     def __float__(self) -> float:
         return self.of.means()[self.index]
+
+    def __round__(self, ndigits: int | None = None) -> float:
+        return round(float(self), ndigits)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(float(self), dtype)
 
     def __eq__(self, other: object) -> bool:
         return float(self) == other

@@ -50,6 +50,7 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
         self.target_entropy = target_entropy
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
+        self._temperature_of: str | float | None = None  # the `ent_coef` that the temperature was made of
         super().__init__(*args, **kwargs)
 
     def _check_arguments(self) -> None:
@@ -67,21 +68,35 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
             require_number("target_entropy", self.target_entropy, -math.inf, math.inf, "'auto' or a finite number")
 
     @abstractmethod
+    def _make_temperature(self, ent_coef: str | float) -> Temperature:
+        """The temperature that an `ent_coef` asks for."""
+
+    @abstractmethod
+    def _complete_defaults(self) -> None:
+        """Put numbers in place of None and "auto"."""
+
     def _setup_temperature(self) -> None:
-        """Set `temperature` as `ent_coef` says."""
+        assert self.ent_coef is not None
+        # A file has the state of the temperature that there was, whatever was assigned since
+        if self._temperature_of is None:
+            self._temperature_of = self.ent_coef
+        self.temperature = self._make_temperature(self._temperature_of)
 
     def _setup_qf_lr_schedule(self) -> None:
         assert self.qf_learning_rate is not None
-        self.qf_lr_schedule = FloatSchedule(self.qf_learning_rate)
+        self.qf_lr_schedule, self._qf_scheduled = FloatSchedule(self.qf_learning_rate), self.qf_learning_rate
 
     def _follow_arguments(self) -> None:
         super()._follow_arguments()
-        self._setup_qf_lr_schedule()
+        self._complete_defaults()
+        if self.qf_learning_rate != self._qf_scheduled:  # as `lr_schedule`, it may be assigned itself
+            self._setup_qf_lr_schedule()
         self._follow_ent_coef()
 
     def _follow_ent_coef(self) -> None:
         """Set the temperature anew, unless it is learned before and after."""
         if not (isinstance(self.ent_coef, str) and self.temperature.log_ent_coef is not None):
+            self._temperature_of = None
             self._setup_temperature()
 
     @property
@@ -141,7 +156,7 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "temperature"]
+        return [*super()._excluded_save_params(), "temperature", "_qf_scheduled"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

@@ -99,6 +99,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
 
     def _follow_arguments(self) -> None:
         super()._follow_arguments()
+        self._forget_stale_graphs()
         self.bc_schedules = self._phase_schedules()
         if self.learning_rate != self._scheduled:  # users of SB3 assign lr_schedule, too
             self._setup_lr_schedule()
@@ -142,6 +143,8 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         if self._only_stores or self.experience.is_empty:
             return
         self._update_learning_rates()
+        if self.critic_target is not None:  # `policy.eval()` is the user's
+            self.critic_target.set_training_mode(self.critic.kind.joint)
         self._guard.begin()
         log = Log()
         start = time.perf_counter()

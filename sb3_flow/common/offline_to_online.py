@@ -126,7 +126,8 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             advice = "it is the share of offline data, and there is no offline_dataset"
             require(self.offline_ratio is None or self._dataset_name != "", "offline_ratio", self.offline_ratio, advice)
             advice = "it follows an offline phase, and there is no offline_dataset; from scratch use learning_starts"
-            require(self.start_training == 0 or self._dataset_name != "", "start_training", self.start_training, advice)
+            followed = self._dataset_name != "" or self._n_offline + self.num_timesteps > 0
+            require(self.start_training == 0 or followed, "start_training", self.start_training, advice)
             if self._dataset_name:
                 warnings.warn(
                     f"Learning goes on without the offline data that this model had ({self._dataset_name}). To keep "
@@ -260,11 +261,11 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         """
         self._follow_arguments()
         self._load_dataset()
+        if reset_num_timesteps:
+            self._offline_before = self._n_offline
         self._give_hints(int(total_timesteps), reset_num_timesteps)
         if self._dataset is not None and self._vec_normalize_env is not None:
             learn_statistics(self._vec_normalize_env, self._dataset.at(0))
-        if reset_num_timesteps:
-            self._offline_before = self._n_offline
         if self._dataset is not None and self.reward_scale is not None and not self._scale_knows_data:
             self.reward_scale.see(running_returns(self._dataset.at(0), self.gamma))
             self._scale_knows_data = True
@@ -285,8 +286,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         except BaseException:
             self._last_obs = None  # a step may have been made that was not stored, see `collect_rollouts`
             raise
-        if self._last_obs is not None:
-            self._call_between_steps()
+        self._call_between_steps()
         return self
 
     def _give_hints(self, total_timesteps: int, reset_num_timesteps: bool) -> None:

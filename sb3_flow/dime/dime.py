@@ -159,17 +159,19 @@ class DIME(MaxEntropyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._complete_defaults()
         self._setup_qf_lr_schedule()
-        if self.target_entropy == "auto":
-            self.target_entropy = -TARGET_COST * self.policy.chunk_dim
-        self.target_entropy = float(self.target_entropy)
         self._setup_temperature()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
         self._actor_loss_fn = self._compiled_loss(self._actor_loss)
 
-    def _setup_temperature(self) -> None:
-        assert self.ent_coef is not None
-        self.temperature = Temperature(self.ent_coef, ENT_COEF_LEARNING_RATE, 0.9, self.device)
+    def _complete_defaults(self) -> None:
+        if self.target_entropy == "auto":
+            self.target_entropy = -TARGET_COST * self.policy.chunk_dim
+        self.target_entropy = float(self.target_entropy)
+
+    def _make_temperature(self, ent_coef: str | float) -> Temperature:
+        return Temperature(ent_coef, ENT_COEF_LEARNING_RATE, 0.9, self.device)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         for batch, log in self._batches(gradient_steps, batch_size):

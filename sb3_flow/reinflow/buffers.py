@@ -156,8 +156,8 @@ class PathRolloutBuffer(BaseBuffer):
     def batches(self, batch_size: int) -> Iterator[Decisions]:
         """Decisions in a random order, each at most once.
 
-        :param batch_size: B; the last batch has at least half of it. Less is left out: chunks that an episode's end cuts
-            short make a few decisions more than planned, and a step on these few would be as large as any
+        :param batch_size: B; the last batch has at least half of it. Less is left out: chunks that an episode's end
+            cuts short make a few decisions more than planned, and a step on these few would be as large as any
         """
         order = np.random.permutation(len(self))
         returns = self.returns

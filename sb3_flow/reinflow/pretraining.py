@@ -133,6 +133,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._follow_arguments()
+        self._forget_stale_graphs()
         self._load_dataset()
         if reset_num_timesteps:
             self._offline_before = self._n_offline
@@ -151,8 +152,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         except BaseException:
             self._last_obs = None  # a later `learn` begins new episodes: a rollout was lost on the way
             raise
-        if self._last_obs is not None:
-            self._call_between_steps()
+        self._call_between_steps()
         return self
 
     def _follow_arguments(self) -> None:

@@ -227,6 +227,15 @@ class SACFlow(MaxEntropyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._has_behavior = self.policy.has_behavior
+        self._complete_defaults()
+        self._warn_of_target_entropy()
+        self._setup_qf_lr_schedule()
+        self._setup_temperature()
+        self._critic_loss_fn = self._compiled_loss(self._critic_loss)
+        self._actor_loss_fn = self._compiled_loss(self._actor_loss)
+        self._behavior_loss_fn = self._compiled_loss(self._behavior_loss)
+
+    def _complete_defaults(self) -> None:
         defaults = DEFAULTS[self.policy.critic_name]
         if self.policy_delay is None:
             self.policy_delay = defaults.policy_delay
@@ -234,22 +243,22 @@ class SACFlow(MaxEntropyAlgorithm):
             self.ent_coef = defaults.ent_coef
         if self.qf_learning_rate is None:
             self.qf_learning_rate = defaults.qf_learning_rate
-        self._setup_qf_lr_schedule()
-        self._setup_target_entropy()
-        self._setup_temperature()
-        self._critic_loss_fn = self._compiled_loss(self._critic_loss)
-        self._actor_loss_fn = self._compiled_loss(self._actor_loss)
-        self._behavior_loss_fn = self._compiled_loss(self._behavior_loss)
-
-    def _setup_target_entropy(self) -> None:
         net = self.policy
-        highest = net.log_std_range[1] if net.noise_std is None else math.log(net.noise_std)
         if self.target_entropy == "auto":
             self.target_entropy = auto_target_entropy(
-                net.chunk_dim, net.flow_steps, net.rollout, net.noise_std, net.likelihood, highest
+                net.chunk_dim, net.flow_steps, net.rollout, net.noise_std, net.likelihood, self._highest_log_std
             )
         self.target_entropy = float(self.target_entropy)
-        reach = constant_entropy(net.chunk_dim, net.flow_steps, highest, net.rollout, net.likelihood)
+
+    @property
+    def _highest_log_std(self) -> float:
+        net = self.policy
+        return net.log_std_range[1] if net.noise_std is None else math.log(net.noise_std)
+
+    def _warn_of_target_entropy(self) -> None:
+        net = self.policy
+        reach = constant_entropy(net.chunk_dim, net.flow_steps, self._highest_log_std, net.rollout, net.likelihood)
+        assert isinstance(self.target_entropy, float)
         if isinstance(self.ent_coef, str) and self.target_entropy > reach:
             warnings.warn(
                 f"target_entropy={self.target_entropy:g} is out of reach: the highest sigma allows {reach:.3g} nats, "
@@ -257,10 +266,9 @@ class SACFlow(MaxEntropyAlgorithm):
                 stacklevel=2,
             )
 
-    def _setup_temperature(self) -> None:
+    def _make_temperature(self, ent_coef: str | float) -> Temperature:
         beta1 = DEFAULTS[self.policy.critic_name].adam_beta1
-        assert self.ent_coef is not None
-        self.temperature = Temperature(self.ent_coef, self.qf_lr_schedule(1), beta1, self.device)
+        return Temperature(ent_coef, self.qf_lr_schedule(1), beta1, self.device)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

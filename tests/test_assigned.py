@@ -1,0 +1,105 @@
+"""Arguments that are assigned to a model, as `model.learning_rate = 1e-4`, act from the next `learn` on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_files import regular_arrays, trajectories
+from helpers import ONE_OF_EACH, RandomEnv, make_variant, taking
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_learning_rate_that_is_assigned_acts(name: str) -> None:
+    model = make_variant(name).learn(12)
+    model.learning_rate = 0.125
+    model.learn(1, reset_num_timesteps=False)
+    model.train(1, 8)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.125
+    model.lr_schedule = lambda _: 0.25  # as users of SB3 do
+    model.learn(1, reset_num_timesteps=False)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("name", [name for name in taking("bc_coef", ONE_OF_EACH) if name != "qc"])
+def test_a_weight_of_the_data_that_is_assigned_acts(name: str) -> None:
+    model = make_variant(name).learn(12)
+    model.bc_coef = (2.0, 0.5)
+    model.learn(1, reset_num_timesteps=False)
+    assert model._bc_coef_now() == 0.5
+
+
+@pytest.mark.parametrize("name", taking("ent_coef", ONE_OF_EACH))
+def test_alpha_and_the_critics_learning_rate_that_are_assigned_act(name: str) -> None:
+    model: Any = make_variant(name).learn(12)
+    learned = model.temperature.value.clone()
+    model.ent_coef, model.qf_learning_rate = "auto_0.7", 0.125
+    model.learn(1, reset_num_timesteps=False)
+    assert abs(model.temperature.value - learned) < 0.1  # goes on
+    assert model.critic.optimizer.param_groups[0]["lr"] == 0.125
+    model.ent_coef = 0.7
+    model.learn(1, reset_num_timesteps=False)
+    assert model.temperature.value == np.float32(0.7)
+    model.ent_coef = "auto_0.5"
+    model.learn(1, reset_num_timesteps=False)
+    assert model.log_ent_coef is not None
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_train_freq_that_is_assigned_acts(name: str) -> None:
+    model = make_variant(name)
+    model.train_freq = 4
+    model.learn(28)
+    assert model._n_updates == 5
+
+
+@pytest.mark.parametrize(("argument", "value"), [("learning_rate", "1e-3"), ("batch_size", "8"), ("gamma", 2)])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_what_is_assigned_is_checked(name: str, argument: str, value: Any) -> None:
+    model = make_variant(name).learn(12)
+    setattr(model, argument, value)
+    with pytest.raises(ValueError, match=argument):
+        model.learn(1, reset_num_timesteps=False)
+
+
+def test_data_that_are_assigned_are_learned_from() -> None:
+    def data(steps: int) -> Any:
+        return regular_arrays(trajectories([steps]))
+
+    model = make_variant("fql", offline_dataset=data(20)).learn_offline(2)
+    model.offline_dataset = data(30)
+    model.learn_offline(2)
+    assert model._dataset is not None
+    assert len(model._dataset.at(0)) == 30
+
+
+@pytest.mark.parametrize(("built", "assigned"), [("auto", 0.05), (0.1, "auto_0.2")])
+@pytest.mark.parametrize("name", taking("ent_coef", ONE_OF_EACH))
+def test_a_model_is_saved_between_an_assigned_alpha_and_the_next_learn(
+    name: str, built: Any, assigned: Any, tmp_path: Path
+) -> None:
+    model: Any = make_variant(name, ent_coef=built).learn(12)
+    model.ent_coef = assigned
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=RandomEnv())
+    assert loaded.temperature.value == model.temperature.value
+    loaded.learn(1, reset_num_timesteps=False)
+    assert float(loaded.temperature.value) == pytest.approx(0.2 if assigned == "auto_0.2" else 0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", taking("qf_learning_rate", ONE_OF_EACH))
+def test_a_schedule_that_is_assigned_acts(name: str) -> None:
+    model: Any = make_variant(name).learn(12)
+    model.qf_lr_schedule = lambda _: 0.25
+    model.learn(1, reset_num_timesteps=False)
+    assert model.critic.optimizer.param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("name", taking("target_entropy", ONE_OF_EACH))
+def test_a_target_entropy_that_is_assigned_acts(name: str) -> None:
+    model: Any = make_variant(name)
+    default = model.target_entropy
+    for value, acts in ((-3, -3.0), ("auto", default)):
+        model.target_entropy = value
+        model.learn(12)
+        assert model.target_entropy == acts
