@@ -31,6 +31,13 @@ def test_what_is_assigned_is_checked(argument: str, value: Any) -> None:
         model.learn(20)
 
 
+def test_a_schedule_that_is_assigned_acts() -> None:
+    model = make_any("reinflow")
+    model.lr_schedule = lambda _: 0.25  # as users of SB3 do
+    model.learn(10)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.25
+
+
 def bounds(model: ReinFlow, *learn: Any) -> list[float]:
     """The upper bound of the noise in each step that is made in the environment."""
     seen = []

@@ -13,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from helpers import (
     CRITICS,
+    EVERY_KIND,
     EVERY_MODEL,
     GUESTS,
     ONE_OF_EACH,
@@ -20,6 +21,7 @@ from helpers import (
     VARIANTS,
     RandomEnv,
     differences,
+    make_any,
     make_model,
     make_variant,
     observations,
@@ -533,3 +535,12 @@ def test_the_replay_buffer_is_saved(name: str, tmp_path: Path) -> None:
     other.load_replay_buffer(tmp_path / "buffer")
     assert other.replay_buffer.size() == 20
     np.testing.assert_array_equal(model.replay_buffer.observations, other.replay_buffer.observations)
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_model_that_got_anothers_parameters_trains_apart_from_it(name: str) -> None:
+    source, model = make_any(name).learn(20), make_any(name)
+    model.set_parameters(source.get_parameters())
+    before = snapshot(source)
+    model.learn(20)
+    assert differences(before, snapshot(source)) == []

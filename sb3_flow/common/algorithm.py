@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from numbers import Real
 from types import MethodType
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
@@ -75,6 +77,21 @@ class FlowAlgorithm(PersistentAlgorithm):
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout may end behind the total: schedules would give negative rates
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self._scheduled = self.learning_rate
+
+    def _follow_learning_rate(self) -> None:
+        if self.learning_rate != self._scheduled:  # users of SB3 assign lr_schedule, too
+            self._setup_lr_schedule()
+
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        # Of another model's dict PyTorch's optimizers would take the moments themselves, and both would move them
+        own = deepcopy(load_path_or_dict) if isinstance(load_path_or_dict, dict) else load_path_or_dict
+        super().set_parameters(own, exact_match, device)
 
     def _compiled(self, method: Callable[..., Any], name: str | None = None, graphs: bool = True) -> Callable[..., Any]:
         """A method of the model, compiled if the user wants it; an attribute that holds it is not saved."""
@@ -159,7 +176,7 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        steps = ["_guard", "_statistics", "_recorded", "_recorded_with"]
+        steps = ["_guard", "_statistics", "_recorded", "_recorded_with", "_scheduled"]
         return [*super()._excluded_save_params(), "actor", "critic", *steps, *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

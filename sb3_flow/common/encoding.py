@@ -52,7 +52,7 @@ class Encoded:
             with th.set_grad_enabled(self._gradient):
                 self._features = self._extract()
             if not self._gradient and not th.compiler.is_compiling():
-                # Up to PyTorch 2.9 at least the weights that autocast keeps would have no gradient for s either
+                # In PyTorch 2.8 autocast keeps these weights without their gradient, and s would have none either
                 th.clear_autocast_cache()
         return self._features
 

@@ -93,16 +93,11 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         ]
         self.actor.action_fn = self._compiled(self.actor.action)
 
-    def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
-        self._scheduled = self.learning_rate
-
     def _follow_arguments(self) -> None:
         super()._follow_arguments()
         self._forget_stale_graphs()
         self.bc_schedules = self._phase_schedules()
-        if self.learning_rate != self._scheduled:  # users of SB3 assign lr_schedule, too
-            self._setup_lr_schedule()
+        self._follow_learning_rate()
 
     @property
     def _schedules(self) -> dict[str, Schedule]:
@@ -218,4 +213,4 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "critic_target", "_followers", "_scheduled"]
+        return [*super()._excluded_save_params(), "critic_target", "_followers"]

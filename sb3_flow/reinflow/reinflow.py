@@ -204,7 +204,7 @@ class ReinFlow(PretrainedAlgorithm):
 
     def _follow_arguments(self) -> None:
         self._check_arguments()
-        self._setup_lr_schedule()
+        self._follow_learning_rate()
         self.vf_schedule, self.clip_schedule = as_schedule(self.vf_learning_rate), as_schedule(self.clip_range)
         self.rollout_buffer = PathRolloutBuffer(
             self.n_steps,
