@@ -9,10 +9,8 @@ from pathlib import Path
 # Nothing of rl_zoo3 or sb3_flow: what a command does when it imports them is tested
 LARGE = (
     "torch.utils.tensorboard",
-    "torch.optim.lr_scheduler",
     "sb3_contrib",
     "optuna.visualization.matplotlib",
-    "optuna.storages",
     "sqlalchemy",
     "matplotlib.pyplot",
     "seaborn",

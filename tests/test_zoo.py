@@ -28,14 +28,17 @@ for_every_algorithm = pytest.mark.parametrize("algo", list(ALGORITHMS))
 for_two_algorithms = pytest.mark.parametrize("algo", ["sac_flow", "fql"])
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
 def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | ONE_THREAD
     return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @functools.cache
 def commands() -> Commands:
-    return Commands({"OMP_NUM_THREADS": "1"})
+    return Commands(ONE_THREAD)
 
 
 def zoo(folder: Path, script: str, *args: str, algo: str = "sac_flow", env: str = ENV) -> str:

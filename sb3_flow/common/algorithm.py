@@ -20,7 +20,7 @@ from sb3_flow.common.checks import check_spaces, require, require_choice
 from sb3_flow.common.compile import Compiled, CompileMode
 from sb3_flow.common.graphs import maybe_recorded
 from sb3_flow.common.guard import Guard, Statistics
-from sb3_flow.common.hints import check_known, parameters_of
+from sb3_flow.common.hints import arguments_of, check_known
 from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.common.updates import Figures, L, Measured, Stepped, compute_gradient
@@ -137,7 +137,7 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _forget_stale_graphs(self) -> None:
         """Record steps anew if an argument was assigned: a loss may read it, and a graph keeps what was read."""
-        arguments = {name: self.__dict__.get(name) for name in parameters_of(type(self))}
+        arguments = {name: self.__dict__.get(name) for name in arguments_of(type(self))}
         plain = {name: value for name, value in arguments.items() if isinstance(value, (int, float, str, tuple))}
         if plain != self._recorded_with:
             self._recorded.clear()

@@ -29,7 +29,7 @@ def check_known(cls: type[Any], kwargs: Iterable[str]) -> None:
     :param kwargs: names of the arguments
     :raises ValueError: naming those that it takes
     """
-    known = parameters_of(cls)
+    known = arguments_of(cls)
     for name in kwargs:
         if known and name not in known:
             raise ValueError(f"{name} is no argument of {cls.__name__}: {_instead(name, known, cls)}")
@@ -50,7 +50,7 @@ def _instead(name: str, known: list[str], cls: type[Any]) -> str:
     return f"{advice}. It takes {', '.join(one for one in known if not one.startswith('_'))}"
 
 
-def parameters_of(cls: type[Any]) -> list[str]:
+def arguments_of(cls: type[Any]) -> list[str]:
     """Names of the constructor's parameters, up to the first base that hands nothing on; none if all do."""
     names: dict[str, None] = {}
     for base in cls.__mro__:

@@ -96,7 +96,7 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     def _follow_ent_coef(self) -> None:
         """Set the temperature anew, unless it is learned before and after."""
         if not (isinstance(self.ent_coef, str) and self.temperature.log_ent_coef is not None):
-            self._temperature_of = None
+            self._temperature_of = self.ent_coef
             self._setup_temperature()
 
     @property

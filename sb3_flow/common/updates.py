@@ -110,11 +110,12 @@ def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, max_gradien
     :return: (), its norm before anything was cut off
     """
     optimizer.zero_grad()
-    if loss.requires_grad:  # else the user froze the whole net
-        th.autograd.backward(loss)
+    if not loss.requires_grad:  # the user froze the whole net
+        return th.zeros_like(loss)
+    th.autograd.backward(loss)
     parameters = parameters_of(optimizer)
     norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if max_gradient < math.inf and loss.requires_grad:
+    if max_gradient < math.inf:
         th.nn.utils.clip_grad_value_(parameters, max_gradient)
     return norm
 

@@ -133,7 +133,6 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._follow_arguments()
-        self._forget_stale_graphs()
         self._load_dataset()
         if reset_num_timesteps:
             self._offline_before = self._n_offline

@@ -194,7 +194,7 @@ class ReinFlow(PretrainedAlgorithm):
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)  # type: ignore[assignment]
         self.actor, self.critic = self.policy.actor, self.policy.critic
-        self._follow_arguments()
+        self._set_up_rollouts()
         self._guard, self._statistics, self._recorded = Guard(self.device), Statistics(self.policy), {}
         self.actor.action_fn = self._compiled(self.actor.action)
         self._path_fn = self._compiled(self._path)
@@ -205,6 +205,11 @@ class ReinFlow(PretrainedAlgorithm):
     def _follow_arguments(self) -> None:
         self._check_arguments()
         self._follow_learning_rate()
+        self._forget_stale_graphs()
+        self._set_up_rollouts()
+
+    def _set_up_rollouts(self) -> None:
+        """What the arguments make that a rollout and the learning from it use."""
         self.vf_schedule, self.clip_schedule = as_schedule(self.vf_learning_rate), as_schedule(self.clip_range)
         self.rollout_buffer = PathRolloutBuffer(
             self.n_steps,
