@@ -8,6 +8,7 @@ from pathlib import Path
 
 # Nothing of rl_zoo3 or sb3_flow: what a command does when it imports them is tested
 LARGE = (
+    "torch._dynamo",  # which the first optimizer imports
     "torch.utils.tensorboard",
     "sb3_contrib",
     "optuna.visualization.matplotlib",
@@ -16,6 +17,7 @@ LARGE = (
     "seaborn",
     "huggingface_sb3",
     "mujoco",
+    "dm_control.mjcf",  # for OGBench
 )
 # A fork leaves the loop, and ends as `python -m` would: with its exit code, or a traceback
 SERVER = """

@@ -28,17 +28,15 @@ for_every_algorithm = pytest.mark.parametrize("algo", list(ALGORITHMS))
 for_two_algorithms = pytest.mark.parametrize("algo", ["sac_flow", "fql"])
 
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-
-
-def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | ONE_THREAD
-    return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
-
-
 @functools.cache
 def commands() -> Commands:
-    return Commands(ONE_THREAD)
+    return Commands({"OMP_NUM_THREADS": "1"})
+
+
+def script(folder: Path, code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """What a script of a user's said in a folder."""
+    (folder / "users_script.py").write_text(code)
+    return commands().run(folder, "users_script", *args)
 
 
 def zoo(folder: Path, script: str, *args: str, algo: str = "sac_flow", env: str = ENV) -> str:
@@ -89,7 +87,8 @@ def test_enjoy(folder, run_of, algo):
 
 @functools.cache
 def can_draw() -> bool:
-    return python(Path.cwd(), "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()").returncode == 0
+    code = "import mujoco; mujoco.GLContext(8, 8).make_current()"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_record_video(folder, run_of):
@@ -138,7 +137,7 @@ def test_from_data_to_the_environment(algo, tmp_path):
 
 
 HUB = """
-import runpy
+import os, runpy
 from pathlib import Path
 import huggingface_hub
 
@@ -151,15 +150,15 @@ class Hub:
         Path(folder_path).rename("uploaded")
 
 huggingface_hub.HfApi = Hub
+os.environ["PATH"] = os.getcwd() + os.pathsep + os.environ["PATH"]
 runpy.run_module("sb3_flow.zoo.push_to_hub", run_name="__main__")
 """
 
 
-def test_what_is_pushed_to_the_hub_is_the_model_with_a_card_and_a_video(run_of, tmp_path, monkeypatch):
+def test_what_is_pushed_to_the_hub_is_the_model_with_a_card_and_a_video(run_of, tmp_path):
     pytest.importorskip("huggingface_sb3")
     ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
     (tmp_path / "ffmpeg").symlink_to(ffmpeg)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     options = (
         "-f",
         str(run_of("sac_flow").parents[1]),
@@ -169,7 +168,7 @@ def test_what_is_pushed_to_the_hub_is_the_model_with_a_card_and_a_video(run_of, 
         "20",
         *(() if can_draw() else ("--no-render",)),
     )
-    result = python(tmp_path, "-c", HUB, "--algo", "sac_flow", "--env", ENV, *options)
+    result = script(tmp_path, HUB, "--algo", "sac_flow", "--env", ENV, *options)
     assert result.returncode == 0, result.stderr
     uploaded = tmp_path / "uploaded"
     assert SACFlow.load(uploaded / f"sac_flow-{ENV}.zip").num_timesteps == 60
@@ -240,16 +239,16 @@ def test_optimize_with_two_seeds_a_trial_and_train_the_first_trial(tmp_path, alg
 
 
 def test_own_custom_envs_shadows_ours_and_one_line_helps(tmp_path):
-    command = ("-m", "rl_zoo3.train", "--algo", "sac_flow", "--help")
+    command = ("rl_zoo3.train", "--algo", "sac_flow", "--help")
     own = tmp_path / "custom_envs.py"
     own.touch()
-    assert "invalid choice: 'sac_flow'" in python(tmp_path, *command).stderr
+    assert "invalid choice: 'sac_flow'" in commands().run(tmp_path, *command).stderr
     own.write_text("import sb3_flow.zoo; sb3_flow.zoo.register()\n")
-    assert python(tmp_path, *command).returncode == 0
+    assert commands().run(tmp_path, *command).returncode == 0
 
 
 def test_scripts_that_import_the_zoo_themselves(tmp_path):
-    script = """
+    code = """
 import sys
 import sb3_flow
 assert not any(name.startswith("rl_zoo3") for name in sys.modules), "importing sb3_flow has side effects"
@@ -267,7 +266,7 @@ sys.argv[1:] = ["--algo", "sac_flow", "--help"]
 import runpy
 runpy.run_module("rl_zoo3.load_from_hub", run_name="__main__")
 """
-    result = python(tmp_path, "-c", script)
+    result = script(tmp_path, code)
     assert result.returncode == 0, result.stderr
     assert "sac_flow" in result.stdout
 
