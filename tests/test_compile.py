@@ -153,7 +153,7 @@ def test_code_generation_works(mode: CompileMode) -> None:
 def test_another_batch_size_or_weight_needs_no_new_graph_every_time(name: str, backend: Counter) -> None:
     th.compiler.reset()  # it remembers what varied in the losses of the model before
     weight = {} if name == "qc" else {"bc_coef": lambda progress: 1 + progress}
-    model = make_variant(name, compile=True, sac_flow={"policy_delay": 1}, **weight)
+    model = make_variant(name, compile=True, net={"flow_steps": 1}, sac_flow={"policy_delay": 1}, **weight)
     model.learn(LEARNING_STARTS + 5)
     graphs = graphs_of(name)
     assert backend.graphs == graphs

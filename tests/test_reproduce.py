@@ -78,11 +78,15 @@ class InThisProcess:
         return ""
 
 
-@pytest.mark.parametrize("figure", reproduce.FIGURES)
-def test_smoke(figure, in_tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "LocalPool", InThisProcess)
+@pytest.fixture
+def norms_in_this_process(monkeypatch):
     threads = SimpleNamespace(Pool=lambda jobs, **_: ThreadPool(1))
     monkeypatch.setattr(gradient_norms.mp, "get_context", lambda _: threads)
+
+
+@pytest.mark.parametrize("figure", reproduce.FIGURES)
+def test_smoke(figure, in_tmp_path, norms_in_this_process, monkeypatch):
+    monkeypatch.setattr(learning, "LocalPool", InThisProcess)
     run(monkeypatch, reproduce, figure, "--scale", "smoke", "--out", "results")
     folder = in_tmp_path / "results" / f"{figure}_smoke"
     for name in FILES[figure]:
@@ -405,7 +409,7 @@ def test_a_run_that_goes_on_reads_the_data_that_its_command_names(in_tmp_path):
     assert learning.load_model(moved).offline_dataset == str(in_tmp_path / "there.npz")
 
 
-def test_gradient_norms_of_two_budgets_do_not_mix(in_tmp_path, monkeypatch):
+def test_gradient_norms_of_two_budgets_do_not_mix(in_tmp_path, norms_in_this_process):
     budget = gradient_norms.Budget("Pendulum-v1", 20, 20, 10, width=16, batch_size=8)
     runs, out = [("Flow-G", 1, 0)], Path("norms.csv")
     rows = gradient_norms.measure_all(budget, runs, out, jobs=1)

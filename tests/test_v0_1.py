@@ -91,9 +91,3 @@ for name in sys.argv[1:]:
 def test_old_module_paths_warn_and_lead_to_the_same_objects() -> None:
     result = subprocess.run([sys.executable, "-c", CHECK, *MODULES], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_importing_the_package_warns_of_nothing() -> None:
-    code = "import warnings; warnings.filterwarnings('error', message='.*has moved'); import sb3_flow, sb3_flow.export"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from commands import Commands
+from commands import commands, run_script
 from dataset_files import raw_arrays, trajectories
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -26,17 +25,6 @@ TINY_ROLLOUTS = ("-n", "60", "--num-threads", "1", "-params", "n_steps:30", "bat
 for_every_algorithm = pytest.mark.parametrize("algo", list(ALGORITHMS))
 # The commands that follow a training are the zoo's, and know an algorithm by its registration alone
 for_two_algorithms = pytest.mark.parametrize("algo", ["sac_flow", "fql"])
-
-
-@functools.cache
-def commands() -> Commands:
-    return Commands({"OMP_NUM_THREADS": "1"})
-
-
-def script(folder: Path, code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """What a script of a user's said in a folder."""
-    (folder / "users_script.py").write_text(code)
-    return commands().run(folder, "users_script", *args)
 
 
 def zoo(folder: Path, script: str, *args: str, algo: str = "sac_flow", env: str = ENV) -> str:
@@ -168,7 +156,7 @@ def test_what_is_pushed_to_the_hub_is_the_model_with_a_card_and_a_video(run_of, 
         "20",
         *(() if can_draw() else ("--no-render",)),
     )
-    result = script(tmp_path, HUB, "--algo", "sac_flow", "--env", ENV, *options)
+    result = run_script(tmp_path, HUB, "--algo", "sac_flow", "--env", ENV, *options)
     assert result.returncode == 0, result.stderr
     uploaded = tmp_path / "uploaded"
     assert SACFlow.load(uploaded / f"sac_flow-{ENV}.zip").num_timesteps == 60
@@ -266,7 +254,7 @@ sys.argv[1:] = ["--algo", "sac_flow", "--help"]
 import runpy
 runpy.run_module("rl_zoo3.load_from_hub", run_name="__main__")
 """
-    result = script(tmp_path, code)
+    result = run_script(tmp_path, code)
     assert result.returncode == 0, result.stderr
     assert "sac_flow" in result.stdout
 
