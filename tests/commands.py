@@ -1,6 +1,5 @@
 """Commands of Python's, run in forks of one process that has imported what is large: they start in no time."""
 
-import functools
 import json
 import os
 import subprocess
@@ -69,15 +68,3 @@ class Commands:
         code = int(self._server.stdout.readline())
         stdout, stderr = (path.read_text() for path in outputs)
         return subprocess.CompletedProcess([module, *arguments], code, stdout, stderr)
-
-
-@functools.cache
-def commands() -> Commands:
-    """Those of this process, of one thread each."""
-    return Commands({"OMP_NUM_THREADS": "1"})
-
-
-def run_script(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What a script of a user's said in a folder."""
-    (folder / "users_script.py").write_text(code)
-    return commands().run(folder, "users_script", *arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from commands import commands, run_script
+from commands import Commands
 from dataset_files import raw_arrays, trajectories
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -25,6 +25,17 @@ TINY_ROLLOUTS = ("-n", "60", "--num-threads", "1", "-params", "n_steps:30", "bat
 for_every_algorithm = pytest.mark.parametrize("algo", list(ALGORITHMS))
 # The commands that follow a training are the zoo's, and know an algorithm by its registration alone
 for_two_algorithms = pytest.mark.parametrize("algo", ["sac_flow", "fql"])
+
+
+@functools.cache
+def commands() -> Commands:
+    return Commands({"OMP_NUM_THREADS": "1"})
+
+
+def run_script(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a script of a user's said in a folder."""
+    (folder / "users_script.py").write_text(code)
+    return commands().run(folder, "users_script", *arguments)
 
 
 def zoo(folder: Path, script: str, *args: str, algo: str = "sac_flow", env: str = ENV) -> str:
