@@ -104,6 +104,19 @@ def ours_of(name: str) -> Ours:
     return OURS[name.partition("+")[0]]
 
 
+def add_sizes(parser: argparse.ArgumentParser, contenders: Sequence[str], default: Sequence[str]) -> None:
+    """Who takes part, and how large they are.
+
+    :param parser: takes the arguments
+    :param contenders: that can be chosen
+    :param default: those that are chosen without a word
+    """
+    parser.add_argument("--contenders", nargs="+", choices=contenders, default=list(default))
+    for field in dataclasses.fields(Size):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=positive, default=field.default)
+    parser.add_argument("--device", default="cpu")
+
+
 def add_arguments(
     parser: argparse.ArgumentParser, rounds: int, warmup: int, contenders: Sequence[str] = CONTENDERS
 ) -> None:
@@ -114,21 +127,23 @@ def add_arguments(
     :param rounds: default number of measurements
     :param warmup: default number of rounds before them
     """
-    parser.add_argument("--contenders", nargs="+", choices=contenders, default=DEFAULT)
-    for field in dataclasses.fields(Size):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=positive, default=field.default)
+    add_sizes(parser, contenders, DEFAULT)
     parser.add_argument("--threads", type=positive, default=None)
     parser.add_argument("--matmul-precision", choices=["highest", "high", "medium"], default="highest")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=positive, default=rounds)
     parser.add_argument("--warmup", type=int, default=warmup)
 
 
 def apply_arguments(args: argparse.Namespace) -> Size:
-    """Set threads and precision, and return the size that was asked for."""
+    """Set threads and precision, and return the size."""
     th.set_float32_matmul_precision(args.matmul_precision)
     if args.threads is not None:
         th.set_num_threads(args.threads)
+    return size_of(args)
+
+
+def size_of(args: argparse.Namespace) -> Size:
+    """The size that was asked for."""
     return Size(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Size)})
 
 

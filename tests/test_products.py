@@ -1,0 +1,35 @@
+"""`benchmarks/products.py` counts what an update multiplies."""
+
+import csv
+import sys
+from pathlib import Path
+
+import products
+import pytest
+import torch as th
+
+
+class EverySecond:
+    """One product of (3, 4) and (4, 5) an update, two in every second one."""
+
+    device = th.device("cpu")
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        for i in range(gradient_steps):
+            for _ in range(1 + i % 2):
+                th.ones(batch_size, 4) @ th.ones(4, 5)
+
+
+def test_products_are_those_of_an_update_and_what_is_delayed_counts_by_its_share() -> None:
+    assert products.operations(EverySecond(), 3) == pytest.approx(1.5 * 2 * 3 * 4 * 5 / 1e6)
+
+
+def test_the_command_leaves_a_row_for_each_beside_crossq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ("--batch", "4", "--width", "8", "--contenders", "sac", "flow_g")
+    monkeypatch.setattr(sys, "argv", ["products", *sizes, "--env", "Pendulum-v1", "--out", str(tmp_path / "p.csv")])
+    products.main()
+    with open(tmp_path / "p.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["contender"] for row in rows] == ["crossq", "sac", "flow_g"]
+    assert rows[0]["to_crossq"] == "1.0"
+    assert all(float(row["million_operations"]) > 0 for row in rows)
