@@ -18,6 +18,8 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +35,7 @@ from on_policy import evaluated_in, make_env, ppo_settings
 from records import append_record, append_rows, read_records, refuse_other_settings
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
+from spread import action_spread
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -59,7 +62,6 @@ FIELDS = [
     "stochastic_success_rate",  # what the papers of this field report
     "action_spread",
 ]
-SPREAD_STATES, SPREAD_SAMPLES = 2_000, 16
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Run:
             return 0
         with open(self.csv) as f:
             return max((int(row["step"]) for row in csv.DictReader(f)), default=0)
+
+    @property
+    def is_done(self) -> bool:
+        # What is done has no buffer left: a kill between the last row and the last checkpoint leaves the one before
+        return self.done_steps() >= self.steps and not (self.checkpoint / BUFFER).exists()
 
 
 def what_counts(settings: dict[str, Any]) -> dict[str, Any]:
@@ -208,15 +215,12 @@ def train(run: Run, progress: ProgressQueue) -> None:
     plain_env = make_vec_env(run.task, n_envs=min(run.eval_episodes, EVAL_ENVS), seed=10_000 + run.seed)
     eval_env = evaluated_in(model, plain_env)
     # The row of an evaluation is written before its checkpoint: of two rows for one step, the last counts. Rollouts of
-    # on-policy algorithms may end a little behind the step
-    done = model.num_timesteps - model.num_timesteps % run.eval_freq
+    # on-policy algorithms may end behind the step, and behind those of further evaluations
+    done = min(model.num_timesteps - model.num_timesteps % run.eval_freq, run.done_steps())
     started = time.perf_counter()
 
     class Report(BaseCallback):
         last_return = float("nan")
-
-        def _on_rollout_start(self) -> None:
-            model._total_timesteps = run.steps  # schedules are those of the whole run, not of the next evaluation
 
         def _on_step(self) -> bool:
             if self.num_timesteps % 500 == 0:
@@ -246,7 +250,8 @@ def train(run: Run, progress: ProgressQueue) -> None:
     for step in range(done + run.eval_freq, run.steps + 1, run.eval_freq):
         if model.num_timesteps < step:
             left = step - model.num_timesteps
-            model.learn(left, callback=report, reset_num_timesteps=False, log_interval=NEVER)
+            with schedules_over(model, run.steps):
+                model.learn(left, callback=report, reset_num_timesteps=False, log_interval=NEVER)
         deterministic, successes = returns(True)
         stochastic, stochastic_successes = returns(False)
         report.last_return = float(deterministic.mean())
@@ -267,26 +272,16 @@ def train(run: Run, progress: ProgressQueue) -> None:
     drop_buffer(run)
 
 
-def action_spread(model: Any) -> float:
-    """Standard deviation of a number of the stochastic policy's action over its noise, a mean over states.
-
-    :param model: the states are from its offline data, or without these from its replay buffer or last rollout
-    """
-    rng = np.random.default_rng(0)
-    dataset = getattr(model, "_dataset", None)
-    if dataset is not None:
-        data = dataset.at(0)
-        states = data.observations[data.rows(rng.integers(len(data), size=SPREAD_STATES))]
-    else:
-        if hasattr(model, "replay_buffer"):
-            stored = model.replay_buffer.observations[: model.replay_buffer.size()]
-        else:  # SB3's PPO has flattened them while it learned
-            stored = model.rollout_buffer.observations.reshape(-1, 1, *model.observation_space.shape)
-        states = stored[rng.integers(len(stored), size=SPREAD_STATES), rng.integers(stored.shape[1])]
-    with th.random.fork_rng():  # the training's own noise stays what it was
-        th.manual_seed(0)
-        actions = np.stack([model.predict(states)[0] for _ in range(SPREAD_SAMPLES)])
-    return float(actions.std(axis=0, ddof=1).mean())
+@contextmanager
+def schedules_over(model: BaseAlgorithm, steps: int) -> Iterator[None]:
+    """Within it schedules are those of so many timesteps, however many a `learn` has."""
+    follow = model._update_current_progress_remaining
+    # In the instance, and gone before the model is saved
+    vars(model)["_update_current_progress_remaining"] = lambda done, _: follow(done, steps)
+    try:
+        yield
+    finally:
+        del vars(model)["_update_current_progress_remaining"]
 
 
 def success_rate(successes: list[bool]) -> float | str:
@@ -310,7 +305,7 @@ def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
     # An exception ends the children, a signal would leave them running
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     executor: Executor = LocalPool(jobs) if ray is None else RayCluster(ray, jobs)
-    waiting = [run for run in runs if run.done_steps() < run.steps]
+    waiting = [run for run in runs if not run.is_done]
     running: dict[str, Any] = {}
     failures: dict[str, str] = {}
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[ret]}")]

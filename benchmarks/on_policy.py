@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import rl_zoo3.exp_manager
 import yaml
+from rl_zoo3.utils import linear_schedule
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -26,6 +27,9 @@ def ppo_settings(task: str, width: int) -> dict[str, Any]:
     versions = sorted((name for name in rows if name.rpartition("-v")[0] == task.rpartition("-v")[0]), reverse=True)
     row = rows[task] if task in rows else rows[versions[0]] if versions else {"normalize": True}
     settings = {name: value for name, value in row.items() if name not in ("n_timesteps", "policy", *ENVIRONMENT)}
+    for name, value in settings.items():
+        if isinstance(value, str) and value.startswith("lin_"):
+            settings[name] = linear_schedule(value.removeprefix("lin_"))
     # The zoo evaluates them, too
     policy_kwargs = eval(str(settings.get("policy_kwargs", "{}")), {"nn": nn})
     net_arch = {"pi": [256, 256], "vf": [width, width]}
