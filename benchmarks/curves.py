@@ -4,6 +4,7 @@ import csv
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,27 +28,56 @@ def read_curves(folder: Path, column: str = RETURN) -> Curves:
     return dict(curves)
 
 
-def offline_steps(folder: Path) -> dict[str, int]:
-    """Length of the offline phase of every task, 0 without one; it is in the settings beside the CSVs.
+def offline_steps(folder: Path) -> dict[tuple[str, str], int]:
+    """Length of the offline phase by task and algorithm, 0 without one; it is in the settings beside the CSVs.
 
     Runs that are offline throughout do not count: they have no other phase.
     """
-    steps: dict[str, int] = defaultdict(int)
-    for path in folder.glob("*/*/*.jsonl"):
-        settings = json.loads(path.read_text().splitlines()[-1])
+    steps: dict[tuple[str, str], int] = defaultdict(int)
+    for (task, algo, _), settings in _settings(folder).items():
         offline = settings["overrides"].get("offline_steps", 0)
         if offline < settings["steps"]:
-            steps[path.parts[-3]] = max(steps[path.parts[-3]], offline)
+            steps[task, algo] = max(steps[task, algo], offline)
     return steps
 
 
-def finished(curves: Curves) -> Curves:
-    """The runs that reached the last step of their task; a mean over runs of different lengths would mislead."""
-    last: dict[str, float] = defaultdict(float)
-    for (task, _), seeds in curves.items():
-        last[task] = max(last[task], *(run[-1, 0] for run in seeds.values()))
-    done = {key: {s: run for s, run in seeds.items() if run[-1, 0] == last[key[0]]} for key, seeds in curves.items()}
-    return {key: seeds for key, seeds in done.items() if seeds}
+def finished(curves: Curves, folder: Path) -> Curves:
+    """The runs that reached their last step; a mean over seeds of different lengths would mislead.
+
+    Algorithms may have different numbers of steps: on-policy ones take many times as many.
+
+    :param curves: the runs
+    :param folder: where they were read; beside the CSVs stands how long they should be
+    """
+    planned = {run: settings["steps"] for run, settings in _settings(folder).items()}
+    done: Curves = {}
+    for key, seeds in curves.items():
+        longest = max(run[-1, 0] for run in seeds.values())
+        whole = {
+            seed: run for seed, run in seeds.items() if run[-1, 0] == planned.get((*key, seed), longest) == longest
+        }
+        if whole:
+            done[key] = whole
+    return done
+
+
+def left_out(curves: Curves, done: Curves) -> list[str]:
+    """Names of the runs that are not finished, with their last step."""
+    return [
+        f"{task} {algo} seed {seed} ({run[-1, 0]:,.0f} steps)"
+        for (task, algo), seeds in curves.items()
+        for seed, run in seeds.items()
+        if seed not in done.get((task, algo), {})
+    ]
+
+
+def _settings(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Those of every run, (task, algorithm, seed), as it was last begun."""
+    paths = sorted(folder.glob("*/*/*.jsonl"))
+    return {
+        (path.parts[-3], path.parts[-2], int(path.stem)): json.loads(path.read_text().splitlines()[-1])
+        for path in paths
+    }
 
 
 def final_scores(curves: Curves) -> dict[str, dict[str, NDArray[np.float64]]]:

@@ -1,6 +1,6 @@
 """Figures of learning curves and of what they end at."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -98,7 +98,7 @@ def plot_curves(
     curves: Curves,
     path: Path,
     ylabel: str,
-    offline: dict[str, int] | None = None,
+    offline: Mapping[tuple[str, str], int] | None = None,
     statistic: Literal["mean", "IQM"] = "mean",
     limits: tuple[float, float] | None = None,
 ) -> None:
@@ -107,7 +107,7 @@ def plot_curves(
     :param curves: the runs, all of a task with the same evaluations
     :param path: of the picture
     :param ylabel: what is shown
-    :param offline: length of each task's offline phase, which is shaded
+    :param offline: length of the offline phase by task and algorithm; the longest is shaded, the end of others dotted
     :param statistic: "mean" or "IQM", which is the mean where there are fewer than four seeds
     :param limits: of what is shown, if it has some
     """
@@ -116,7 +116,9 @@ def plot_curves(
     algos = in_order(algo for _, algo in curves)
     columns = min(len(tasks), 4)
     rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(4.4 * columns, 4.0 * rows), layout="constrained")
+    # Long legends of one or two panels would reach into each other, and out of the picture
+    width = 6.6 if columns < 3 and len(algos) > 4 else 4.4
+    figure = Figure(figsize=(width * columns, 4.0 * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns)).flatten()
     for axes, task in zip(panels, tasks, strict=False):
         for algo in [algo for algo in algos if (task, algo) in curves]:
@@ -127,7 +129,11 @@ def plot_curves(
             number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
             axes.plot(steps, values, label=f"{label(algo)} ({number})", color=color)
             axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
-        length = (offline or {}).get(task, 0) / 1000
+        phases = {algo: (offline or {}).get((task, algo), 0) / 1000 for algo in algos if (task, algo) in curves}
+        length = max(phases.values())
+        for algo, end in phases.items():
+            if 0 < end < length:
+                axes.axvline(end, color=colors(algos)[algo], ls=":", lw=1)
         if length:
             axes.axvspan(0, length, color="#888888", alpha=0.15, lw=0, label="offline")
         axes.set(title=task, xlabel="steps (thousands)" if length else "environment steps (thousands)")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from curves import RETURN, SUCCESS, Curves, final_scores, finished, offline_steps, read_curves
+from curves import RETURN, SUCCESS, Curves, final_scores, finished, left_out, offline_steps, read_curves
 from figures import LABELS, in_order, plot_curves, plot_improvement, plot_profiles
 from records import machine
 from scores import improvement, iqm_and_ci, shared_tasks
@@ -116,10 +116,13 @@ def report(results: Path, figure: Path, metric: str = "return") -> Curves:
     :raises SystemExit: if there are none, and see `check_comparable`
     """
     column, ylabel, digits, limits = METRICS[metric]
-    curves = finished(read_curves(results, column))
+    read = read_curves(results, column)
+    curves = finished(read, results)
     if not curves:
         raise SystemExit(f"{results} has no runs with a {column}: benchmarks/learning.py makes them")
     check_comparable(curves, results)
+    for run in left_out(read, curves):
+        print(f"left out, as it is not finished: {run}")
     write_summary(curves, results / "summary.csv", digits)
     offline = offline_steps(results)
     plot_curves(curves, figure, ylabel, offline, limits=limits)

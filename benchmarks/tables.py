@@ -55,11 +55,13 @@ def short(task: str) -> str:
 
 
 def from_scratch() -> Curves:
-    return finished(read_curves(RESULTS / "learning", RETURN))
+    folder = RESULTS / "learning"
+    return finished(read_curves(folder, RETURN), folder)
 
 
 def from_data(column: str = SUCCESS) -> Curves:
-    return finished(read_curves(RESULTS / "offline", column))
+    folder = RESULTS / "offline"
+    return finished(read_curves(folder, column), folder)
 
 
 def after_data(seeds: dict[int, NDArray[np.float64]], offline: int) -> NDArray[np.float64]:
@@ -78,17 +80,19 @@ def scratch_table(_: str) -> str:
     """Return of the last evaluation: mean over seeds, and the lowest and highest."""
     curves = from_scratch()
     tasks = sorted({task for task, _ in curves})
-    steps = {task: int(next(iter(seeds.values()))[-1, 0]) for (task, _), seeds in curves.items()}
+    lengths = {key: int(next(iter(seeds.values()))[-1, 0]) for key, seeds in curves.items()}
+    steps = {task: max(length for (t, _), length in lengths.items() if t == task) for task in tasks}
     rows = [["", *(f"{task}, {steps[task]:,} steps" for task in tasks)]]
     for algo in in_order(algo for _, algo in curves):
         cells = []
         for task in tasks:
-            values = final(curves[task, algo]) if (task, algo) in curves else None
-            cells.append(
-                ""
-                if values is None
-                else f"{values.mean():.0f} ({values.min():.0f} to {values.max():.0f}; {count(curves[task, algo])})"
-            )
+            if (task, algo) not in curves:
+                cells.append("")
+                continue
+            values, length = final(curves[task, algo]), lengths[task, algo]
+            other = f" after {length:,} steps" if length != steps[task] else ""
+            seeds = count(curves[task, algo])
+            cells.append(f"{values.mean():.0f}{other} ({values.min():.0f} to {values.max():.0f}; {seeds})")
         rows.append([label(algo), *cells])
     return markdown(rows)
 
@@ -101,12 +105,13 @@ def data_table(_: str) -> str:
     for task in sorted({task for task, _ in curves}):
         for algo in in_order(algo for t, algo in curves if t == task):
             seeds = curves[task, algo]
-            online = int(next(iter(seeds.values()))[-1, 0]) - offline[task]
+            from_data_alone = offline[task, algo]
+            online = int(next(iter(seeds.values()))[-1, 0]) - from_data_alone
             runs = [seeds, stochastic.get((task, algo), {})]
-            first = [mean(after_data(each, offline[task])) for each in runs]
+            first = [mean(after_data(each, from_data_alone)) for each in runs]
             last = [mean(final(each)) for each in runs]
             names = [short(task), label(algo), str(len(seeds))]
-            rows.append([*names, f"{offline[task]:,}", *first, f"{online:,}", *last])
+            rows.append([*names, f"{from_data_alone:,}", *first, f"{online:,}", *last])
     return markdown(rows)
 
 

@@ -44,7 +44,20 @@ def folder(tmp_path):
 def test_the_offline_phase_is_that_of_the_runs_that_have_another(tmp_path):
     write_run(tmp_path, "lift", "flow_t", 1, [0.0, 1.0], offline_steps=10)
     write_run(tmp_path, "lift", "cloning", 1, [0.0, 1.0], offline_steps=10**9)
-    assert curves.offline_steps(tmp_path) == {"lift": 10}
+    assert curves.offline_steps(tmp_path) == {("lift", "flow_t"): 10}
+
+
+def test_an_algorithm_with_more_steps_hides_no_other_and_one_that_was_stopped_is_left_out(tmp_path):
+    write_run(tmp_path, "lift", "flow_t", 1, [0.0, 1.0], offline_steps=10)
+    write_run(tmp_path, "lift", "reinflow", 1, [0.0] * 5, offline_steps=30)
+    write_run(tmp_path, "lift", "fql", 1, [0.0, 1.0])
+    record = tmp_path / "lift" / "fql" / "1.jsonl"
+    record.write_text(json.dumps({"steps": 40, "overrides": {}}) + "\n")
+    read = curves.read_curves(tmp_path)
+    done = curves.finished(read, tmp_path)
+    assert set(done) == {("lift", "flow_t"), ("lift", "reinflow")}
+    assert curves.left_out(read, done) == ["lift fql seed 1 (20 steps)"]
+    assert curves.offline_steps(tmp_path) == {("lift", "flow_t"): 10, ("lift", "reinflow"): 30, ("lift", "fql"): 0}
 
 
 def test_runs_that_no_figure_can_show_are_named(tmp_path):
@@ -59,7 +72,7 @@ def test_runs_that_no_figure_can_show_are_named(tmp_path):
 
 
 def test_what_is_compared_are_the_last_scores_from_the_worst_run_to_the_best(folder):
-    final = curves.final_scores(curves.finished(curves.read_curves(folder)))
+    final = curves.final_scores(curves.finished(curves.read_curves(folder), folder))
     values = np.concatenate([task for tasks in final.values() for task in tasks.values()])
     assert values.min() == 0
     assert values.max() == 1
@@ -127,6 +140,7 @@ def test_a_report_has_the_table_and_every_figure(folder, monkeypatch, capsys):
     assert {path.name for path in (folder / "out").iterdir()} == {"x.png", "x_profiles.png", "x_improvement.png"}
     printed = capsys.readouterr().out
     assert "P(flow_t > crossq) = 1.00 (1.00 - 1.00)" in printed
+    assert "left out, as it is not finished: A-v4 flow_t seed 9 (10 steps)" in printed
     with open(folder / "summary.csv") as file:
         rows = {(row["task"], row["algo"]): row for row in csv.DictReader(file)}
     assert rows["A-v4", "flow_t"]["final_mean"] == "201"
