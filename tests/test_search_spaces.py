@@ -159,6 +159,19 @@ def test_alpha_is_searched_on_the_scale_of_the_critic() -> None:
     assert ranges["categorical"] == ranges["xqc"] == ranges["flashsac"] == (0.001, 0.1)
 
 
+@pytest.mark.parametrize(
+    "fixed",
+    [{"noise_repeat": "4"}, {"optimize_memory_usage": "True"}, {"action_noise": "NormalActionNoise(...)"}],
+    ids=str,
+)
+@pytest.mark.parametrize("algo", ["sac_flow", "fql"])
+def test_chunks_are_not_searched_beside_what_goes_with_none(algo, fixed) -> None:
+    data = {"offline_dataset": "ogbench:x", "ent_coef": "0.0", "bc_coef": "1.0"}
+    search = ALGORITHMS[algo].search
+    assert search.space(data, 2)["horizon_length"].choices == (1, 5, 10)
+    assert search.space({**data, **fixed}, 2)["horizon_length"].choices == (1,)
+
+
 def pendulum_data():
     arrays = regular_arrays(trajectories([20]))
     return {**arrays, "actions": arrays["actions"][:, :1]}

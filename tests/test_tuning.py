@@ -288,6 +288,12 @@ def test_a_search_without_a_finished_trial_says_why_and_leaves_the_table(tmp_pat
     assert table.read_text().count("PRUNED") == 2
 
 
+def test_an_argument_that_is_not_allowed_ends_the_search_with_its_own_words(tmp_path):
+    manager = make_manager(None, tmp_path, n_trials=2, options={"study_name": None}, tau=7.0)
+    with pytest.raises(ValueError, match=r"tau=7.0 is not allowed"):
+        manager.hyperparameters_optimization()
+
+
 @pytest.mark.parametrize("error", [DataError("file", "actions", "bad"), pruned_by(DataError("file", "actions", "bad"))])
 def test_bad_data_end_the_search(error, tmp_path):
     manager = make_manager(str(tmp_path / "study.log"), tmp_path, n_trials=3)

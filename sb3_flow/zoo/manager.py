@@ -57,6 +57,7 @@ class FlowExperimentManager(ExperimentManager):
     heartbeat = HEARTBEAT
     custom_hyperparams: dict[str, Any] | None
     _study: optuna.Study | None = None  # that of the trials so far
+    _mistake: ValueError | None = None  # what ended a trial, and with it the search
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -155,7 +156,7 @@ class FlowExperimentManager(ExperimentManager):
         except ValueError as error:
             if self._study is None or self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
                 raise
-            if isinstance(error, DataError):
+            if error is self._mistake:
                 raise
             report = self._report_failures(self._study)
             raise ValueError(report) from None
@@ -206,10 +207,14 @@ class FlowExperimentManager(ExperimentManager):
         except (optuna.TrialPruned, HorizonError) as error:
             cause = error if isinstance(error, HorizonError) else error.__cause__
             if isinstance(cause, DataError) and not (isinstance(cause, HorizonError) and _draws_horizon(trial)):
+                self._mistake = cause
                 raise cause from None  # no candidate would do better
             if cause is not None:
                 trial.set_user_attr(REASON, str(cause))
             raise optuna.TrialPruned from cause
+        except ValueError as error:  # an argument that is not allowed, say
+            self._mistake = error
+            raise
 
     def _value(self, trial: optuna.Trial) -> float:
         if self.seeds_per_trial == 1:

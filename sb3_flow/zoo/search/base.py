@@ -42,12 +42,18 @@ class Fixed:
         """Whether an argument is None, or left out where that is its default."""
         return self.text(name, "None") == "None"
 
+    @property
+    def has_single_steps(self) -> bool:
+        """Whether another argument goes with no action chunks."""
+        repeated = self.text("noise_repeat", "1") != "1"
+        return repeated or self.text("optimize_memory_usage", "False") == "True" or not self.is_none("action_noise")
+
 
 class SearchSpace(ABC):
     """What is searched for one algorithm; a subclass adds what is that algorithm's own.
 
-    With offline data h and, where an algorithm has it, the share of the data are searched, too. Nothing that was given
-    on the command line is.
+    With offline data h, unless another argument goes with no chunks, and, where an algorithm has it, the share of the
+    data are searched, too. Nothing that was given on the command line is.
     Parameters with one choice are not searched, they carry what `convert` needs to know: a trial's parameters are the
     only thing that `--trial-id` hands to it.
     """
@@ -90,7 +96,7 @@ class SearchSpace(ABC):
             "batch_size_pow": IntDistribution(6, 9),
             **self.own_parameters(fixed),
         }
-        if fixed.is_offline:
+        if fixed.is_offline and not fixed.has_single_steps:
             space["horizon_length"] = CategoricalDistribution(HORIZONS)
         if fixed.is_offline and fixed.is_online and self.has_offline_ratio:
             space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
