@@ -118,10 +118,12 @@ def report(results: Path, figure: Path, metric: str = "return") -> Curves:
     column, ylabel, digits, limits = METRICS[metric]
     read = read_curves(results, column)
     curves = finished(read, results)
+    begun = left_out(read, curves)
     if not curves:
-        raise SystemExit(f"{results} has no runs with a {column}: benchmarks/learning.py makes them")
+        why = f"begun are {', '.join(begun)}" if begun else "benchmarks/learning.py makes them"
+        raise SystemExit(f"{results} has no finished runs with a {column}: {why}")
     check_comparable(curves, results)
-    for run in left_out(read, curves):
+    for run in begun:
         print(f"left out, as it is not finished: {run}")
     write_summary(curves, results / "summary.csv", digits)
     offline = offline_steps(results)

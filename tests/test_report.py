@@ -183,8 +183,15 @@ def test_success_has_its_own_table_and_the_offline_phase_its_shade(tmp_path, mon
 
 
 def test_nothing_to_report_is_one_line(folder, tmp_path):
-    with pytest.raises(SystemExit, match="has no runs with a success_rate"):
+    with pytest.raises(SystemExit, match="has no finished runs with a success_rate: benchmarks/learning.py makes them"):
         report.report(folder, tmp_path / "x.png", "success")
+
+
+def test_where_nothing_is_finished_what_is_begun_is_named(tmp_path):
+    write_run(tmp_path, "A-v4", "flow_t", 1, [0.0])
+    (tmp_path / "A-v4" / "flow_t" / "1.jsonl").write_text(json.dumps({"steps": 20, "overrides": {}}) + "\n")
+    with pytest.raises(SystemExit, match=r"no finished runs .*: begun are A-v4 flow_t seed 1 \(10 steps\)$"):
+        report.report(tmp_path, tmp_path / "x.png")
 
 
 def test_variants_have_names_colours_and_an_order():
