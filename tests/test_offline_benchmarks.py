@@ -13,6 +13,7 @@ import numpy as np
 import offline_step
 import offline_to_online
 import pytest
+import spread
 import torch as th
 from dataset_files import regular_arrays, trajectories
 from helpers import RandomEnv, policy_kwargs
@@ -93,12 +94,15 @@ def test_the_spread_of_actions_is_over_the_noise_not_the_states(has_data):
     buffer = types.SimpleNamespace(observations=arrays["observations"][:, None], size=lambda: 400)
     data = from_arrays(arrays) if has_data else None
     model = types.SimpleNamespace(
-        _dataset=data, replay_buffer=buffer, predict=lambda x: (x[:, :2] + 0.3 * th.randn(len(x), 2).numpy(), None)
+        _dataset=data,
+        replay_buffer=buffer,
+        predict=lambda x: (x[:, :2] + 0.3 * th.randn(len(x), 2).numpy(), None),
+        get_vec_normalize_env=lambda: None,
     )
     th.manual_seed(3)
     wanted = th.randn(1)
     th.manual_seed(3)
-    assert learning.action_spread(model) == pytest.approx(0.3, rel=0.03)
+    assert spread.action_spread(model) == pytest.approx(0.3, rel=0.03)
     assert th.equal(th.randn(1), wanted)
 
 
