@@ -1,13 +1,13 @@
 """The CSVs of `benchmarks/learning.py`, read back: one curve a run."""
 
 import csv
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from records import read_records
 
 Curves = dict[tuple[str, str], dict[int, NDArray[np.float64]]]  # (task, algo) -> seed -> (evaluations, 2): step, value
 RETURN, SUCCESS, STOCHASTIC = "deterministic_return", "success_rate", "stochastic_success_rate"
@@ -74,10 +74,7 @@ def left_out(curves: Curves, done: Curves) -> list[str]:
 def _settings(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     """Those of every run, (task, algorithm, seed), as it was last begun."""
     paths = sorted(folder.glob("*/*/*.jsonl"))
-    return {
-        (path.parts[-3], path.parts[-2], int(path.stem)): json.loads(path.read_text().splitlines()[-1])
-        for path in paths
-    }
+    return {(path.parts[-3], path.parts[-2], int(path.stem)): read_records(path)[-1] for path in paths}
 
 
 def final_scores(curves: Curves) -> dict[str, dict[str, NDArray[np.float64]]]:

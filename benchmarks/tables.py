@@ -69,6 +69,11 @@ def after_data(seeds: dict[int, NDArray[np.float64]], offline: int) -> NDArray[n
     return np.array([run[run[:, 0] <= offline][-1, 1] for run in seeds.values()])
 
 
+def length(seeds: dict[int, NDArray[np.float64]]) -> int:
+    """Steps of the runs of an algorithm, all of them finished."""
+    return int(next(iter(seeds.values()))[-1, 0])
+
+
 def markdown(rows: list[list[str]]) -> str:
     """A table, its first row the head."""
     head, *body = rows
@@ -80,8 +85,7 @@ def scratch_table(_: str) -> str:
     """Return of the last evaluation: mean over seeds, and the lowest and highest."""
     curves = from_scratch()
     tasks = sorted({task for task, _ in curves})
-    lengths = {key: int(next(iter(seeds.values()))[-1, 0]) for key, seeds in curves.items()}
-    steps = {task: max(length for (t, _), length in lengths.items() if t == task) for task in tasks}
+    steps = {task: max(length(seeds) for (t, _), seeds in curves.items() if t == task) for task in tasks}
     rows = [["", *(f"{task}, {steps[task]:,} steps" for task in tasks)]]
     for algo in in_order(algo for _, algo in curves):
         cells = []
@@ -89,10 +93,10 @@ def scratch_table(_: str) -> str:
             if (task, algo) not in curves:
                 cells.append("")
                 continue
-            values, length = final(curves[task, algo]), lengths[task, algo]
-            other = f" after {length:,} steps" if length != steps[task] else ""
-            seeds = count(curves[task, algo])
-            cells.append(f"{values.mean():.0f}{other} ({values.min():.0f} to {values.max():.0f}; {seeds})")
+            seeds = curves[task, algo]
+            values = final(seeds)
+            other = f" after {length(seeds):,} steps" if length(seeds) != steps[task] else ""
+            cells.append(f"{values.mean():.0f}{other} ({values.min():.0f} to {values.max():.0f}; {count(seeds)})")
         rows.append([label(algo), *cells])
     return markdown(rows)
 
@@ -106,7 +110,7 @@ def data_table(_: str) -> str:
         for algo in in_order(algo for t, algo in curves if t == task):
             seeds = curves[task, algo]
             from_data_alone = offline[task, algo]
-            online = int(next(iter(seeds.values()))[-1, 0]) - from_data_alone
+            online = length(seeds) - from_data_alone
             runs = [seeds, stochastic.get((task, algo), {})]
             first = [mean(after_data(each, from_data_alone)) for each in runs]
             last = [mean(final(each)) for each in runs]
@@ -120,8 +124,7 @@ def measured(algo: str) -> str:
     found = []
     scratch = from_scratch().get((SHOWN_TASK, algo))
     if scratch is not None:
-        steps = int(next(iter(scratch.values()))[-1, 0])
-        found.append(f"{SHOWN_TASK}: {final(scratch).mean():.0f} after {steps:,} steps ({count(scratch)})")
+        found.append(f"{SHOWN_TASK}: {final(scratch).mean():.0f} after {length(scratch):,} steps ({count(scratch)})")
     data = [(task, seeds) for (task, name), seeds in from_data().items() if name == algo]
     if data:
         task, seeds = max(data, key=lambda each: len(each[1]))

@@ -80,6 +80,12 @@ def regular_arrays(episodes: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray
     return {"terminals" if name == "ends" else name: values for name, values in arrays.items()}
 
 
+def pendulum_arrays(lengths: list[int]) -> dict[str, NDArray[Any]]:
+    """Those of random episodes in Pendulum's spaces, one transition a row."""
+    arrays = regular_arrays(trajectories(lengths))
+    return {**arrays, "actions": arrays["actions"][:, :1]}
+
+
 def compact_arrays(episodes: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """ogbench's compact form: T + 1 rows, the last two marked, the last invalid."""
     arrays = raw_arrays(episodes)

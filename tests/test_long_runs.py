@@ -11,6 +11,7 @@ import learning
 import numpy as np
 import pytest
 import spread
+from dataset_files import pendulum_arrays
 from helpers import RandomEnv, make_model
 from on_policy import ppo_settings
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -74,10 +75,7 @@ def test_a_rollout_that_passes_evaluations_leaves_none_out_wherever_the_run_is_s
 
 
 def test_reinflow_goes_on_in_the_environment_without_its_data(run_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    obs = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
-    data = {"observations": obs, "next_observations": obs, "actions": rng.uniform(-1, 1, (40, 1)).astype(np.float32)}
-    np.savez("data.npz", **data, rewards=np.zeros(40), masks=np.ones(40), terminals=np.arange(40) == 39)
+    np.savez("data.npz", **pendulum_arrays([40]))
     run = reinflow(run_of, offline_dataset="data.npz", offline_steps=10, offline_batch_size=8)
     with monkeypatch.context() as patch:
         stop_after(patch, 2)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
-from dataset_files import regular_arrays, trajectories
+from dataset_files import pendulum_arrays
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("ogbench")
@@ -398,8 +398,7 @@ def test_a_run_that_is_done_keeps_its_model_and_not_its_buffer(in_tmp_path, monk
 
 
 def test_a_run_that_goes_on_reads_the_data_that_its_command_names(in_tmp_path):
-    arrays = regular_arrays(trajectories([20, 30]))
-    arrays["actions"] = arrays["actions"][:, :1]  # Pendulum's
+    arrays = pendulum_arrays([20, 30])
     for name in ("here", "there"):
         np.savez(in_tmp_path / f"{name}.npz", **arrays)
     begun = make_run("results", overrides={"offline_dataset": str(in_tmp_path / "here.npz"), "offline_steps": 5})

@@ -4,7 +4,7 @@ import importlib
 
 import optuna
 import pytest
-from dataset_files import regular_arrays, trajectories
+from dataset_files import pendulum_arrays
 
 from sb3_flow.common.flow import constant_entropy
 from sb3_flow.zoo.registration import ALGORITHMS
@@ -172,11 +172,6 @@ def test_chunks_are_not_searched_beside_what_goes_with_none(algo, fixed) -> None
     assert search.space({**data, **fixed}, 2)["horizon_length"].choices == (1,)
 
 
-def pendulum_data():
-    arrays = regular_arrays(trajectories([20]))
-    return {**arrays, "actions": arrays["actions"][:, :1]}
-
-
 @pytest.mark.parametrize(
     ("algo", "kept", "yaml_values", "searched", "not_searched", "storage"), CASES.values(), ids=list(CASES)
 )
@@ -201,7 +196,7 @@ def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
         assert not params.keys() & not_searched
         for name in kept.keys() - {"noise_std", "log_std_range", "noise_std_range"}:
             assert sampled["policy_kwargs"][name] == kept[name]
-        data = {"offline_dataset": pendulum_data()} if "offline_ratio" in sampled else {}
+        data = {"offline_dataset": pendulum_arrays([20])} if "offline_ratio" in sampled else {}
         small = {"buffer_size": 20} if algo != "reinflow" else {}
         model = algorithm(yaml_values["policy"], "Pendulum-v1", **{**sampled, **data, **small})
         steps, choices = search.steps
