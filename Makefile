@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Where it is set, as containers do, every process would compile PyTorch's and all other sources again: ten seconds each
+unexport PYTHONDONTWRITEBYTECODE
+
 # Headless rendering; MuJoCo finds its own way on macOS
 ifeq ($(shell uname -s),Linux)
 export MUJOCO_GL ?= egl
