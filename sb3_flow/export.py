@@ -100,6 +100,13 @@ def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecN
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
         raise ImportError("The ONNX export needs more packages: pip install 'sb3_flow[onnx]'") from error
+    statistics = model.get_vec_normalize_env()
+    if normalize is None and statistics is not None and statistics.norm_obs:
+        warnings.warn(
+            "This model learned from observations that its VecNormalize had normalised, and the file expects such. To "
+            "build the statistics in, pass normalize=model.get_vec_normalize_env().",
+            stacklevel=2,
+        )
     policy = DeterministicPolicy(cast(ActorPolicy, model.policy), normalize).to("cpu")
     try:
         example = _example(model)

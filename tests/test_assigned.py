@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from dataset_files import regular_arrays, trajectories
-from helpers import ONE_OF_EACH, RandomEnv, make_variant, taking
+from helpers import EVERY_KIND, ONE_OF_EACH, RandomEnv, make_any, make_variant, taking
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -62,15 +63,45 @@ def test_what_is_assigned_is_checked(name: str, argument: str, value: Any) -> No
         model.learn(1, reset_num_timesteps=False)
 
 
-def test_data_that_are_assigned_are_learned_from() -> None:
+@pytest.mark.parametrize("name", ["fql", "reinflow"])
+def test_data_that_are_assigned_are_learned_from(name: str) -> None:
     def data(steps: int) -> Any:
         return regular_arrays(trajectories([steps]))
 
-    model = make_variant("fql", offline_dataset=data(20)).learn_offline(2)
+    model = make_any(name, offline_dataset=data(20), offline_steps=4).learn(2)
     model.offline_dataset = data(30)
-    model.learn_offline(2)
+    model.learn(2, reset_num_timesteps=False)
     assert model._dataset is not None
     assert len(model._dataset.at(0)) == 30
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_episodes_of_several_environments_are_refused_before_anything_is_learned(name: str) -> None:
+    env = DummyVecEnv([RandomEnv] * 2)
+    data = {"offline_dataset": regular_arrays(trajectories([20])), "offline_steps": 4}
+    model = make_variant(name, env, **(data if name in taking("offline_steps", ONE_OF_EACH) else {}))
+    model.train_freq = (1, "episode")
+    with pytest.raises(ValueError, match=r"train_freq=\(1, 'episode'\).*of 2 environments each is in another episode"):
+        model.learn(20)
+    assert model.num_timesteps == model._n_updates == 0
+
+
+@pytest.mark.parametrize("name", taking("n_steps", ONE_OF_EACH))
+def test_an_n_that_the_buffer_cannot_have_is_refused_before_anything_is_learned(name: str) -> None:
+    model = make_variant(name).learn(12)
+    updates = model._n_updates
+    model.n_steps = 3
+    with pytest.raises(ValueError, match=r"n_steps|n-step"):
+        model.learn(1, reset_num_timesteps=False)
+    assert (model.num_timesteps, model._n_updates) == (12, updates)
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_compilation_that_is_assigned_is_refused(name: str) -> None:
+    model = make_any(name)
+    model.compile = True
+    with pytest.raises(ValueError, match=r"compile=True.*it is False since the model was built; pass another one to"):
+        model.learn(20)
 
 
 @pytest.mark.parametrize(("built", "assigned"), [("auto", 0.05), (0.1, "auto_0.2")])

@@ -1,5 +1,6 @@
 """The exported policy acts as `predict` does."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,20 @@ def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any], 
     names = [name for name, _ in policy.to("meta").named_buffers() if name.endswith((".mean", ".std"))]
     assert len(names) == 2 * (len(space) if isinstance(space, spaces.Dict) else 1)
     assert all(policy.get_buffer(name).is_meta for name in names)
+
+
+def test_an_export_without_the_statistics_that_a_model_learned_with_is_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(th.onnx, "export", lambda *_, **__: None)
+    env = VecNormalize(DummyVecEnv([RandomEnv]))
+    model = make_any("flow_g", env)
+    with pytest.warns(UserWarning, match=r"pass normalize=model\.get_vec_normalize_env\(\)"):
+        export_onnx(model, tmp_path / "policy.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_onnx(model, tmp_path / "policy.onnx", env)
+        export_onnx(make_any("flow_g"), tmp_path / "policy.onnx")
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)

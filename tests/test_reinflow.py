@@ -262,6 +262,33 @@ def test_the_offline_phase_comes_first_and_its_moments_do_not_stay() -> None:
     assert (model.num_timesteps, len(model.actor.optimizer.state)) == (35, parameters)
 
 
+def moments_when_fine_tuning_begins(model: ReinFlow) -> int:
+    """How many parameters the actor's optimizer has moments of at the first step in the environment."""
+    seen: list[int] = []
+
+    def record(*_: Any) -> bool:
+        seen.append(len(model.actor.optimizer.state))
+        return True
+
+    model.learn(10, callback=record, reset_num_timesteps=False)
+    return seen[0]
+
+
+def test_cloning_that_is_stopped_leaves_no_moments() -> None:
+    model = make_any("reinflow")
+    model.pretrain(data(), 8, callback=lambda *_: model._n_offline < 3)
+    assert (model._n_offline, model.is_offline) == (3, False)
+    assert moments_when_fine_tuning_begins(model) == 0
+
+
+def test_a_checkpoint_of_the_last_cloning_leaves_no_moments(tmp_path: Path) -> None:
+    model = make_any("reinflow", offline_dataset=data(), offline_steps=4)
+    model.learn(4, callback=CheckpointCallback(4, tmp_path))
+    resumed = ReinFlow.resume(tmp_path, RandomEnv(), "cpu")
+    assert (resumed.num_timesteps, resumed.is_offline) == (4, False)
+    assert moments_when_fine_tuning_begins(resumed) == moments_when_fine_tuning_begins(model) == 0
+
+
 def source_actions(source: Any, obs: th.Tensor) -> th.Tensor:
     """Where a model's flow goes without noise, (B, D)."""
     noise = th.zeros(len(obs), source.policy.chunk_dim)

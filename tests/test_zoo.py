@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import yaml
 from commands import Commands
 from dataset_files import raw_arrays, trajectories
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import ProgressBarCallback
 
 from sb3_flow import FlowGPolicy, SACFlow
 from sb3_flow.zoo import register
+from sb3_flow.zoo.manager import FlowExperimentManager
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
 from sb3_flow.zoo.storage import load_study
 
@@ -185,6 +188,16 @@ def test_continue_with_the_replay_buffer(folder, run_of):
     first = SACFlow.load(run / f"{ENV}.zip")
     second = SACFlow.load(folder / "more" / "sac_flow" / f"{ENV}_1" / f"{ENV}.zip")
     assert second._n_updates == 2 * first._n_updates > 0
+
+
+def test_the_checkpoint_of_the_end_of_a_run_needs_no_learning(tmp_path, capsys):
+    checkpoint = tmp_path / "rl_model_60_steps.zip"
+    checkpoint.touch()
+    manager = FlowExperimentManager.__new__(FlowExperimentManager)
+    manager.continue_training, manager.trained_agent, manager.n_timesteps = True, str(checkpoint), 60
+    manager.callbacks = [ProgressBarCallback()]  # which must not be told of an end
+    manager.learn(SimpleNamespace(num_timesteps=60))
+    assert capsys.readouterr().out == "60 of 60 timesteps are done\n"
 
 
 def test_a_checkpoint_goes_on_to_the_end_of_its_run(tmp_path):

@@ -82,6 +82,11 @@ class FlowAlgorithm(PersistentAlgorithm):
         super()._setup_lr_schedule()
         self._scheduled = self.learning_rate
 
+    def _check_compile(self) -> None:
+        built = getattr(getattr(self.actor, "action_fn", None), "mode", False)
+        advice = f"it is {built!r} since the model was built; pass another one to `load`"
+        require(self.compile == built, "compile", self.compile, advice)
+
     def _follow_learning_rate(self) -> None:
         if self.learning_rate != self._scheduled:  # users of SB3 assign lr_schedule, too
             self._setup_lr_schedule()

@@ -95,6 +95,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
 
     def _follow_arguments(self) -> None:
         super()._follow_arguments()
+        self._check_compile()
         self._forget_stale_graphs()
         self.bc_schedules = self._phase_schedules()
         self._follow_learning_rate()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule, TrainFreq
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.buffers import Batch, end_episodes
@@ -116,6 +116,11 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         """Let arguments act that were assigned since the model was set up, as `model.bc_coef = 3`."""
         self._check_arguments()
         self._convert_train_freq()
+        assert isinstance(self.train_freq, TrainFreq)
+        single = self.train_freq.unit is TrainFrequencyUnit.STEP or self.n_envs == 1
+        advice = f"of {self.n_envs} environments each is in another episode; give a number of steps"
+        require(single, "train_freq", (self.train_freq.frequency, self.train_freq.unit.value), advice)
+        self._tie(self.replay_buffer, "the model")
 
     def _load_dataset(self) -> None:
         """The data behind `offline_dataset`, unless they are here; a loaded model reads them when it learns."""

@@ -3,7 +3,7 @@
 import math
 from copy import deepcopy
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -61,6 +61,8 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         self.offline_batch_size = offline_batch_size
         self.offline_learning_rate = offline_learning_rate
         self._dataset: Dataset | None = None
+        self._dataset_of: Any = None  # the offline_dataset that it was loaded for
+        self._moments_of: Literal["", "cloning", "fine-tuning"] = ""  # the loss that the actor's optimizer knows
         self._n_offline = 0  # updates from data that are done
         self._offline_from = 0  # of them, those before the cloning that is under way
         self._offline_before = 0  # of them, those that `num_timesteps` does not count
@@ -107,7 +109,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         """
         require_whole("steps", steps)
         # Before anything changes, for the data may be refused
-        self._dataset = self._read(dataset)
+        self._dataset, self._dataset_of = self._read(dataset), dataset
         self.offline_dataset = dataset
         self._offline_from = self._n_offline
         self.offline_steps = self._n_offline + int(steps)
@@ -171,15 +173,16 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         left = self.offline_steps - self._n_offline
         advice = f"{left} of them are left, and there is no offline_dataset; pass it, to `load` as well"
         require(self.offline_dataset is not None, "offline_steps", self.offline_steps, advice)
-        if self._dataset is None:
+        if self._dataset is None or self._dataset_of is not self.offline_dataset:
             assert self.offline_dataset is not None
-            self._dataset = self._read(self.offline_dataset)
+            self._dataset, self._dataset_of = self._read(self.offline_dataset), self.offline_dataset
 
     def _read(self, spec: DatasetSpec) -> Dataset:
         return load_fitting(spec, self.observation_space, self.action_space, self.horizon_length)
 
     def _clone(self, callback: BaseCallback) -> bool:
         """What is left of the updates from data, as far as the timesteps reach. Returns whether to go on."""
+        self._train_by("cloning")
         while self.is_offline and self.num_timesteps < self._total_timesteps:
             # As many updates between two calls of the callback as there are steps when learning online
             left = min(self.offline_steps - self._n_offline, self._total_timesteps - self.num_timesteps)
@@ -197,10 +200,14 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
             self._call_between_steps()
             if not goes_on:
                 return False
-        if not self.is_offline:
-            self.actor.optimizer.state.clear()  # its moments are those of another loss
         self.policy.set_training_mode(False)
         return True
+
+    def _train_by(self, loss: Literal["cloning", "fine-tuning"]) -> None:
+        """Forget the moments of the actor's optimizer where they are those of the other loss."""
+        if self._moments_of != loss:
+            self.actor.optimizer.state.clear()
+            self._moments_of = loss
 
     def _clone_batch(self, log: Log) -> None:
         """One update from data."""
@@ -242,4 +249,4 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         # A name of data is kept, data are not
         data = [] if isinstance(self.offline_dataset, (str, PathLike)) else ["offline_dataset"]
-        return [*super()._excluded_save_params(), "_dataset", *data]
+        return [*super()._excluded_save_params(), "_dataset", "_dataset_of", *data]

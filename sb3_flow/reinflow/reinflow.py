@@ -204,6 +204,7 @@ class ReinFlow(PretrainedAlgorithm):
 
     def _follow_arguments(self) -> None:
         self._check_arguments()
+        self._check_compile()
         self._follow_learning_rate()
         self._forget_stale_graphs()
         self._set_up_rollouts()
@@ -230,6 +231,7 @@ class ReinFlow(PretrainedAlgorithm):
             return False
         if self.num_timesteps >= self._total_timesteps:
             return False
+        self._train_by("fine-tuning")
         self.policy.set_training_mode(False)
         low, high = self.policy.noise_std_range
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)  # SB3's is of the run before

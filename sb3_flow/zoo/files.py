@@ -68,7 +68,4 @@ class GoingOn:
 
     def learn(self, total_timesteps: int, **kwargs: Any) -> None:
         """Make what is left of them."""
-        left = total_timesteps - self.model.num_timesteps
-        print(f"{self.model.num_timesteps} of {total_timesteps} timesteps are done")
-        if left > 0:
-            self.model.learn(left, reset_num_timesteps=False, **kwargs)
+        self.model.learn(total_timesteps - self.model.num_timesteps, reset_num_timesteps=False, **kwargs)

@@ -131,7 +131,12 @@ class FlowExperimentManager(ExperimentManager):
 
     def learn(self, model: BaseAlgorithm) -> None:
         goes_on = self.continue_training and checkpoint_of(self.trained_agent) is not None
-        super().learn(cast(BaseAlgorithm, GoingOn(model)) if goes_on else model)
+        if not goes_on:
+            super().learn(model)
+            return
+        print(f"{model.num_timesteps} of {self.n_timesteps} timesteps are done")
+        if model.num_timesteps < self.n_timesteps:  # else callbacks would be told of the end of what did not begin
+            super().learn(cast(BaseAlgorithm, GoingOn(model)))
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         normalize, self.normalize = self.normalize, False  # the zoo would write the statistics in place
