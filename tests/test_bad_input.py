@@ -447,14 +447,14 @@ def assert_stops(model: OffPolicyFlowAlgorithm, named: str) -> None:
 def test_training_stops_at_bad_replay_data(
     name: str, critic: str | None, buffer: str, value: float, named: str
 ) -> None:
-    model = make_variant(name, critic=critic).learn(20)
+    model = make_variant(name, critic=critic).learn(13)
     if value == 1e38 and model.critic.support is not None:
         pytest.skip("Its targets end at the support")
     kept = getattr(model.replay_buffer, buffer).copy()
     assert_stops(poisoned(model, buffer, value), named)
     # Nothing is left behind that keeps training from going on
     getattr(model.replay_buffer, buffer)[:] = kept
-    model.train(3, batch_size=8)
+    model.train(2, batch_size=8)
     assert all(th.isfinite(tensor).all() for tensor in snapshot(model).values())
 
 
@@ -468,14 +468,14 @@ def test_large_but_finite_observations_are_not_called_bad() -> None:
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_key_of_a_bad_dict_observation_is_named(name: str) -> None:
     env = RandomEnv(spaces.Dict({"good": VECTOR, "bad": VECTOR}))
-    model = make_variant(name, env).learn(20)
+    model = make_variant(name, env).learn(13)
     model.replay_buffer.observations["bad"][:] = NAN
     assert_stops(model, r"observations\['bad'\]")
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_an_exploding_critic_stops_training(name: str) -> None:
-    model = make_variant(name).learn(20)
+    model = make_variant(name).learn(13)
     with th.no_grad():
         for parameter in model.critic.parameters():
             parameter.mul_(1e30)
@@ -510,7 +510,7 @@ def test_the_first_bad_tensor_of_an_update_is_named(net: str, named: str) -> Non
     ],
 )
 def test_the_first_bad_tensor_of_an_update_of_fql_is_named(name: str, net: str, named: str) -> None:
-    model = make_variant(name).learn(20)
+    model = make_variant(name).learn(13)
     with th.no_grad():
         next(model.policy.get_submodule(net).parameters()).fill_(NAN)
     optimizer = getattr(model, named.split()[0]).optimizer
@@ -524,7 +524,7 @@ def test_the_first_bad_tensor_of_an_update_of_fql_is_named(name: str, net: str, 
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("net", ["actor", "critic"])
 def test_training_stops_at_a_bad_gradient(net: str, value: float, name: str, critic: str | None) -> None:
-    model = make_variant(name, critic=critic, sac_flow={"policy_delay": 1}).learn(20)
+    model = make_variant(name, critic=critic, sac_flow={"policy_delay": 1}).learn(13)
     hook = next(iter(getattr(model, net).parameters())).register_hook(lambda gradient: gradient * value)
     before = snapshot(model)
     with pytest.raises(FloatingPointError, match=f"`{net}_gradient_norm`"):
@@ -534,7 +534,7 @@ def test_training_stops_at_a_bad_gradient(net: str, value: float, name: str, cri
     first = ("actor",) if name in FQLS else ("critic", "behavior")
     assert not [each for each in changed if net in first or not any(part in each for part in first)]
     hook.remove()
-    model.train(3, batch_size=8)
+    model.train(2, batch_size=8)
     assert all(th.isfinite(tensor).all() for tensor in snapshot(model).values())
 
 
@@ -554,7 +554,7 @@ def test_training_stops_at_a_bad_gradient_of_the_temperature() -> None:
 def test_updates_before_the_bad_one_are_kept_and_none_after_it(
     name: str, factor: float, named: str, optimizer: dict[str, Any]
 ) -> None:
-    good, bad = (make_variant(name, net={"optimizer_kwargs": optimizer}).learn(20) for _ in range(2))
+    good, bad = (make_variant(name, net={"optimizer_kwargs": optimizer}).learn(13) for _ in range(2))
     if named == "critic_loss" and good.critic.support is not None:
         pytest.skip("Its targets end at the support")
     good.set_random_seed(0)

@@ -113,11 +113,11 @@ def test_every_sampled_chunk_is_what_walking_the_episode_gives(layout: Layout) -
     horizon = buffer.horizon_length
     starts = {steps[i].tag: steps[i : i + horizon] for steps in stored for i in range(len(steps) - horizon + 1)}
     samples = buffer.sample(64)
-    for row in range(64):
-        chunk = starts[float(samples.observations[row])]  # a KeyError is a chunk that starts where none may
-        for name, value in expected(chunk).items():
-            got = getattr(samples, name)[row].numpy()
-            np.testing.assert_allclose(got, np.asarray(value, dtype=np.float32), rtol=1e-5, atol=1e-6, err_msg=name)
+    # A KeyError is a chunk that starts where none may
+    chunks = [expected(starts[float(tag)]) for tag in samples.observations]
+    for name in chunks[0]:
+        want = np.array([chunk[name] for chunk in chunks], np.float32)
+        np.testing.assert_allclose(getattr(samples, name).numpy(), want, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("n_steps", [20, 30, 47])

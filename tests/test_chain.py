@@ -31,6 +31,7 @@ def chain(episodes: int = 1000) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [1, 5])
 @pytest.mark.parametrize(("name", "critic"), [model for model in EVERY_MODEL if model.id in TRIED])
 def test_the_value_of_every_state_before_a_termination_is_learned(name: str, critic: str | None, horizon: int) -> None:

@@ -20,7 +20,7 @@ from sb3_flow import SACFlow
 from sb3_flow.common.checkpoints import CheckpointCallback, checkpoints
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
-CALLS = 26  # of the callback, in one run
+CALLS = 22  # of the callback, in one run
 
 
 def data() -> dict[str, Any]:

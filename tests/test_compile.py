@@ -107,6 +107,7 @@ def graphs_of(name: str) -> int:
     return {"fql": 4, "qc_fql": 4, "qc": 4, "flow_rl": 5}.get(name, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)
 def test_a_compiled_model_learns_the_same(name: str, critic: str | None, backend: Counter) -> None:
     def trained(compile: bool) -> OffPolicyFlowAlgorithm:
@@ -129,6 +130,7 @@ def test_a_compiled_reinflow_learns_the_same(backend: Counter) -> None:
     assert differences(eager, compiled) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_gradient_of_its_own_is_cached() -> None:
     if not hasattr(functorch_config, "autograd_cache_allow_custom_autograd_functions"):
@@ -149,6 +151,7 @@ def test_code_generation_works(mode: CompileMode) -> None:
         assert th.allclose(Compiled(Doubler().twice, mode, CPU)(x), th.tanh(x) * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
 def test_another_batch_size_or_weight_needs_no_new_graph_every_time(name: str, backend: Counter) -> None:
     th.compiler.reset()  # it remembers what varied in the losses of the model before
@@ -163,6 +166,7 @@ def test_another_batch_size_or_weight_needs_no_new_graph_every_time(name: str, b
     assert backend.graphs == 2 * graphs  # the second size makes a graph for any size
 
 
+@pytest.mark.slow
 def test_many_models_in_one_process_are_all_compiled(backend: Counter) -> None:
     # After so many variants of one code object Dynamo gives up, by default after eight
     with th._dynamo.config.patch(recompile_limit=1):
@@ -196,6 +200,7 @@ def test_a_mistake_in_the_computation_is_raised_as_it_is(monkeypatch: pytest.Mon
         Compiled(Doubler().twice, True, CPU)(th.ones(2), th.ones(3))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow_t", "qc"])
 def test_a_compiled_model_saves_loads_and_goes_on_bit_identically(name: str, tmp_path: Path, backend: Counter) -> None:
     model = make_variant(name, compile=True, env=RandomEnv()).learn(LEARNING_STARTS + 5)
@@ -212,6 +217,7 @@ def test_a_compiled_model_saves_loads_and_goes_on_bit_identically(name: str, tmp
     assert differences(snapshot(model), snapshot(loaded)) == []
 
 
+@pytest.mark.slow
 def test_loaded_parameters_are_the_ones_that_are_trained(backend: Counter) -> None:
     source, model = make_model(compile=True, seed=1), make_model(compile=True).learn(LEARNING_STARTS + 5)
     parameters = source.get_parameters()
@@ -245,6 +251,7 @@ def test_a_compiled_policy_acts_the_same(deterministic: bool, name: str, backend
     assert (actions[0] == actions[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_acting_follows_the_weights() -> None:
     net = {"flow_steps": 1, "net_arch": {"qf": [4], "pi": [4]}}

@@ -181,6 +181,7 @@ def task_file(path: Path, episodes: int = 2, steps: int = 4, task: str = TASK) -
     return arrays
 
 
+@pytest.mark.slow
 def test_relabelled_as_by_ogbench(tmp_path: Path) -> None:
     utils = pytest.importorskip("ogbench.utils")
     path = tmp_path / "cube-single-play-v0.npz"

@@ -458,6 +458,7 @@ def test_no_damaged_npz_is_accepted(tmp_path: Path, save: Any, make: Any) -> Non
     assert not fuzz(path, lambda: load_ogbench(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["0.npz", "1.npz"])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_no_damaged_shard_is_accepted(tmp_path: Path, save: Any, shard: str) -> None:
@@ -466,6 +467,7 @@ def test_no_damaged_shard_is_accepted(tmp_path: Path, save: Any, shard: str) -> 
     assert not fuzz(tmp_path / shard, lambda: load_ogbench(tmp_path))
 
 
+@pytest.mark.slow
 def test_no_damaged_hdf5_with_checksums_is_accepted(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     path = tmp_path / "low_dim.hdf5"
@@ -484,6 +486,7 @@ def assert_only_numbers_changed(accepted: list[tuple[Steps, Steps]]) -> None:
         assert np.abs(read["actions"]).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", [{}, {"compression": "gzip"}])
 def test_damaged_hdf5_of_robomimics_own_form(tmp_path: Path, storage: dict[str, Any]) -> None:
     pytest.importorskip("h5py")
@@ -492,6 +495,7 @@ def test_damaged_hdf5_of_robomimics_own_form(tmp_path: Path, storage: dict[str, 
     assert_only_numbers_changed(fuzz(path, lambda: load_robomimic(path, "lift")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["main_data.hdf5", "metadata.json"])
 def test_damaged_minari(tmp_path: Path, name: str) -> None:
     pytest.importorskip("minari")

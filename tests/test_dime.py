@@ -185,6 +185,7 @@ def test_the_number_of_steps_is_saved(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, loaded)))
 
 
+@pytest.mark.slow
 def test_it_learns_which_actions_are_rewarded() -> None:
     class Bandit(RandomEnv):
         """One step an episode, the best action is (0.5, -0.5)."""

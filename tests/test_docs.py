@@ -82,6 +82,7 @@ def test_code_runs(page: Path, small_world: Path) -> None:
         execute(code, namespace, f"{page.name}, block {i}")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
@@ -93,6 +94,7 @@ def test_the_notebook_runs(small_world: Path, monkeypatch: pytest.MonkeyPatch) -
         execute(cell, namespace, f"cell {i}")
 
 
+@pytest.mark.slow
 def test_a_velocity_net_of_ones_own_is_trained_saved_exported_and_known_to_the_zoo(
     small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +194,7 @@ def understood(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argpars
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register()
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     extras = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
     for program, arguments in commands(page):
         if program == "make":
@@ -229,6 +231,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "html"
 
 
+@pytest.mark.slow
 def test_the_site_needs_nothing_from_elsewhere_and_its_links_lead_somewhere(site: Path) -> None:
     ids = {path: set(re.findall(r'\bid="([^"]*)"', path.read_text())) for path in site.rglob("*.html")}
     assert {path.with_suffix(".html").name for path in DOCS.glob("*.md")} <= {path.name for path in ids}

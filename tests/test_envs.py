@@ -88,6 +88,7 @@ def test_registering_again_changes_nothing() -> None:
     assert gym.registry == before
 
 
+@pytest.mark.slow
 def test_the_zoo_knows_them_without_importing_a_suite_and_a_missing_one_is_named() -> None:
     code = f"""
 import sys
@@ -108,6 +109,7 @@ for package, name in (("ogbench", {CUBE!r}), ("robosuite", {LIFT!r})):
     assert "pip install 'sb3_flow[robomimic]'" in result.stdout
 
 
+@pytest.mark.slow
 def test_spaces_and_types(env: Any) -> None:
     sizes = {CUBE: (28, 5), SCENE: (40, 5), SPARSE: (55, 5), LIFT: (19, 7)}
     observation_size, action_size = sizes[env.spec.id]
@@ -253,6 +255,7 @@ def test_unknown_arguments_are_refused() -> None:
         gym.make(CUBE, env_type="octuple")
 
 
+@pytest.mark.slow
 def test_pictures_whoever_else_draws(envs: dict[str, Any]) -> None:
     try:
         mujoco.GLContext(8, 8).free()

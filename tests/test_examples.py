@@ -31,17 +31,20 @@ def test_every_example_is_listed() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ARGUMENTS if name not in ("demo.py", "load_and_render.py")])
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_example(name, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_loaded_and_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_example("train.py", tmp_path, monkeypatch)
     run_example("load_and_render.py", tmp_path, monkeypatch)
     assert list((tmp_path / "videos").glob("*.mp4"))
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_a_model_a_video_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_example("demo.py", tmp_path, monkeypatch)
     assert (tmp_path / "demo" / "model.zip").exists()

@@ -39,6 +39,7 @@ def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str
     np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "horizon"),
     [("flow_t", 3), ("flow_g", 1), ("fql", 1), ("qc_fql", 3), ("qc", 3), ("flow_rl", 1), ("qsm", 3), ("reinflow", 3)],

@@ -173,6 +173,7 @@ def test_a_damaged_buffer_is_refused_and_the_old_one_stays(tmp_path: Path) -> No
     assert model.replay_buffer is kept
 
 
+@pytest.mark.slow
 @linux
 def test_kills_at_random_moments_lose_nothing_that_was_saved(tmp_path: Path) -> None:
     assert kills.kill_repeatedly(8, tmp_path, longest=1.0) == []

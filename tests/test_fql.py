@@ -65,6 +65,7 @@ def two_modes() -> dict[str, NDArray[Any]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best_of_n", [None, 4])
 def test_both_modes_of_the_data_are_kept(best_of_n: int | None) -> None:
     model = make_fql(

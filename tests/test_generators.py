@@ -111,6 +111,7 @@ def test_puzzles_are_played_by_pressing_buttons(tmp_path: Path, kind: str) -> No
     load_dataset(f"ogbench:puzzle-3x3-sparse-play-singletask-task1-v0@{tmp_path / 'puzzle.npz'}")
 
 
+@pytest.mark.slow
 def test_some_of_the_noisy_actions_are_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def actions(kind: str, share: float) -> NDArray[Any]:
         monkeypatch.setitem(generate_ogbench.RANDOM_ACTIONS, "cube", share)
@@ -193,6 +194,7 @@ def test_play_observations_are_the_environments_at_the_rows_state(cube: Path) ->
     env.close()
 
 
+@pytest.mark.slow
 def test_demonstrations_have_the_official_form_and_load(lift: Path) -> None:
     with h5py.File(lift) as file:
         data = file["data"]

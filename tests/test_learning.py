@@ -29,6 +29,7 @@ class Aim(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self.state, -float(np.square(action - goal).sum()), True, False, {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "rollout"),
     [("FlowTPolicy", "sde"), ("FlowGPolicy", "sde"), ("FlowMLPPolicy", "sde"), ("FlowGPolicy", "noise")],
@@ -60,6 +61,7 @@ def test_an_aimed_shot_is_learned_and_noise_costs_little(policy: str, rollout: s
 GUESTS: dict[str, Any] = {"flow_rl": (FlowRL, {"policy_delay": 1}), "qsm": (QSM, {"q_coef": 1.0})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GUESTS)
 def test_an_aimed_shot_is_learned_by_guests(name: str) -> None:
     algorithm, kwargs = GUESTS[name]

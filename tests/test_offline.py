@@ -126,11 +126,11 @@ def test_every_chunk_of_the_data_is_what_walking_the_episode_gives(
     }
     samples = sample_dataset(data, 40, horizon, GAMMA)
     assert isinstance(samples.next_observations, th.Tensor)
-    for row in range(40):
-        episode, t = starts[tuple(samples.observations[row].tolist())]  # type: ignore[index]
-        want = expected_chunk(episode, t, horizon)
-        for name in ("rewards", "dones", "valid"):
-            np.testing.assert_allclose(getattr(samples, name)[row].item(), want[name], rtol=1e-5, atol=1e-6)
+    chunks = [expected_chunk(*starts[tuple(obs.tolist())], horizon) for obs in samples.observations]
+    for name in ("rewards", "dones", "valid"):
+        numbers = getattr(samples, name).squeeze(1).numpy()
+        np.testing.assert_allclose(numbers, [chunk[name] for chunk in chunks], rtol=1e-5, atol=1e-6)
+    for row, want in enumerate(chunks):
         np.testing.assert_array_equal(samples.in_episode[row], want["in_episode"])
         np.testing.assert_array_equal(samples.actions[row][: len(want["actions"])], want["actions"])
         if want["next_observations"] is not None:
@@ -584,6 +584,7 @@ def test_a_sharded_set_takes_turns(tmp_path: Path) -> None:
     assert seen == [[0]] * 3 + [[1]] * 3 + [[0]] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "flow_rl", "qsm"])
 def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
     rng = np.random.default_rng(0)

@@ -33,6 +33,7 @@ def shares(contender: two_modes.Contender, bc_coef: float, updates: int = 900) -
     return two_modes.shares_of(two_modes.train(contender, bc_coef, updates, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bc_coef", [10.0, 300.0])
 @pytest.mark.parametrize("contender", ["behavior", "fql"])
 def test_both_modes_of_the_data_are_kept(contender: two_modes.Contender, bc_coef: float) -> None:
@@ -41,6 +42,7 @@ def test_both_modes_of_the_data_are_kept(contender: two_modes.Contender, bc_coef
     assert between < 0.2
 
 
+@pytest.mark.slow
 def test_eq_12_ends_between_the_modes() -> None:
     low, high, between = shares("data", 10.0, updates=300)
     assert max(low, high) < 0.05

@@ -172,6 +172,7 @@ def test_what_is_sampled_from_a_quadratic_q_is_normal_with_a_known_mean_and_vari
     assert x.var().item() == pytest.approx(variance, rel=0.03)
 
 
+@pytest.mark.slow
 def test_actions_go_where_q_is_high_and_closer_with_a_higher_m_q() -> None:
     spread = []
     for q_coef in (0.3, 1.0):

@@ -210,6 +210,7 @@ def test_training_stops_at_a_bad_gradient_and_goes_on_after_it(net: str) -> None
 # --- What it starts from ---
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_better_than_the_clone() -> None:
     model = make_any(
         "reinflow",

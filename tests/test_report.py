@@ -156,6 +156,7 @@ def test_the_table_averages_the_last_five_evaluations_of_each_seed(tmp_path):
         assert next(csv.DictReader(file))["last_five_mean"] == "17"  # of 3 and 31
 
 
+@pytest.mark.slow
 def test_the_iqm_over_time_is_rliables_and_is_drawn_from_four_seeds_on(tmp_path):
     metrics = pytest.importorskip("rliable.metrics")
     values = np.random.default_rng(0).normal(size=(9, 3))

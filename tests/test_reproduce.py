@@ -84,6 +84,7 @@ def norms_in_this_process(monkeypatch):
     monkeypatch.setattr(gradient_norms.mp, "get_context", lambda _: threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", reproduce.FIGURES)
 def test_smoke(figure, in_tmp_path, norms_in_this_process, monkeypatch):
     monkeypatch.setattr(learning, "LocalPool", InThisProcess)
@@ -276,6 +277,7 @@ def begin(monkeypatch, *args):
             run(patch, learning, *args)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_and_a_run_that_fails_is_named(in_tmp_path, monkeypatch):
     sweep = (*SWEEP, "--seeds", 1, "--out", "results", "--algos", "flow_g")
     begin(monkeypatch, *sweep, "--steps", 120)
@@ -422,6 +424,7 @@ def test_gradient_norms_of_two_budgets_do_not_mix(in_tmp_path, norms_in_this_pro
     assert {row["env"] for row in gradient_norms.measure_all(elsewhere, runs, out, jobs=1)} == {elsewhere.env}
 
 
+@pytest.mark.slow
 def test_a_sweep_on_ray_and_one_that_it_finds_begun(in_tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     sweep = (*SWEEP, "--seeds", 1, "--out", "results", "--algos", "flow_g", "--ray", "local")

@@ -8,6 +8,7 @@ import pytest
 import soak
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_soak_draws_a_row_a_minute_and_leaks_no_file_or_thread(tmp_path: Path) -> None:
     soak.soak(4, tmp_path / "soak.csv", seconds=0.2)

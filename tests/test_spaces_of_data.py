@@ -244,6 +244,7 @@ def test_the_window_of_the_statistics_is_changed_by_load(tmp_path: Path) -> None
 # --- Acting after an export ---
 
 
+@pytest.mark.slow
 def test_an_export_leaves_acting_compiled(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     model = make_model(compile=True)

@@ -88,6 +88,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_old_module_paths_warn_and_lead_to_the_same_objects() -> None:
     result = subprocess.run([sys.executable, "-c", CHECK, *MODULES], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -73,6 +73,7 @@ def run_two_workers(storage, folder):
     return lost, trials
 
 
+@pytest.mark.slow
 def test_two_workers_on_a_journal_file_of_which_one_is_killed(tmp_path):
     lost, _ = run_two_workers(str(tmp_path / "study.log"), tmp_path)
     assert lost.state == TrialState.RUNNING  # journal files have no heartbeat
@@ -100,6 +101,7 @@ def postgresql():
         subprocess.run([pg_ctl, "-D", "data", "-m", "immediate", "-w", "stop"], **options)
 
 
+@pytest.mark.slow
 def test_two_workers_on_postgresql_of_which_one_is_killed(postgresql, tmp_path):
     lost, trials = run_two_workers(postgresql, tmp_path)
     assert lost.state == TrialState.FAIL
@@ -108,6 +110,7 @@ def test_two_workers_on_postgresql_of_which_one_is_killed(postgresql, tmp_path):
     assert retry.params == lost.params
 
 
+@pytest.mark.slow
 def test_trials_of_the_dead_do_not_count(tmp_path):
     storage = f"sqlite:///{tmp_path}/study.db"
 

@@ -93,6 +93,7 @@ def can_draw() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_record_video(folder, run_of):
     if not can_draw():
         pytest.skip("no EGL device")
@@ -111,6 +112,7 @@ FROM_DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", FROM_DATA)
 def test_from_data_to_the_environment(algo, tmp_path):
     pytest.importorskip("ogbench")
@@ -200,6 +202,7 @@ def test_the_checkpoint_of_the_end_of_a_run_needs_no_learning(tmp_path, capsys):
     assert capsys.readouterr().out == "60 of 60 timesteps are done\n"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_to_the_end_of_its_run(tmp_path):
     command = ("--save-freq", "25", "--save-replay-buffer", "--eval-freq", "30", "--eval-episodes", "1")
     command += (*TINY, "normalize:True")
@@ -223,6 +226,7 @@ def test_another_policy_is_one_parameter_away(folder):
     assert isinstance(model.policy, FlowGPolicy)
 
 
+@pytest.mark.slow
 @for_two_algorithms
 def test_optimize_with_two_seeds_a_trial_and_train_the_first_trial(tmp_path, algo):
     study = ("--storage", "study.log", "--study-name", "study")
