@@ -125,6 +125,15 @@ def test_alpha_falls_with_a_range_as_the_docs_recommend_it() -> None:
     assert model.log_ent_coef.exp() < 0.8
 
 
+def test_a_tau_without_target_nets_is_pointed_out() -> None:
+    for critic in ("crossq", "categorical"):
+        (message,) = warned(lambda critic=critic: make_model(critic=critic, tau=0.05))
+        assert f"tau=0.05 does nothing: '{critic}' critics have no target nets" in message
+        assert not warned(lambda critic=critic: make_model(critic=critic, tau=0.005))
+    for critic in ("target", "xqc"):
+        assert not warned(lambda critic=critic: make_model(critic=critic, tau=0.05))
+
+
 @pytest.mark.parametrize("net", [{"log_std_range": (-5, -3)}, {"noise_std": 0.01}], ids=str)
 def test_a_target_that_is_out_of_reach_is_pointed_out(net: dict[str, Any]) -> None:
     (message,) = warned(lambda: make_model(net=net, target_entropy=-2.0))

@@ -43,6 +43,7 @@ from sb3_flow.sac_flow.repeated_noise import RepeatedNoise
 
 Proximity = Literal["data", "behavior"]
 PROXIMITIES: tuple[str, ...] = get_args(Proximity)
+TAU = 0.005
 
 
 class SACFlow(MaxEntropyAlgorithm):
@@ -124,7 +125,7 @@ class SACFlow(MaxEntropyAlgorithm):
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
         batch_size: int = 256,
-        tau: float = 0.005,
+        tau: float = TAU,
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
@@ -229,6 +230,7 @@ class SACFlow(MaxEntropyAlgorithm):
         self._has_behavior = self.policy.has_behavior
         self._complete_defaults()
         self._warn_of_target_entropy()
+        self._warn_of_tau()
         self._setup_qf_lr_schedule()
         self._setup_temperature()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
@@ -263,6 +265,14 @@ class SACFlow(MaxEntropyAlgorithm):
             warnings.warn(
                 f"target_entropy={self.target_entropy:g} is out of reach: the highest sigma allows {reach:.3g} nats, "
                 "so that alpha would grow for ever. Choose a lower one, or raise log_std_range or noise_std.",
+                stacklevel=2,
+            )
+
+    def _warn_of_tau(self) -> None:
+        if self.tau != TAU and not self._targets:
+            warnings.warn(
+                f"tau={self.tau:g} does nothing: {self.policy.critic_name!r} critics have no target nets. Leave it out, "
+                "or take policy_kwargs={'critic': 'target'}.",
                 stacklevel=2,
             )
 
