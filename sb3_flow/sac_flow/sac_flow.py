@@ -271,8 +271,8 @@ class SACFlow(MaxEntropyAlgorithm):
     def _warn_of_tau(self) -> None:
         if self.tau != TAU and not self._targets:
             warnings.warn(
-                f"tau={self.tau:g} does nothing: {self.policy.critic_name!r} critics have no target nets. Leave it out, "
-                "or take policy_kwargs={'critic': 'target'}.",
+                f"tau={self.tau:g} does nothing: {self.policy.critic_name!r} critics have no target nets. Leave it "
+                "out, or take policy_kwargs={'critic': 'target'}.",
                 stacklevel=2,
             )
 
