@@ -42,6 +42,7 @@ from sb3_flow.common.buffers import Batch, fold_chunks, join, sample_dataset, to
 from sb3_flow.common.flow import Line, Velocity, matching_error
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.datasets import DataError, OfflineDataset, from_arrays
+from sb3_flow.datasets.dataset import ShardedDataset
 
 GAMMA = 0.9
 
@@ -558,6 +559,29 @@ def test_the_offline_phase_is_normalised_by_statistics_of_the_data(training: boo
     assert env.ret_rms.var == pytest.approx(np.var(returns), rel=1e-3)
 
 
+def test_statistics_that_were_frozen_learn_from_the_data_when_they_are_not() -> None:
+    env = VecNormalize(DummyVecEnv([RandomEnv]), training=False)
+    model = make_variant("fql", env=env, offline_dataset=regular_arrays(trajectories([20, 30]))).learn_offline(2)
+    frozen = env.obs_rms.count
+    env.training = True
+    model.learn_offline(2)
+    assert env.obs_rms.count > frozen + 49
+
+
+def test_the_first_of_several_files_is_not_read_again_for_statistics_that_are_known(tmp_path: Path) -> None:
+    for i in range(3):
+        np.savez(tmp_path / f"{i}.npz", **regular_arrays(trajectories([20, 30], i)))
+    model = make_variant("fql", env=VecNormalize(DummyVecEnv([RandomEnv])), offline_dataset=tmp_path)
+    assert isinstance(model._dataset, ShardedDataset)
+    model._dataset.rotate_every = 3
+    model.learn_offline(5)
+    reads: list[int] = []
+    at = model._dataset.at
+    model._dataset.at = lambda update: (reads.append(update), at(update))[1]  # type: ignore[method-assign, func-returns-value]
+    model.learn_offline(1, reset_num_timesteps=False)
+    assert 0 not in reads
+
+
 def test_statistics_of_the_data_are_learned_once() -> None:
     env = VecNormalize(DummyVecEnv([RandomEnv]), gamma=GAMMA)
     model = offline_model(env=env, offline_steps=0, learning_starts=100)
@@ -642,7 +666,7 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
         ({"offline_dataset": 3}, r"offline_dataset=3 "),
         ({"env": RandomEnv(spaces.Box(-1, 1, (4,), np.float32))}, r"observations.*\(3,\).*another environment"),
         ({"env": RandomEnv(VECTOR, spaces.Box(-1, 1, (3,), np.float32))}, r"actions.*2 numbers.*another environment"),
-        ({"env": RandomEnv(spaces.Dict({"a": VECTOR}))}, r"observations.*Dict"),
+        ({"env": RandomEnv(spaces.Dict({"a": VECTOR}))}, r"observations.*Dict.*FlattenObservation"),
     ],
 )
 def test_bad_input_is_refused_before_training(arguments: dict[str, Any], message: str, name: str) -> None:

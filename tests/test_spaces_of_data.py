@@ -1,6 +1,7 @@
 """Bounds, shapes and units of actions and images: what fits is taken, and what does not is refused with the remedy."""
 
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,37 @@ def test_minari_data_that_no_bounds_scale_are_refused(low: float, high: float, t
     path = write_minari(tmp_path / "data", [5, 8], low=0.0, high=0.0, action_space=space)
     with pytest.raises(DataError, match=r"'action_space': it is Box.*bounds .* cannot be scaled"):
         load_dataset(path)
+
+
+def test_minari_actions_outside_of_their_own_space_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("minari")
+    space = spaces.Box(-0.5, 0.5, (2,), np.float32)
+    with pytest.raises(DataError, match=r"one is \d.*recorded outside of the data's own space, Box\(-0.5, 0.5"):
+        load_dataset(write_minari(tmp_path / "data", [5, 8], action_space=space))
+
+
+def test_minari_dicts_are_joined_in_the_order_of_the_environment(tmp_path: Path) -> None:
+    pytest.importorskip("minari")
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    # Keywords and an OrderedDict keep their order, which sorting would change, within a key too
+    box = spaces.Box(-9.0, 9.0, (2,), np.float64)
+    space = spaces.Dict(z=box, a=spaces.Dict(OrderedDict(y=box, b=box)), m=box)
+
+    def observations_of(*shape: int) -> dict[str, Any]:
+        z, y, b, m = (np.full((*shape, 2), float(i)) for i in range(4))
+        return {"z": z, "a": {"y": y, "b": b}, "m": m}
+
+    (tmp_path / "data").mkdir()
+    storage = MinariStorage.new(tmp_path / "data", space, spaces.Box(-1, 1, (1,), np.float32))
+    storage.update_metadata({"dataset_id": "test/dict-v0", "minari_version": "0.5.3"})
+    ends = [False] * 4 + [True]
+    episode = {"rewards": [0.0] * 5, "terminations": [False] * 5, "truncations": ends, "infos": {}}
+    actions = np.zeros((5, 1), np.float32)
+    storage.update_episodes([EpisodeBuffer(id=0, observations=observations_of(6), actions=actions, **episode)])
+    seen = load_dataset(tmp_path / "data").at(0).observations[0]
+    np.testing.assert_array_equal(seen, spaces.flatten(space, observations_of()))
 
 
 def test_minari_data_of_matrices_are_scaled_and_flattened(tmp_path: Path) -> None:

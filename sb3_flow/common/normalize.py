@@ -5,28 +5,29 @@ from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_flow.datasets import OfflineDataset
+from sb3_flow.datasets import Dataset, OfflineDataset
 from sb3_flow.datasets.arrays import blocks
 
 TAUGHT = "has_seen_offline_data"  # attribute of a VecNormalize, which is saved and loaded with it
 
 
-def learn_statistics(env: VecNormalize, data: OfflineDataset) -> None:
+def learn_statistics(env: VecNormalize, dataset: Dataset) -> None:
     """Let the running statistics see the data as if the environment had been stepped through them, but only once.
 
     Without it, an offline phase would be normalised by the one observation of the first reset, and clipped.
 
     :param env: unchanged if its `training` is False
-    :param data: what is learned from
+    :param dataset: what is learned from; of several files the first
     """
-    if vars(env).get(TAUGHT, False):
+    if vars(env).get(TAUGHT, False) or not env.training:
         return
     setattr(env, TAUGHT, True)
-    if env.training and env.norm_obs:
+    data = dataset.at(0)  # not before: it may have to be read again
+    if env.norm_obs:
         assert isinstance(env.obs_rms, RunningMeanStd)
         for _, block in blocks(data.observations):
             env.obs_rms.update(block)
-    if env.training and env.norm_reward:
+    if env.norm_reward:
         env.ret_rms.update(running_returns(data, env.gamma))
 
 

@@ -270,7 +270,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             self._offline_before = self._n_offline
         self._give_hints(int(total_timesteps), reset_num_timesteps)
         if self._dataset is not None and self._vec_normalize_env is not None:
-            learn_statistics(self._vec_normalize_env, self._dataset.at(0))
+            learn_statistics(self._vec_normalize_env, self._dataset)
         if self._dataset is not None and self.reward_scale is not None and not self._scale_knows_data:
             self.reward_scale.see(running_returns(self._dataset.at(0), self.gamma))
             self._scale_knows_data = True

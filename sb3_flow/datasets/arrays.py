@@ -12,6 +12,7 @@ from sb3_flow.datasets.errors import DataError
 Array = NDArray[Any]
 
 CLIP_TOLERANCE = 1e-3  # actions further outside [-1, 1] are another scale, not rounding
+SCALE = "scale them by the bounds of the action space: 2 * (actions - low) / (high - low) - 1"
 BLOCK_BYTES = 1 << 20  # stays in the processor's cache between two passes
 
 
@@ -102,10 +103,13 @@ def flag_array(source: str | Path, key: str, values: Any, rows: int) -> NDArray[
     return flags
 
 
-def bounded_actions(source: str | Path, key: str, values: Any, limit: float = 1.0) -> NDArray[np.float32]:
+def bounded_actions(
+    source: str | Path, key: str, values: Any, limit: float = 1.0, remedy: str = SCALE
+) -> NDArray[np.float32]:
     """Finite float32 actions within the limit; copied only if some lie outside it.
 
     :param limit: at most 1; actions are clipped to +-limit
+    :param remedy: for actions that lie outside
     :raises DataError: for actions more than CLIP_TOLERANCE outside [-1, 1]
     """
     actions = float_array(source, key, values)
@@ -119,7 +123,7 @@ def bounded_actions(source: str | Path, key: str, values: Any, limit: float = 1.
                 source,
                 key,
                 f"actions must be in [-1, 1], the range that policies act in, but one is {np.abs(block[row]).max():g}; "
-                "scale them by the bounds of the action space: 2 * (actions - low) / (high - low) - 1",
+                f"{remedy}",
                 start + row,
             )
         clip |= largest > limit

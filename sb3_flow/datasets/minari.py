@@ -1,5 +1,7 @@
 """Minari's datasets, read by Minari."""
 
+import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def load_minari(name: str | Path) -> OfflineDataset:
     _check_actions(path, action_space)
     with reading(path):
         stated = int(data.storage.metadata["total_steps"])
-        episodes = [_episode(path, episode, data.observation_space, action_space) for episode in data]
+        observation_space = _in_recorded_order(data.observation_space, _described(path))
+        episodes = [_episode(path, episode, observation_space, action_space) for episode in data]
         columns = list(zip(*episodes, strict=True))
     if not episodes:
         raise DataError(path, "episodes", "it has none")
@@ -47,6 +50,20 @@ def load_minari(name: str | Path) -> OfflineDataset:
         raise DataError(path, "total_steps", f"the metadata say {stated} steps, but the episodes have {steps}")
     observations, actions, rewards, masks, ends, is_step = map(np.concatenate, columns)
     return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path)
+
+
+def _described(path: Path) -> Any:
+    """The observation space as the metadata have it; None if they leave it to the environment."""
+    space = json.loads((path / "metadata.json").read_text()).get("observation_space")
+    return None if space is None else json.loads(space)
+
+
+def _in_recorded_order(space: spaces.Space[Any], described: Any) -> spaces.Space[Any]:
+    """A space whose keys have the environment's order, in which FlattenObservation joins them; Minari sorts them."""
+    if not isinstance(space, spaces.Dict) or described is None:
+        return space
+    parts = described["subspaces"]
+    return spaces.Dict(OrderedDict((key, _in_recorded_order(space[key], parts[key])) for key in parts))
 
 
 def _check_actions(path: Path, action_space: spaces.Space[Any]) -> None:
@@ -108,7 +125,8 @@ def _episode(
     raw = float_array(path, f"{prefix}/actions", episode.actions)
     check_shape(path, f"{prefix}/actions", raw, (steps, *action_space.shape))
     low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
-    actions = bounded_actions(path, f"{prefix}/actions", 2 * (raw - low) / (high - low) - 1)
+    remedy = f"it was recorded outside of the data's own space, {action_space}, whose bounds become -1 and 1: clip it"
+    actions = bounded_actions(path, f"{prefix}/actions", 2 * (raw - low) / (high - low) - 1, remedy=remedy)
     terminated = flag_array(path, f"{prefix}/terminations", episode.terminations, steps)
     truncated = flag_array(path, f"{prefix}/truncations", episode.truncations, steps)
     if not (terminated[-1] or truncated[-1]):

@@ -139,7 +139,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         if reset_num_timesteps:
             self._offline_before = self._n_offline
         if self._dataset is not None and self._vec_normalize_env is not None:
-            learn_statistics(self._vec_normalize_env, self._dataset.at(0))
+            learn_statistics(self._vec_normalize_env, self._dataset)
         self._between_steps.clear()
         try:
             super().learn(
