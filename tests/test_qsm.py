@@ -172,6 +172,14 @@ def test_what_is_sampled_from_a_quadratic_q_is_normal_with_a_known_mean_and_vari
     assert x.var().item() == pytest.approx(variance, rel=0.03)
 
 
+@pytest.mark.parametrize("steps", [3, 5, 10, 20])
+def test_the_last_step_by_a_normalised_gradient_of_slope_one_ends_near_the_best_action(steps: int) -> None:
+    model = make_qsm(normalize_gradient=True, net={"diffusion_steps": steps})
+    alpha = vp_schedule(steps).alphas[0].item()
+    # sigma_0^2 = 1 - alpha_0 = beta_0; what is left of the distance to the best action
+    assert abs(1 - math.sqrt(1 - alpha) * model.q_coef) / math.sqrt(alpha) < 0.3
+
+
 @pytest.mark.slow
 def test_actions_go_where_q_is_high_and_closer_with_a_higher_m_q() -> None:
     spread = []
@@ -322,7 +330,8 @@ def test_both_nets_and_the_target_move_at_every_update() -> None:
 
 def test_the_weights_defaults_depend_on_what_is_learned_from() -> None:
     assert (make_qsm().q_coef, make_qsm().bc_coef) == (50.0, 0.0)
-    assert make_qsm(normalize_gradient=True).q_coef == 10.0
+    assert make_qsm(normalize_gradient=True).q_coef == 0.4 * 5
+    assert make_qsm(normalize_gradient=True, net={"diffusion_steps": 20}).q_coef == 8.0
     data = {"offline_dataset": regular_arrays(trajectories([20])), "learning_starts": None}
     assert (make_qsm(**data).q_coef, make_qsm(**data).bc_coef) == (1.0, 10.0)
     chosen = make_qsm(q_coef=0.0, bc_coef=0.0, **data)

@@ -26,13 +26,14 @@ from sb3_flow.qsm.policies import DiffusionActor, QSMCnnPolicy, QSMPolicy
 class Defaults(NamedTuple):
     """What the two weights are unless the user says otherwise."""
 
-    q_coef: float
+    q_coef: float  # of a gradient that is not normalised
     bc_coef: float
 
 
 FROM_SCRATCH = Defaults(50.0, 0.0)  # the authors' code's
 WITH_DATA = Defaults(1.0, 10.0)  # "QSM" of github.com/ColinQiyangLi/qam, on cube-double
-NORMALIZED_Q_COEF = 10.0  # github.com/typoverflow/flow-rl, which divides by 0.1
+# M_q for each diffusion step if the gradient is normalised: half of what overshoots where its slope is 1 (docs/qsm.md)
+NORMALIZED_Q_COEF = 0.4
 
 
 class QSM(OffPolicyFlowAlgorithm):
@@ -61,7 +62,7 @@ class QSM(OffPolicyFlowAlgorithm):
     :param n_steps: n-step returns; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop
     :param q_coef: M_q >= 0, how strongly Q's gradient acts, an inverse temperature: higher is greedier; None for 50, or
-        1 with `offline_dataset`, or 10 with `normalize_gradient`
+        1 with `offline_dataset`, or 0.4 for each diffusion step with `normalize_gradient`
     :param normalize_gradient: divide Q's gradient by its mean size, which makes `q_coef` matter alike on all tasks
     :param bc_coef: alpha >= 0, the weight of the diffusion model's own loss on the replayed actions: a float, a
         schedule, or two of these, for the offline and the online phase; None for 0, or 10 with `offline_dataset`
@@ -135,8 +136,8 @@ class QSM(OffPolicyFlowAlgorithm):
         _init_setup_model: bool = True,
     ):
         defaults = FROM_SCRATCH if offline_dataset is None else WITH_DATA
-        if q_coef is None:
-            q_coef = NORMALIZED_Q_COEF if normalize_gradient else defaults.q_coef
+        if q_coef is None and not normalize_gradient:
+            q_coef = defaults.q_coef
         self.q_coef = q_coef
         self.normalize_gradient = normalize_gradient
         self.exploration_noise = exploration_noise
@@ -177,10 +178,14 @@ class QSM(OffPolicyFlowAlgorithm):
         super()._check_arguments()
         require_choice("normalize_gradient", self.normalize_gradient, (False, True))
         for name in ("q_coef", "exploration_noise"):
-            require_number(name, getattr(self, name), 0, math.inf, "a number >= 0")
+            value = getattr(self, name)
+            if name != "q_coef" or value is not None:
+                require_number(name, value, 0, math.inf, "a number >= 0")
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.q_coef is None:
+            self.q_coef = NORMALIZED_Q_COEF * self.actor.diffusion_steps
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
         self._actor_loss_fn = self._compiled_loss(self._actor_loss)
 
@@ -208,6 +213,7 @@ class QSM(OffPolicyFlowAlgorithm):
         actions = noised(batch.actions, noise, self.actor.alpha_bars[steps])
         gradient = self._action_gradient(batch.observations, actions)
         epsilon = self.actor.field(batch.observations)(actions, steps.to(actions.dtype))
+        assert self.q_coef is not None
         return losses.actor_loss(
             epsilon, gradient, noise, self.q_coef, bc_coef, self.normalize_gradient, batch.in_episode
         )

@@ -9,7 +9,7 @@ from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, bc_coef_paramete
 DIFFUSION_STEPS = (3, 5, 10, 20)
 # The papers' are 1 to 120, depending on the scale of Q; a normalised gradient takes that away
 Q_COEF = FloatDistribution(0.3, 300.0, log=True)
-NORMALIZED_Q_COEF = FloatDistribution(1.0, 100.0, log=True)
+NORMALIZED_Q_COEF = FloatDistribution(0.3, 30.0, log=True)
 ALPHA = FloatDistribution(0.3, 100.0, log=True)  # qam's are 1 to 30
 
 
