@@ -43,7 +43,8 @@ def test_the_value_of_every_state_before_a_termination_is_learned(name: str, cri
     net: dict[str, Any] = {"net_arch": {"qf": [64, 64], "pi": [16]}}
     critics = {"qf_learning_rate": rate, "ent_coef": 0.0, "policy_delay": 10}
     if name in SAC_FLOWS:
-        own, net = {"tau": 0.05, "bc_coef": 1.0, **critics}, {"net_arch": {"qf": [64, 64]}, "noise_std": 0.8}
+        own, net = {"bc_coef": 1.0, **critics}, {"net_arch": {"qf": [64, 64]}, "noise_std": 0.8}
+        own |= {"tau": 0.05} if critic == "target" else {}
     elif name in FQLS:
         # More critics average their errors out, which the best of n samples are chosen by
         own, net = {"tau": 0.1, "learning_rate": rate}, {**net, "n_critics": 4}

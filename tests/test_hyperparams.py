@@ -178,6 +178,9 @@ MUJOCO = {
 }
 
 
+# What is ours, since the published ones did not learn: docs/results.md
+MEASURED = {("qsm", "HalfCheetah"): {"normalize_gradient": True, "q_coef": 2.0}}
+
 # M_q and alpha of QSM with data
 QSM_WEIGHTS = {
     "cube-double-play-singletask-task2-v0": (1.0, 10.0),
@@ -203,7 +206,7 @@ def test_published_settings_from_scratch(algo, settings):
     tasks = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")
     for version in ("v4", "v5"):
         for task in tasks:
-            assert HYPERPARAMS[algo][f"{task}-{version}"] == settings
+            assert HYPERPARAMS[algo][f"{task}-{version}"] == settings | MEASURED.get((algo, task), {})
 
 
 def test_every_learning_rate_may_fall():
