@@ -334,6 +334,9 @@ def test_the_weights_defaults_depend_on_what_is_learned_from() -> None:
     assert make_qsm(normalize_gradient=True, net={"diffusion_steps": 20}).q_coef == 8.0
     data = {"offline_dataset": regular_arrays(trajectories([20])), "learning_starts": None}
     assert (make_qsm(**data).q_coef, make_qsm(**data).bc_coef) == (1.0, 10.0)
+    model = make_qsm(normalize_gradient=True)
+    model.normalize_gradient, model.q_coef = False, None  # as the default would be
+    assert model.learn(LEARNING_STARTS + 2).q_coef == 50.0
     chosen = make_qsm(q_coef=0.0, bc_coef=0.0, **data)
     assert (chosen.q_coef, chosen.bc_coef) == (0.0, 0.0)
 

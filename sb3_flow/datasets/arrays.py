@@ -122,8 +122,8 @@ def bounded_actions(
             raise DataError(
                 source,
                 key,
-                f"actions must be in [-1, 1], the range that policies act in, but one is {np.abs(block[row]).max():g}; "
-                f"{remedy}",
+                f"actions must be in [-1, 1], the range that policies act in, but one is "
+                f"{np.abs(block[row]).max():g}; {remedy}",
                 start + row,
             )
         clip |= largest > limit

@@ -136,8 +136,6 @@ class QSM(OffPolicyFlowAlgorithm):
         _init_setup_model: bool = True,
     ):
         defaults = FROM_SCRATCH if offline_dataset is None else WITH_DATA
-        if q_coef is None and not normalize_gradient:
-            q_coef = defaults.q_coef
         self.q_coef = q_coef
         self.normalize_gradient = normalize_gradient
         self.exploration_noise = exploration_noise
@@ -184,10 +182,19 @@ class QSM(OffPolicyFlowAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if self.q_coef is None:
-            self.q_coef = NORMALIZED_Q_COEF * self.actor.diffusion_steps
+        self._complete_q_coef()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
         self._actor_loss_fn = self._compiled_loss(self._actor_loss)
+
+    def _follow_arguments(self) -> None:
+        super()._follow_arguments()
+        self._complete_q_coef()
+
+    def _complete_q_coef(self) -> None:
+        if self.q_coef is None:
+            defaults = FROM_SCRATCH if self.offline_dataset is None else WITH_DATA
+            normalized = NORMALIZED_Q_COEF * self.actor.diffusion_steps
+            self.q_coef = normalized if self.normalize_gradient else defaults.q_coef
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         bc_coef = self._bc_coef_now()
