@@ -122,7 +122,7 @@ def bounded_actions(
             raise DataError(
                 source,
                 key,
-                f"actions must be in [-1, 1], the range that policies act in, but one is "
+                "actions must be in [-1, 1], the range that policies act in, but one is "
                 f"{np.abs(block[row]).max():g}; {remedy}",
                 start + row,
             )

@@ -175,10 +175,9 @@ class QSM(OffPolicyFlowAlgorithm):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         require_choice("normalize_gradient", self.normalize_gradient, (False, True))
-        for name in ("q_coef", "exploration_noise"):
-            value = getattr(self, name)
-            if name != "q_coef" or value is not None:
-                require_number(name, value, 0, math.inf, "a number >= 0")
+        require_number("exploration_noise", self.exploration_noise, 0, math.inf, "a number >= 0")
+        if self.q_coef is not None:  # else it is settled with the nets
+            require_number("q_coef", self.q_coef, 0, math.inf, "a number >= 0")
 
     def _setup_model(self) -> None:
         super()._setup_model()
