@@ -23,7 +23,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
-# The others, of 5 seconds and more: learning, compilation, whole commands
+# The others, of 3 seconds and more: learning, compilation, whole commands, the docs' code
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 

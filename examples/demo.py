@@ -2,7 +2,7 @@
 
 The curve stands beside those of SAC, CrossQ and Flow-T over 100,000 steps, from the results in the repository.
 
-python examples/demo.py --steps 15000 --out demo
+python examples/demo.py --steps 15000 --minutes 6 --out demo
 """
 
 import argparse
@@ -21,7 +21,7 @@ import mujoco
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecVideoRecorder
@@ -31,6 +31,20 @@ from sb3_flow import SACFlow
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "learning"
 SHOWN = {"flow_t": ("Flow-T", "#0b6e99"), "crossq": ("CrossQ", "#555555"), "sac": ("SB3's SAC", "#a0a0a0")}
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, returns
+
+
+class StopAfter(BaseCallback):
+    """Ends training some minutes after its start, however slow the machine is."""
+
+    def __init__(self, minutes: float):
+        super().__init__()
+        self.minutes = minutes
+
+    def _init_callback(self) -> None:
+        self.end = time.perf_counter() + 60 * self.minutes
+
+    def _on_step(self) -> bool:
+        return time.perf_counter() < self.end
 
 
 def committed_curves(env_id: str) -> dict[str, Curve]:
@@ -95,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=15_000)
+    parser.add_argument("--minutes", type=float, default=6.0, help="training ends at the first evaluation after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument(
@@ -103,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    print(f"Training Flow-T on {args.env} for {args.steps} steps.")
+    print(f"Training Flow-T on {args.env} for {args.steps} steps, at most {args.minutes:g} minutes.")
     model = SACFlow(
         "FlowTPolicy",
         args.env,
@@ -115,7 +130,12 @@ def main() -> None:
     # Five episodes at once: one batched predict serves all
     eval_env = make_vec_env(args.env, n_envs=5, seed=args.seed + 1000)
     evaluation = EvalCallback(
-        eval_env, n_eval_episodes=5, eval_freq=max(args.steps // 10, 1), log_path=str(args.out), verbose=0
+        eval_env,
+        callback_after_eval=StopAfter(args.minutes),
+        n_eval_episodes=5,
+        eval_freq=max(args.steps // 10, 1),
+        log_path=str(args.out),
+        verbose=0,
     )
     start = time.perf_counter()
     model.learn(args.steps, callback=evaluation, progress_bar=True)
@@ -126,7 +146,8 @@ def main() -> None:
     video = record_video(model, args.env, args.out, args.video_length)
     draw_picture(args.out / "evaluations.npz", video, args.out / "learning_curve.png", args.env)
 
-    print(f"\nTrained in {minutes:.1f} minutes. Return without noise: {mean:.0f} +- {std:.0f} over 10 episodes.")
+    print(f"\nTrained for {model.num_timesteps} steps in {minutes:.1f} minutes.")
+    print(f"Return without noise: {mean:.0f} +- {std:.0f} over 10 episodes.")
     print(f"  model           {args.out / 'model.zip'}")
     print(f"  learning curve  {args.out / 'learning_curve.png'}")
     if video is not None:

@@ -35,7 +35,7 @@ def policy(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("noise_std", [None, 0.3])
 @pytest.mark.parametrize("rollout", ROLLOUTS)
 def test_predict_is_the_rollout(policy: str, rollout: str, noise_std: float | None, deterministic: bool) -> None:
-    model = make_model(policy, net={"rollout": rollout, "noise_std": noise_std}).learn(20)
+    model = make_model(policy, net={"rollout": rollout, "noise_std": noise_std}).learn(14)
     obs = observations(model)
     th.manual_seed(3)
     actions, state = model.predict(obs, deterministic=deterministic)
@@ -49,7 +49,7 @@ def test_predict_is_the_rollout(policy: str, rollout: str, noise_std: float | No
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
 def test_predict_fills_the_action_space(policy: str, action_space: spaces.Box) -> None:
-    model = make_model(policy, RandomEnv(action_space=action_space)).learn(20)
+    model = make_model(policy, RandomEnv(action_space=action_space)).learn(14)
     obs = observations(model, 200)
     actions, _ = model.predict(obs)
     with th.no_grad():
@@ -66,7 +66,7 @@ def test_predict_fills_the_action_space(policy: str, action_space: spaces.Box) -
 
 @pytest.mark.parametrize("critic", CRITICS)
 def test_action_log_prob_samples_what_predict_does(policy: str, critic: str) -> None:
-    model = make_model(policy, critic=critic).learn(20)
+    model = make_model(policy, critic=critic).learn(14)
     obs = observations(model)
     model.set_random_seed(5)
     predicted, _ = model.predict(obs)
@@ -100,7 +100,7 @@ def test_stochastic_predictions_vary_and_repeat_with_the_seed(policy: str) -> No
 
 
 def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(policy: str) -> None:
-    model = make_model(policy).learn(20)
+    model = make_model(policy).learn(14)
     obs = observations(model)
     batch, _ = model.predict(obs, deterministic=True)
     for i, row in enumerate(obs):
@@ -108,7 +108,7 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(policy: str) -> N
 
 
 def test_prediction_leaves_running_statistics_as_they_are(policy: str) -> None:
-    model = make_model(policy).learn(20)
+    model = make_model(policy).learn(14)
     before = {name: buffer.clone() for name, buffer in model.policy.named_buffers()}
     model.predict(100 * observations(model))
     assert before

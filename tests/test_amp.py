@@ -50,7 +50,7 @@ def losses_of(model: OffPolicyFlowAlgorithm, amp: str | None) -> tuple[Any, Any,
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_products_are_in_bfloat16_and_the_losses_are_close(policy: str, critic: str, noise_std: float | None) -> None:
-    model = make_model(policy, critic=critic, net={"noise_std": noise_std}).learn(LEARNING_STARTS + 30)
+    model = make_model(policy, critic=critic, net={"noise_std": noise_std}).learn(LEARNING_STARTS + 12)
     exact_critic, exact_actor, exact = losses_of(model, None)
     critic_loss, actor_loss, products = losses_of(model, "bf16")
     assert exact.dtypes == {th.float32}
@@ -66,7 +66,7 @@ def test_products_are_in_bfloat16_and_the_losses_are_close(policy: str, critic: 
 
 @pytest.mark.parametrize("name", FQLS)
 def test_products_of_fql_are_in_bfloat16_and_the_losses_are_close(name: str) -> None:
-    model = make_variant(name).learn(LEARNING_STARTS + 30)
+    model = make_variant(name).learn(LEARNING_STARTS + 12)
     exact_critic, exact_actor, exact = losses_of(model, None)
     critic_loss, actor_loss, products = losses_of(model, "bf16")
     assert exact.dtypes == {th.float32}

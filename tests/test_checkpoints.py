@@ -20,7 +20,7 @@ from sb3_flow import SACFlow
 from sb3_flow.common.checkpoints import CheckpointCallback, checkpoints
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
-CALLS = 22  # of the callback, in one run
+CALLS = 15  # of the callback, in one run
 
 
 def data() -> dict[str, Any]:
@@ -35,7 +35,7 @@ PHASES: dict[str, dict[str, Any]] = {
     "offline": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 10**6, "normalize": True},
     "offline chunks": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 10**6, "horizon_length": 3},
     "online with data": {"env": RandomEnv, "offline_dataset": data, "offline_ratio": 0.5, "learning_starts": 0},
-    "both phases": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 16, "learning_starts": None},
+    "both phases": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 8, "learning_starts": None},
     "hindsight": {
         "env": lambda: BitFlippingEnv(n_bits=3, continuous=True, max_steps=3),
         "policy": "MultiInputPolicy",
@@ -60,7 +60,7 @@ def make_run(name: str, phase: str, n_envs: int) -> OffPolicyFlowAlgorithm:
         env = VecNormalize(env)
     if "offline_dataset" in arguments:
         arguments["offline_dataset"] = arguments["offline_dataset"]()
-    return make_variant(name, env=env, **arguments)
+    return make_variant(name, env=env, **{"learning_starts": 4, **arguments})
 
 
 class CopyOfTheEnvironment(BaseCallback):

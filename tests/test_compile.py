@@ -119,6 +119,7 @@ def test_a_compiled_model_learns_the_same(name: str, critic: str | None, backend
     assert differences(eager, compiled) == []
 
 
+@pytest.mark.slow
 def test_a_compiled_reinflow_learns_the_same(backend: Counter) -> None:
     def trained(compile: bool) -> dict[str, th.Tensor]:
         arrays = regular_arrays(trajectories([20]))
@@ -142,6 +143,7 @@ def test_a_gradient_of_its_own_is_cached() -> None:
     assert counts["total"] == counts["autograd_cache_hit"] + counts["autograd_cache_saved"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("mode", [True, "max"])
 def test_code_generation_works(mode: CompileMode) -> None:
@@ -175,6 +177,7 @@ def test_many_models_in_one_process_are_all_compiled(backend: Counter) -> None:
             assert backend.graphs == 2 * (i + 1)  # one action and one critic update each
 
 
+@pytest.mark.slow
 def test_a_loss_that_a_subclass_extends_is_compiled(backend: Counter) -> None:
     class Extended(SACFlow):
         def _critic_loss(self, *args: Any) -> Any:

@@ -194,6 +194,7 @@ def test_relabelled_as_by_ogbench(tmp_path: Path) -> None:
     assert set(wanted["masks"]) == {0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_labels_do_not_depend_on_the_part_they_are_made_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "data.npz"
     task_file(path)

@@ -73,6 +73,7 @@ def small_world(tmp_path: Path, short_episodes: None, monkeypatch: pytest.Monkey
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python") and page.name != OWN_NET], ids=lambda page: page.stem
 )

@@ -50,3 +50,13 @@ def test_the_demo_leaves_a_model_a_video_and_a_picture(tmp_path: Path, monkeypat
     assert (tmp_path / "demo" / "model.zip").exists()
     assert (tmp_path / "demo" / "learning_curve.png").exists()
     assert list((tmp_path / "demo").glob("policy*.mp4"))
+
+
+@pytest.mark.slow
+def test_the_demo_ends_at_the_first_evaluation_after_its_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ARGUMENTS, "demo.py", [*ARGUMENTS["demo.py"], "--minutes", "0"])
+    run_example("demo.py", tmp_path, monkeypatch)
+    assert "Trained for 6 steps" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "learning_curve.png").exists()

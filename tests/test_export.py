@@ -54,6 +54,7 @@ def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(name: str, hori
     model.learn(20)  # the export leaves a model that trains on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow_t", "qc", "reinflow"])
 def test_dict_observations_are_inputs_by_their_keys(name: str, tmp_path: Path) -> None:
     model = make_any(name, RandomEnv(DICT), policy="MultiInputPolicy").learn(20)

@@ -96,6 +96,7 @@ def test_both_modes_of_the_data_are_kept(best_of_n: int | None) -> None:
         assert np.abs(one_step - flow).mean() < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best_of_n", [None, 16])
 def test_the_policy_is_better_than_its_data(best_of_n: int | None) -> None:
     rng = np.random.default_rng(0)

@@ -97,6 +97,7 @@ def test_play_data_have_the_published_form_and_load(cube: Path) -> None:
     assert (len(dataset), dataset.n_episodes) == (60, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["play", "noisy"])
 def test_the_scene_has_buttons_and_targets_of_every_kind(tmp_path: Path, kind: str) -> None:
     arrays = ogbench_data(tmp_path / "scene.npz", f"scene-{kind}-v0", episodes=1)
@@ -104,6 +105,7 @@ def test_the_scene_has_buttons_and_targets_of_every_kind(tmp_path: Path, kind: s
     load_dataset(f"ogbench:scene-play-singletask-task1-v0@{tmp_path / 'scene.npz'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["play", "noisy"])
 def test_puzzles_are_played_by_pressing_buttons(tmp_path: Path, kind: str) -> None:
     arrays = ogbench_data(tmp_path / "puzzle.npz", f"puzzle-3x3-{kind}-v0", episodes=1)
@@ -122,6 +124,7 @@ def test_some_of_the_noisy_actions_are_random(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_array_equal(actions("play", 1.0), actions("play", 0.1))
 
 
+@pytest.mark.slow
 def test_a_directory_gets_shards_that_load_in_turns(tmp_path: Path) -> None:
     ogbench_data(tmp_path / "shards")
     dataset = load_dataset(f"ogbench:{TASK}@{tmp_path / 'shards'}")

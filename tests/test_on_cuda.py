@@ -9,6 +9,7 @@ import pytest
 from children import Child, measure_in_turn
 
 
+@pytest.mark.slow
 def test_every_part_answers_and_one_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: object) -> list[on_cuda.Row]:
         raise RuntimeError("out of luck")
@@ -37,6 +38,7 @@ print(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_children_measure_in_turn_and_the_late_ones_are_left_out() -> None:
     script = SCRIPT.format(ready=Child.READY)
     said = [Child.RESULT + '{"ms": 1}', "Segmentation fault"]

@@ -92,6 +92,7 @@ def test_the_velocity_net_of_the_contributors_page_trains(tmp_path: Path, monkey
     assert (tmp_path / "linear.zip").is_file()
 
 
+@pytest.mark.slow
 def test_importing_the_package_warns_of_no_old_path_and_imports_neither_the_zoo_nor_the_suites() -> None:
     imports = "import sys, sb3_flow, sb3_flow.export; print(sorted({m.split('.')[0] for m in sys.modules}))"
     code = f"import warnings; warnings.filterwarnings('error', message='.*has moved'); {imports}"

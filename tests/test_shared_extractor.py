@@ -113,6 +113,7 @@ def test_features_that_are_made_once_are_those_that_each_net_would_make(name: st
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = lambda module, inputs: module.forward  # noqa: E731
     monkeypatch.setattr("sb3_flow.common.compile.th.compile", partial(th.compile, backend=backend, fullgraph=True))

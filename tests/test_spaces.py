@@ -203,7 +203,7 @@ def test_images_are_stacked() -> None:
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
 def test_every_action_space_learns_and_predicts(action_space: spaces.Box, name: str) -> None:
     env = RandomEnv(action_space=action_space)
-    model = make_any(name, env).learn(20)
+    model = make_any(name, env).learn(13)
     assert model._n_updates > 0
     assert all(action_space.contains(action.astype(action_space.dtype)) for action in env.actions)
     obs = env.observation_space.sample()
@@ -219,8 +219,8 @@ def test_every_action_space_learns_and_predicts(action_space: spaces.Box, name: 
 @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=str)
 def test_the_buffer_holds_scaled_actions_of_what_was_done(action_space: spaces.Box, name: str) -> None:
     env = RandomEnv(action_space=action_space)
-    model = make_variant(name, env).learn(20)
-    stored = model.replay_buffer.actions[:20].reshape(20, *action_space.shape)
+    model = make_variant(name, env).learn(14)
+    stored = model.replay_buffer.actions[:14].reshape(14, *action_space.shape)
     assert np.abs(stored).max() <= 1
     done = action_space.low + 0.5 * (stored + 1) * (action_space.high - action_space.low)
     np.testing.assert_allclose(np.stack(env.actions), done, rtol=1e-5, atol=1e-5)

@@ -72,6 +72,7 @@ def run_of(folder):
     return run
 
 
+@pytest.mark.slow
 @for_every_algorithm
 def test_train_leaves_the_model_checkpoints_and_the_best_model(run_of, algo):
     run = run_of(algo)
@@ -79,6 +80,7 @@ def test_train_leaves_the_model_checkpoints_and_the_best_model(run_of, algo):
         assert (run / f"{name}.zip").is_file()
 
 
+@pytest.mark.slow
 @for_two_algorithms
 def test_enjoy(folder, run_of, algo):
     run_of(algo)
@@ -159,6 +161,7 @@ runpy.run_module("sb3_flow.zoo.push_to_hub", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_what_is_pushed_to_the_hub_is_the_model_with_a_card_and_a_video(run_of, tmp_path):
     pytest.importorskip("huggingface_sb3")
     ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
