@@ -70,6 +70,7 @@ class Doubler:
         return th.tanh(x) * y
 
 
+@pytest.mark.slow
 def test_relu_is_the_same_compiled() -> None:
     backend = Counter()
     x = th.tensor([-1e30, -2.0, -0.0, 0.0, 1e-30, 3.0, 1e30], requires_grad=True)
@@ -241,6 +242,7 @@ def test_a_compiled_method_can_be_pickled(backend: Counter) -> None:
     assert th.equal(pickle.loads(pickle.dumps(compiled))(x), compiled(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow_t", "fql", "qc"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_compiled_policy_acts_the_same(deterministic: bool, name: str, backend: Counter) -> None:
@@ -272,6 +274,7 @@ def test_compiled_acting_follows_the_weights() -> None:
     assert not compiled.actor.action_fn.failed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_the_best_sample_is_chosen_by_the_critics_of_now() -> None:
     # They are no part of the actor, whose layers are not looked at again

@@ -186,6 +186,7 @@ def test_what_is_pushed_to_the_hub_is_the_model_with_a_card_and_a_video(run_of, 
     assert not can_draw() or (uploaded / "replay.mp4").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_continue_with_the_replay_buffer(folder, run_of):
     run = run_of("sac_flow")
     output = zoo(folder, "train", "--eval-freq", "-1", "-f", "more", "-i", str(run / f"{ENV}.zip"), *TINY)
@@ -266,6 +267,7 @@ def test_own_custom_envs_shadows_ours_and_one_line_helps(tmp_path):
     assert commands().run(tmp_path, *command).returncode == 0
 
 
+@pytest.mark.slow
 def test_scripts_that_import_the_zoo_themselves(tmp_path):
     code = """
 import sys
