@@ -19,6 +19,7 @@ from helpers import (
     ONE_OF_EACH,
     POLICIES,
     SAC_FLOWS,
+    VARIANTS,
     RandomEnv,
     differences,
     make_any,
@@ -204,6 +205,31 @@ def test_numpys_numbers_are_numbers(name: str) -> None:
 def test_a_negative_bc_schedule_is_refused(schedule: Any, name: str) -> None:
     with pytest.raises(ValueError, match=r"bc_coef=-.* >= 0"):
         make_variant(name, bc_coef=schedule)
+
+
+RATES = [(name, "learning_rate") for name in (*VARIANTS, "reinflow")]
+RATES += [(name, "qf_learning_rate") for name in taking("qf_learning_rate", list(VARIANTS))]
+RATES += [("reinflow", "vf_learning_rate"), ("reinflow", "clip_range")]
+
+
+@pytest.mark.parametrize("value", [-1e-3, NAN, INF, lambda progress: progress - 0.5], ids=str)
+@pytest.mark.parametrize(("variant", "name"), RATES)
+def test_a_rate_is_a_number_of_at_least_zero(variant: str, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}=.*a number >= 0"):
+        make_any(variant, **{name: value})
+    model = make_any(variant)
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=f"{name}=.*a number >= 0"):
+        model.learn(20)
+
+
+@pytest.mark.parametrize(("variant", "name"), RATES)
+def test_a_schedule_that_goes_wrong_between_the_tries_changes_nothing_more(variant: str, name: str) -> None:
+    model = make_any(variant, **{name: lambda progress: NAN if 0.3 < progress < 0.45 else 1e-3})
+    with pytest.raises(ValueError, match=f"{name}=nan.*a number >= 0, at every progress"):
+        model.learn(60)
+    assert model._n_updates > 0
+    assert all(th.isfinite(tensor).all() for tensor in snapshot(model).values())
 
 
 def test_a_batch_needs_two_transitions_to_be_normalized() -> None:

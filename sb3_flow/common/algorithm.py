@@ -12,7 +12,7 @@ import gymnasium as gym
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.policies import BaseModel, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.optim import Optimizer
 
@@ -23,6 +23,7 @@ from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.hints import arguments_of, check_known
 from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
+from sb3_flow.common.schedules import IN_YAML, checked_schedule, value_at
 from sb3_flow.common.updates import Figures, L, Measured, Stepped, compute_gradient
 
 
@@ -69,10 +70,22 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _check_learning_rate(self, name: str, allow_none: bool = False) -> None:
         value = getattr(self, name)
-        number = callable(value) or isinstance(value, Real) or (value is None and allow_none)
-        require(number, name, value, "a number or a schedule; in YAML write 0.001 or !!float 1e-3")
+        if value is None and allow_none:
+            return
+        checked_schedule(name, value, f"a number or a schedule; {IN_YAML}")
         if isinstance(value, Real):
             setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
+
+    def _value_now(self, name: str, schedule: Schedule) -> float:
+        """What the schedule of an argument says: the guard sees only what a bad rate leaves of the nets.
+
+        :raises ValueError: if that is no number >= 0; nothing has changed
+        """
+        return value_at(name, schedule, self._current_progress_remaining)
+
+    def _update_learning_rate(self, optimizers: list[Optimizer] | Optimizer) -> None:
+        self._value_now("learning_rate", self.lr_schedule)
+        super()._update_learning_rate(optimizers)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout may end behind the total: schedules would give negative rates

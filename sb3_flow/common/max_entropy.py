@@ -117,7 +117,7 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     def _update_learning_rates(self) -> None:
         nets = [net for net in self._nets.values() if net is not self.critic]
         self._update_learning_rate([net.optimizer for net in nets])
-        qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
+        qf_learning_rate = self._value_now("qf_learning_rate", self.qf_lr_schedule)
         self.logger.record("train/qf_learning_rate", qf_learning_rate)
         update_learning_rate(self.critic.optimizer, qf_learning_rate)
 

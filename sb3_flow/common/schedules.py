@@ -1,4 +1,4 @@
-"""Weights that are a number or a schedule, one for both phases of learning or one for each."""
+"""Weights and rates that are a number or a schedule, one for both phases of learning or one for each."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_flow.common.checks import require
+from sb3_flow.common.checks import require, require_number
 
 Weight = float | Schedule
 BCCoef = Weight | Sequence[Weight]
+IN_YAML = "in YAML write 0.001 or !!float 1e-3"
 
 
 class PhaseSchedules(NamedTuple):
@@ -26,25 +27,43 @@ def as_schedule(value: Weight) -> FloatSchedule:
     return FloatSchedule(value if callable(value) else float(value))
 
 
+def checked_schedule(name: str, value: Any, allowed: str) -> FloatSchedule:
+    """The schedule of an argument that is never negative.
+
+    :param name: of the argument
+    :param value: a number >= 0, or a schedule of the progress remaining, which is tried at five of them
+    :param allowed: what is allowed instead of what is neither, in words
+    :raises ValueError: for anything else
+    """
+    require(callable(value) or (isinstance(value, Real) and not isinstance(value, bool)), name, value, allowed)
+    schedule = as_schedule(value)
+    for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
+        value_at(name, schedule, progress)
+    return schedule
+
+
+def value_at(name: str, schedule: Schedule, progress: float) -> float:
+    """What a schedule of a weight or a rate says.
+
+    :param name: of the argument that it was
+    :param progress: that remains
+    :raises ValueError: for what is no finite number >= 0
+    """
+    value = float(schedule(progress))
+    require_number(name, value, 0, math.inf, "a number >= 0, at every progress if it is a schedule")
+    return value
+
+
 def phase_schedules(bc_coef: BCCoef | None) -> PhaseSchedules:
     """The schedules of a weight in the two phases.
 
     :param bc_coef: a number >= 0, a schedule of the progress remaining, or two of these, offline and online
     :raises ValueError: for anything else, None too: what that means is an algorithm's own
     """
-    allowed = "a number >= 0, a schedule, or two of these, offline and online; in YAML write 0.001 or !!float 1e-3"
+    allowed = f"a number >= 0, a schedule, or two of these, offline and online; {IN_YAML}"
     weights: list[Any] = [bc_coef, bc_coef]
     if isinstance(bc_coef, Sequence):
         two = not isinstance(bc_coef, str) and len(bc_coef) == 2
         require(two, "bc_coef", bc_coef, allowed)
         weights = list(bc_coef)
-    schedules = []
-    for weight in weights:
-        require(callable(weight) or isinstance(weight, Real), "bc_coef", bc_coef, allowed)
-        schedule = as_schedule(weight)
-        for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
-            value = schedule(progress)
-            at_any = "a number >= 0, at every progress if it is a schedule"
-            require(0 <= value < math.inf, "bc_coef", value, at_any)
-        schedules.append(schedule)
-    return PhaseSchedules(*schedules)
+    return PhaseSchedules(*(checked_schedule("bc_coef", weight, allowed) for weight in weights))

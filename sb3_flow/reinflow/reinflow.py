@@ -318,7 +318,7 @@ class ReinFlow(PretrainedAlgorithm):
         rollout_buffer.finish(of_values, of_paths, last, dones)
 
     def train(self) -> None:
-        clip_range = th.tensor(self.clip_schedule(self._current_progress_remaining), device=self.device)
+        clip_range = th.tensor(self._value_now("clip_range", self.clip_schedule), device=self.device)
         self._update_learning_rates()
         actor_learns = self._n_rollouts >= self.critic_warmup
         log, start, before = Log(), time.perf_counter(), self._n_updates
@@ -356,7 +356,7 @@ class ReinFlow(PretrainedAlgorithm):
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self.actor.optimizer)
-        rate = self.vf_schedule(self._current_progress_remaining)
+        rate = self._value_now("vf_learning_rate", self.vf_schedule)
         update_learning_rate(self.critic.optimizer, rate)
         self.logger.record("train/vf_learning_rate", rate)
 
