@@ -7,7 +7,6 @@ All in one process, in a new order every round. With chunks every call decides a
 """
 
 import argparse
-import dataclasses
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ import gymnasium as gym
 import onnxruntime
 import torch as th
 from arguments import positive
-from contenders import add_arguments, apply_arguments, make_model
+from contenders import add_arguments, apply_arguments, make_model, sizes_of
 from numpy.typing import NDArray
 from records import machine
 from timing import interleaved, write_timings
@@ -48,21 +47,26 @@ def main() -> None:
     add_arguments(parser, rounds=30, warmup=5)
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--calls", type=positive, default=200, help="in one measurement")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/acting.csv"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/acting.csv"))
     args = parser.parse_args()
     size = apply_arguments(args)
     env = gym.make(args.env)
     observation, _ = env.reset(seed=0)
     calls: dict[str, Callable[[], object]] = {}
+    columns: dict[str, dict[str, Any]] = {}
     for name in args.contenders:
         model = make_model(name, env, size, args.device, buffer_size=1000)
         calls[name] = partial(model.predict, observation, deterministic=True)
+        columns[name] = sizes_of(model, size)
         if isinstance(model, OffPolicyFlowAlgorithm) and "+" not in name:
             calls[f"{name}+onnx"] = onnx_call(model, observation[None])
+            columns[f"{name}+onnx"] = columns[name]
     runs: dict[str, Callable[[], None]] = {name: partial(repeat, call, args.calls) for name, call in calls.items()}
     timings = interleaved(runs, args.rounds, args.warmup, scale=1e6 / args.calls)
-    settings = {"env": args.env, "threads": th.get_num_threads(), **dataclasses.asdict(size)}
-    rows: list[dict[str, Any]] = [{"contender": name, **settings, **timing} for name, timing in timings.items()]
+    settings = {"env": args.env, "threads": th.get_num_threads()}
+    rows: list[dict[str, Any]] = [
+        {"contender": name, **settings, **columns[name], **timing} for name, timing in timings.items()
+    ]
     write_timings(rows, "horizon", "us a decision", args.out, base="sac")
     print(f"{th.get_num_threads()} threads, {machine()}")
 

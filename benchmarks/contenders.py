@@ -7,6 +7,7 @@ sbx's CrossQ (JAX) needs `pip install sbx-rl`.
 import argparse
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -169,6 +170,28 @@ def make_model(name: str, env: Any, size: Size, device: str = "cpu", **kwargs: A
         model = ours.algorithm(ours.policy, **own, **SUFFIXES[plus + suffix], **common)
     model.set_logger(configure(None, []))
     return model
+
+
+def sizes_of(model: Any, size: Size) -> dict[str, Any]:
+    """The columns of a size, with the steps K and chunks h of a contender that has its own.
+
+    Baselines have neither; they stand beside the others at every size.
+
+    :param model: a contender
+    :param size: that was asked for
+    """
+    policy = getattr(model, "policy", None)
+    steps = getattr(policy, "flow_steps", getattr(policy, "diffusion_steps", size.flow_steps))
+    horizon = getattr(model, "horizon_length", size.horizon)
+    return {**dataclasses.asdict(size), "flow_steps": steps, "horizon": horizon}
+
+
+def updates_a_step(name: str) -> int:
+    """How many updates a contender makes for each step of the environment, unless it is told otherwise."""
+    if name in BASELINES:
+        return 1
+    default: int = inspect.signature(ours_of(name).algorithm).parameters["gradient_steps"].default
+    return default
 
 
 def make_on_policy(name: str, env: Any, size: Size, n_steps: int, device: str = "cpu") -> BaseAlgorithm:

@@ -52,7 +52,7 @@ def main() -> None:
     parser.set_defaults(contenders=DEFAULT, batch=256, width=256)
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--cycles", type=positive, default=5, help="in one measurement")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/guard.csv"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/guard.csv"))
     args = parser.parse_args()
     size = apply_arguments(args)
     rows: list[dict[str, Any]] = []

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--warmup", type=positive, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/images.csv"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/images.csv"))
     args = parser.parse_args()
     th.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []

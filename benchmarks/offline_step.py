@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--updates", type=positive, default=5, help="in one measurement")
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--warmup", type=positive, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/offline_step.csv"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/offline_step.csv"))
     args = parser.parse_args()
     th.set_num_threads(args.threads)
     runs: dict[str, Callable[[], None]] = {}

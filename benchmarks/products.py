@@ -8,12 +8,11 @@ addition are two operations. What is done number by number (norms, activations, 
 """
 
 import argparse
-import csv
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from contenders import TIMED, Size, add_sizes, size_of
+from contenders import TIMED, Size, add_sizes, size_of, sizes_of
+from timing import write_measured
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import Learner, make_filled
 
@@ -35,11 +34,12 @@ def operations(model: Learner, batch: int) -> float:
 
 def measure(size: Size, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contender, with its ratio to contrib's CrossQ."""
-    counts = {name: operations(make_filled(name, size, args), size.batch) for name in ["crossq", *args.contenders]}
+    models = {name: make_filled(name, size, args) for name in dict.fromkeys(["crossq", *args.contenders])}
+    counts = {name: operations(model, size.batch) for name, model in models.items()}
     return [
         {
             "contender": name,
-            **dataclasses.asdict(size),
+            **sizes_of(models[name], size),
             "million_operations": round(count, 1),
             "to_crossq": round(count / counts["crossq"], 2),
         }
@@ -50,18 +50,14 @@ def measure(size: Size, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="Hopper-v4", help="whose dimensions are taken")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/products.csv"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/products.csv"))
     contenders = ["sac", *TIMED]
     add_sizes(parser, contenders, contenders)
     args = parser.parse_args()
     rows = measure(size_of(args), args)
     for row in rows:
         print(f"{row['contender']:22}{row['million_operations']:12,.1f} million{row['to_crossq']:8}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_measured(rows, args.out)
     print(args.out)
 
 

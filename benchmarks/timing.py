@@ -2,6 +2,8 @@
 
 import csv
 import random
+import shlex
+import sys
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
+from records import append_record
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -34,8 +37,28 @@ def interleaved(
     return {name: dict(zip(("median", "q1", "q3"), q.tolist(), strict=True)) for name, q in quartiles.items()}
 
 
+def write_measured(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write a CSV, and command, commit and machine beside it; what both held before is gone.
+
+    :param rows: with the same keys
+    :param path: of the CSV
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+        )
+    record = path.with_suffix(".jsonl")
+    record.unlink(missing_ok=True)
+    append_record(record, {"command": shlex.join(["python", *sys.argv])})
+
+
 def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path, base: str = "crossq") -> None:
     """Print a table with ratios to one contender, write it as CSV, and draw it if several values were swept.
+
+    Command, commit and machine are written beside it.
 
     :param rows: of `interleaved`, with "contender" and the settings
     :param swept: the setting that varies
@@ -49,13 +72,7 @@ def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path,
         row[ratio] = round(row["median"] / medians[row[swept]], 3) if row[swept] in medians else ""
         spread = f"({row['q1']:.1f} - {row['q3']:.1f})"
         print(f"{row['contender']:22}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{row[ratio]}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(
-            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
+    write_measured(rows, path)
     if len({row[swept] for row in rows}) > 1:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import torch as th
 from arguments import positive, swept_values
-from contenders import TIMED, VELOCITY_NETS, Size, add_arguments, apply_arguments, fill, make_model
+from contenders import TIMED, VELOCITY_NETS, Size, add_arguments, apply_arguments, fill, make_model, sizes_of
 from records import machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings
@@ -70,13 +70,19 @@ def cycles(model: Learner, batch: int, n: int) -> Callable[[], None]:
     return run
 
 
-def measure(sizes: list[Size], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each contender at each size, all of them interleaved."""
+def measure(sizes: list[Size], swept: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each contender at each size, all of them interleaved.
+
+    :raises SystemExit: for a contender that has a number of its own for what is swept
+    """
     references = [REFERENCE + policy for policy in VELOCITY_NETS if policy in args.contenders] if args.reference else []
-    runs = {}
+    runs, columns = {}, {}
     for size in sizes:
         for name in [*args.contenders, *references]:
             model = make_learner(name, size, args)
+            columns[name, size] = sizes_of(model, size)
+            if columns[name, size][swept] != getattr(size, swept):
+                raise SystemExit(f"--sweep {swept}: {name} has {columns[name, size][swept]}, whatever is swept")
             start = time.perf_counter()
             cycles(model, size.batch, 1)()
             print(f"{name}: first cycle {time.perf_counter() - start:.1f} s", flush=True)
@@ -84,8 +90,7 @@ def measure(sizes: list[Size], args: argparse.Namespace) -> list[dict[str, Any]]
     settings = {"threads": th.get_num_threads(), "env": args.env}
     timings = interleaved(runs, args.rounds, args.warmup, scale=1000 / args.cycles)
     return [
-        {"contender": name, **settings, **dataclasses.asdict(size), **timing}
-        for (name, size), timing in timings.items()
+        {"contender": name, **settings, **columns[name, size], **timing} for (name, size), timing in timings.items()
     ]
 
 
@@ -146,7 +151,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=positive, default=5, help="in one measurement")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' code, timed for each eager policy")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed/train_step.csv"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/train_step.csv"))
     args = parser.parse_args()
     size = apply_arguments(args)
     swept, values = swept_values(parser, args.sweep or ["batch", str(size.batch)], dataclasses.asdict(size))
@@ -155,7 +160,7 @@ def main() -> None:
     if args.check:
         for policy in TIMED:
             check(policy, size, args)
-    rows = measure([dataclasses.replace(size, **{swept: value}) for value in values], args)
+    rows = measure([dataclasses.replace(size, **{swept: value}) for value in values], swept, args)
     write_timings(rows, swept, "ms a cycle", args.out)
     print(f"{th.get_num_threads()} threads, {machine()}")
 

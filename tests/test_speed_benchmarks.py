@@ -1,0 +1,34 @@
+"""What the speed benchmarks refuse, and what is fair to their contenders."""
+
+import sys
+from types import ModuleType
+
+import contenders
+import end_to_end
+import pytest
+import train_step
+
+TINY = ("--batch", "4", "--width", "8", "--env", "Pendulum-v1", "--rounds", "1", "--warmup", "0")
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *TINY, *options])
+    module.main()
+
+
+def test_a_sweep_over_what_a_contender_has_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="--sweep flow_steps: fql has 10, whatever is swept"):
+        run(train_step, monkeypatch, "--sweep", "flow_steps", "1", "2", "--contenders", "fql")
+
+
+def test_a_rollout_that_the_environments_do_not_share_evenly_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(end_to_end, monkeypatch, "--steps", "20", "--sweep", "n_envs", "3", "--contenders", "ppo")
+    assert "--steps 20 is no multiple of 3 environments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "updates"), [("crossq", 1), ("flow_t", 1), ("dime", 2), ("dime+compiled", 2)])
+def test_each_contender_makes_its_own_number_of_updates(name: str, updates: int) -> None:
+    assert contenders.updates_a_step(name) == updates
