@@ -27,7 +27,7 @@ def section(folder: Path) -> str:
     parts = []
     record = folder / RECORD
     if record.exists():
-        parts.append(f"<pre>{escape(record.read_text())}</pre>")
+        parts.append(f"<pre>{escape(record.read_text(encoding='utf-8'))}</pre>")
     parts += [table(path) for path in sorted(folder.glob("summary.csv"))]
     for path in sorted(folder.glob("*.png")):
         data = base64.b64encode(path.read_bytes()).decode()
@@ -98,7 +98,7 @@ def curves(folders: list[Path]) -> str:
     return (
         '<h2>Curves</h2>\n<div id="controls"></div>\n<div id="panels"></div>\n<div id="details"></div>\n'
         f'<script type="application/json" id="runs">{data}</script>\n'
-        f"<script>\n{(HERE / 'page.js').read_text()}</script>"
+        f"<script>\n{(HERE / 'page.js').read_text(encoding='utf-8')}</script>"
     )
 
 
@@ -119,8 +119,9 @@ def write_page(folders: list[Path], out: Path) -> None:
     out.write_text(
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f"<style>\n{(HERE / 'page.css').read_text()}</style>\n"
-        f"<body><h1>{title}</h1>\n{sections}\n</body></html>\n"
+        f"<style>\n{(HERE / 'page.css').read_text(encoding='utf-8')}</style>\n"
+        f"<body><h1>{title}</h1>\n{sections}\n</body></html>\n",
+        encoding="utf-8",
     )
 
 

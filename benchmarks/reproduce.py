@@ -231,6 +231,7 @@ def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace,
         overrides["batch_size"] = settings["batch_size"]
     if algo in ("qc_fql", "qc"):
         overrides["bc_coef"] = qc_fql_alpha(task) if algo == "qc_fql" else None
+        overrides["start_training"] = 5_000  # as in Q-chunking's code, which has no row of its own in the YAML
     # The runner would set the width of two critic layers
     critics = {"policy_kwargs": {"net_arch": {"qf": [512] * 4}}} if OURS[algo].is_off_policy else {}
     return Run(

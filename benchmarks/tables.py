@@ -217,7 +217,7 @@ def filled(page: str) -> str:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path in PAGES:
-        write_text(path, filled(path.read_text()))
+        write_text(path, filled(path.read_text(encoding="utf-8")))
         print(path.relative_to(ROOT))
 
 

@@ -168,15 +168,15 @@ def test_the_scale_paper_is_the_papers_with_data():
 @pytest.mark.parametrize(
     ("algo", "expected"),
     [
-        ("fql", {"horizon_length": 1, "bc_coef": 300.0}),
-        ("qc_fql", {"horizon_length": 5, "bc_coef": 300.0}),
-        ("qc", {"horizon_length": 5, "bc_coef": None, "best_of_n": 32}),
+        ("fql", {"horizon_length": 1, "bc_coef": 300.0, "start_training": 0}),
+        ("qc_fql", {"horizon_length": 5, "bc_coef": 300.0, "start_training": 5_000}),
+        ("qc", {"horizon_length": 5, "bc_coef": None, "best_of_n": 32, "start_training": 5_000}),
     ],
 )
 def test_the_scale_paper_is_fqls_and_q_chunkings_with_data(algo, expected):
     task = "cube-double-play-singletask-task2-v0"
     run = reproduce.paper_offline_run(task, algo, 1, None, None)
-    assert expected.items() <= run.overrides.items()
+    assert expected.items() <= {"start_training": 0, **run.overrides}.items()
     assert run.overrides["policy_kwargs"] == {"net_arch": {"qf": [512] * 4}}  # the actor's are the default
     assert (run.steps, run.batch_size, run.overrides["offline_steps"]) == (2_000_000, 256, 1_000_000)
     model = learning.make_model(dataclasses.replace(run, overrides=run.overrides | WITHOUT_DATA))
@@ -213,7 +213,7 @@ def test_the_weight_of_qc_fql_is_that_of_the_papers_comparison():
 
 
 FREE = {"offline_dataset": None, "offline_steps": 0, "n_envs": 2}
-WITHOUT_DATA = {"env": "Pendulum-v1", "offline_dataset": None, "offline_steps": 0, "buffer_size": 100}
+WITHOUT_DATA = {"env": "Pendulum-v1", "offline_dataset": None, "offline_steps": 0, "start_training": 0, "buffer_size": 100}
 
 
 def test_overrides_reach_into_policy_kwargs():

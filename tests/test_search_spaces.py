@@ -1,13 +1,17 @@
 """Search spaces: what is searched, and that a trial's parameters are all it takes to train it again."""
 
 import importlib
+import inspect
+import math
+from typing import Any
 
 import optuna
 import pytest
+import yaml
 from dataset_files import pendulum_arrays
 
 from sb3_flow.common.flow import constant_entropy
-from sb3_flow.zoo.registration import ALGORITHMS
+from sb3_flow.zoo.registration import ALGORITHMS, config_of
 from sb3_flow.zoo.search.base import GIVEN
 from sb3_flow.zoo.storage import load_study, open_storage
 
@@ -259,3 +263,30 @@ def test_version_0_1_s_names_are_sac_flow_s():
     trial = {"policy_kwargs": "{}", "horizon_length": 1, "n_actions": 2, "target_entropy": -1.0}
     assert sampler.convert_sac_flow_params(trial) == search.convert(trial)
     assert sampler.search_space(OFFLINE, 1) == search.space(OFFLINE, 1)
+
+
+def settings_of(algo: str, row: dict[str, Any]) -> dict[str, Any]:
+    """What a row of the YAML trains with, by the names of the search."""
+    defaults = inspect.signature(ALGORITHMS[algo].algorithm).parameters
+    settings = {name: parameter.default for name, parameter in defaults.items()} | row
+    powers = {"one_minus_gamma": 1 - settings["gamma"], "batch_size_pow": math.log2(settings["batch_size"])}
+    return settings | (settings["policy_kwargs"] or {}) | powers
+
+
+def is_within(value: Any, distribution: Any) -> bool:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return value in distribution.choices
+    return bool(distribution.low <= value <= distribution.high)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_what_a_row_of_the_yaml_has_lies_within_its_search_space(algo: str) -> None:
+    searched = set()
+    for task, row in yaml.safe_load(config_of(algo).read_text()).items():
+        settings = settings_of(algo, row)
+        for name, distribution in ALGORITHMS[algo].search.space({k: str(v) for k, v in row.items()}, 3).items():
+            value = settings.get(name)
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                searched.add(name)
+                assert is_within(value, distribution), f"{task}: {name} {value:g}, {distribution}"
+    assert {"learning_rate", "one_minus_gamma", "batch_size_pow", "horizon_length"} <= searched

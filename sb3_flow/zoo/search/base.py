@@ -38,6 +38,13 @@ class Fixed:
         """An argument of the algorithm as text."""
         return self._attributes.get(name, default)
 
+    def number(self, name: str) -> float | None:
+        """An argument of the algorithm, None if it is left out, or no number: a schedule, say."""
+        try:
+            return float(self.text(name, ""))
+        except ValueError:
+            return None
+
     def is_none(self, name: str) -> bool:
         """Whether an argument is None, or left out where that is its default."""
         return self.text(name, "None") == "None"
@@ -89,20 +96,21 @@ class SearchSpace(ABC):
         :raises ValueError: if the YAML's policy_kwargs hold more than Python literals
         """
         fixed = Fixed(attributes, n_actions)
+        horizon_length = int(fixed.text("horizon_length", "1"))
         space: Space = {
             self.steps[0]: CategoricalDistribution(self.steps[1]),
-            "learning_rate": FloatDistribution(1e-4, 1e-3, log=True),
-            "one_minus_gamma": FloatDistribution(1e-3, 5e-2, log=True),
+            "learning_rate": reaching(1e-4, 1e-3, fixed.number("learning_rate")),
+            "one_minus_gamma": reaching(1e-3, 5e-2, 1 - (fixed.number("gamma") or 0.99)),
             "batch_size_pow": IntDistribution(6, 9),
             **self.own_parameters(fixed),
         }
         if fixed.is_offline and not fixed.has_single_steps:
-            space["horizon_length"] = CategoricalDistribution(HORIZONS)
+            space["horizon_length"] = CategoricalDistribution(sorted({*HORIZONS, horizon_length}))
         if fixed.is_offline and fixed.is_online and self.has_offline_ratio:
             space["offline_ratio"] = CategoricalDistribution((None, 0.25, 0.5, 0.75))
         return {
             "policy_kwargs": CategoricalDistribution([fixed.text("policy_kwargs", "{}")]),
-            "horizon_length": CategoricalDistribution([int(fixed.text("horizon_length", "1"))]),
+            "horizon_length": CategoricalDistribution([horizon_length]),
             **{name: choices for name, choices in space.items() if self.decides.get(name, name) not in fixed.given},
         }
 
@@ -150,6 +158,18 @@ class SearchSpace(ABC):
         :param space: of `SearchSpace.space`
         """
         return set(self.convert({name: _any_value(distribution) for name, distribution in space.items()}))
+
+
+def reaching(low: float, high: float, value: float | None) -> FloatDistribution:
+    """Numbers on a log scale, with those around a value that lies outside of the bounds.
+
+    :param low: bound for most values
+    :param high: bound for most values
+    :param value: that the YAML has, None if it has none
+    """
+    if value is not None and value > 0:
+        low, high = (value / 3 if value < low else low), (3 * value if value > high else high)
+    return FloatDistribution(low, high, log=True)
 
 
 def convert_temperature(params: dict[str, Any]) -> dict[str, Any]:
