@@ -212,7 +212,11 @@ RATES += [(name, "qf_learning_rate") for name in taking("qf_learning_rate", list
 RATES += [("reinflow", "vf_learning_rate"), ("reinflow", "clip_range")]
 
 
-@pytest.mark.parametrize("value", [-1e-3, NAN, INF, lambda progress: progress - 0.5], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [-1e-3, NAN, INF, lambda progress: progress - 0.5],
+    ids=["negative", "nan", "infinite", "falls below 0"],
+)
 @pytest.mark.parametrize(("variant", "name"), RATES)
 def test_a_rate_is_a_number_of_at_least_zero(variant: str, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}=.*a number >= 0"):

@@ -213,7 +213,13 @@ def test_the_weight_of_qc_fql_is_that_of_the_papers_comparison():
 
 
 FREE = {"offline_dataset": None, "offline_steps": 0, "n_envs": 2}
-WITHOUT_DATA = {"env": "Pendulum-v1", "offline_dataset": None, "offline_steps": 0, "start_training": 0, "buffer_size": 100}
+WITHOUT_DATA = {
+    "env": "Pendulum-v1",
+    "offline_dataset": None,
+    "offline_steps": 0,
+    "start_training": 0,
+    "buffer_size": 100,
+}
 
 
 def test_overrides_reach_into_policy_kwargs():
