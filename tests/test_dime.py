@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, softplus
 from torch.testing import assert_close
 
 from sb3_flow import DIME
-from sb3_flow.common.categorical import target_distribution
+from sb3_flow.common.categorical import Support, target_distribution
 from sb3_flow.common.critics import SUPPORT
 from sb3_flow.common.ou import PathCost
 from sb3_flow.dime import losses
@@ -26,9 +26,10 @@ def test_the_critic_s_loss_is_the_cross_entropy_less_a_bit_of_entropy() -> None:
     probs = logits.softmax(-1)
     each = -(target * probs.log()).sum(-1) + 0.005 * (probs * probs.log()).sum(-1)
     for mask, rows in ((None, [0, 1, 2, 3]), (valid, [0, 2, 3])):
-        result = losses.critic_loss(logits, q, target, target_q, next_q, next_cost, mask)
+        result = losses.critic_loss(logits, q, target, target_q, next_q, next_cost, Support(101, 0.5), mask)
         assert_close(result.loss, each[:, rows].mean(1).sum())
     assert_close(result.q, q.mean())
+    assert result.clipped.item() == sum(abs(x) > 0.5 for x in target_q.tolist()) / 4
     assert list(result.made_of) == ["next_cost", "next_q", "target_q"]
 
 

@@ -7,6 +7,7 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sb3_flow.common.categorical import Support
 from sb3_flow.common.flow import Path
 from sb3_flow.common.temperature import ent_coef_loss
 from sb3_flow.sac_flow.losses import Target, actor_loss, add_matching, categorical_critic_loss, critic_loss, td_target
@@ -59,9 +60,10 @@ def test_the_categorical_loss_is_the_mean_cross_entropy_of_what_has_a_target_sum
     target = Target(scalar, scalar, scalar)
     each = -(probs * logits.softmax(-1).log()).sum(-1)
     for valid, rows in ((None, [0, 1, 2]), (th.tensor([1.0, 0.0, 1.0], dtype=th.float64), [0, 2])):
-        result = categorical_critic_loss(logits, q, probs, target, valid)
+        result = categorical_critic_loss(logits, q, probs, target, Support(5, 0.5), valid)
         th.testing.assert_close(result.loss, each[:, rows].mean(dim=1).sum())
     assert result.q.item() == pytest.approx(q.mean().item())
+    assert result.logged["clipped_targets"].item() == pytest.approx(sum(abs(x) > 0.5 for x in scalar.tolist()) / 3)
 
 
 @untimed

@@ -321,6 +321,10 @@ def test_it_starts_from_the_flow_of_another_model(name: str, tmp_path: Path) -> 
 
 
 def test_a_start_that_does_not_fit_is_refused() -> None:
+    image = RandomEnv(spaces.Box(0, 255, (36, 36, 3), np.uint8))
+    raw = make_variant("flow_t", image, policy="CnnPolicy", net={"normalize_images": False}, buffer_size=10)
+    with pytest.raises(ValueError, match="normalize_images=False' is not allowed: it is True here"):
+        make_any("reinflow", image, policy="CnnPolicy").start_from(raw)
     model = make_any("reinflow")
     with pytest.raises(ValueError, match=r"model='SAC' is not allowed: it has no flow of its own.*FQL"):
         model.start_from(SAC("MlpPolicy", RandomEnv(), buffer_size=10, device="cpu"))

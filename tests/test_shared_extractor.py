@@ -14,6 +14,7 @@ from helpers import (
     LEARNING_STARTS,
     RandomEnv,
     differences,
+    make_any,
     make_variant,
     observations,
     random_state_kept,
@@ -150,3 +151,16 @@ def test_an_image_is_encoded_by_one_cnn() -> None:
     net = {"share_features_extractor": True}
     model = make_variant("flow_t", env, policy="CnnPolicy", net=net, buffer_size=20).learn(LEARNING_STARTS + 2)
     assert len([module for module in model.policy.modules() if isinstance(module, nn.Conv2d)]) == 3
+
+
+def test_reinflow_copies_the_extractor_of_a_model_that_shares_it_and_trains_the_copy() -> None:
+    source = sharing("flow_t")
+    model = make_any("reinflow", net={"features_extractor_class": Encoder}).start_from(source)
+    theirs, ours = encoder_of(source), model.actor.features_extractor
+    assert isinstance(ours, Encoder)
+    assert ours is not theirs
+    before = [parameter.detach().clone() for parameter in theirs.parameters()]
+    assert all(map(th.equal, ours.parameters(), before))
+    model.learn(20)
+    assert not any(map(th.equal, ours.parameters(), before))
+    assert all(map(th.equal, theirs.parameters(), before))

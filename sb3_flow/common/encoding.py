@@ -21,9 +21,14 @@ class SharedFeatures(BaseFeaturesExtractor):
         super().__init__(extractor._observation_space, extractor.features_dim)
         self._extractor = (extractor,)  # in a tuple, or its parameters would be those of this net, too
 
+    @property
+    def extractor(self) -> BaseFeaturesExtractor:
+        """The critics'."""
+        return self._extractor[0]
+
     def forward(self, observations: PyTorchObs) -> th.Tensor:
         with th.no_grad():
-            features: th.Tensor = self._extractor[0](observations)
+            features: th.Tensor = self.extractor(observations)
             return features
 
 

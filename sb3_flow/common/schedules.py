@@ -27,6 +27,11 @@ def as_schedule(value: Weight) -> FloatSchedule:
     return FloatSchedule(value if callable(value) else float(value))
 
 
+def is_weight(value: Any) -> bool:
+    """Whether a value is a number or a schedule."""
+    return callable(value) or (isinstance(value, Real) and not isinstance(value, bool))
+
+
 def checked_schedule(name: str, value: Any, allowed: str) -> FloatSchedule:
     """The schedule of an argument that is never negative.
 
@@ -35,7 +40,7 @@ def checked_schedule(name: str, value: Any, allowed: str) -> FloatSchedule:
     :param allowed: what is allowed instead of what is neither, in words
     :raises ValueError: for anything else
     """
-    require(callable(value) or (isinstance(value, Real) and not isinstance(value, bool)), name, value, allowed)
+    require(is_weight(value), name, value, allowed)
     schedule = as_schedule(value)
     for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
         value_at(name, schedule, progress)
@@ -66,4 +71,5 @@ def phase_schedules(bc_coef: BCCoef | None) -> PhaseSchedules:
         two = not isinstance(bc_coef, str) and len(bc_coef) == 2
         require(two, "bc_coef", bc_coef, allowed)
         weights = list(bc_coef)
+    require(all(map(is_weight, weights)), "bc_coef", bc_coef, allowed)
     return PhaseSchedules(*(checked_schedule("bc_coef", weight, allowed) for weight in weights))

@@ -188,6 +188,7 @@ class DIME(MaxEntropyAlgorithm):
     def _critic_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor) -> losses.CriticLoss:
         """Cross-entropy to the distribution of the soft target."""
         critic = self.critic
+        assert critic.support is not None
         with th.no_grad():
             next_actions, cost = self.actor.action_and_cost(batch.next_observations, noise)
         outputs, next_outputs = outputs_and_next(
@@ -196,7 +197,8 @@ class DIME(MaxEntropyAlgorithm):
         next_q, bootstrap = critic.reduce(critic.q(next_outputs)), batch.discounts * (1 - batch.dones)
         target_q = losses.td_target(batch.rewards, bootstrap, next_q, cost.total, ent_coef)
         probs = critic.target_distribution(next_outputs, target_q, bootstrap)
-        return losses.critic_loss(outputs, critic.q(outputs), probs, target_q, next_q, cost.total, batch.valid)
+        q = critic.q(outputs)
+        return losses.critic_loss(outputs, q, probs, target_q, next_q, cost.total, critic.support, batch.valid)
 
     def _actor_loss(self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor) -> losses.ActorLoss:
         """`alpha c - Q`, through all steps of the path."""

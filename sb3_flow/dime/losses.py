@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch as th
 from torch.nn.functional import log_softmax
 
-from sb3_flow.common.categorical import cross_entropy
+from sb3_flow.common.categorical import Support, cross_entropy, share_beyond
 from sb3_flow.common.ou import PathCost
 from sb3_flow.common.updates import masked_mean, saturated_share
 
@@ -23,6 +23,7 @@ class CriticLoss(NamedTuple):
     next_cost: th.Tensor  # (B,)
     next_q: th.Tensor  # (B,)
     target_q: th.Tensor  # (B,)
+    clipped: th.Tensor  # (), share of targets beyond the support
 
     @property
     def made_of(self) -> dict[str, th.Tensor]:
@@ -30,7 +31,7 @@ class CriticLoss(NamedTuple):
 
     @property
     def logged(self) -> dict[str, th.Tensor]:
-        return {"critic_loss": self.loss, "q_mean": self.q}
+        return {"critic_loss": self.loss, "q_mean": self.q, "clipped_targets": self.clipped}
 
 
 class ActorLoss(NamedTuple):
@@ -76,6 +77,7 @@ def critic_loss(
     target_q: th.Tensor,
     next_q: th.Tensor,
     next_cost: th.Tensor,
+    support: Support,
     valid: th.Tensor | None = None,
 ) -> CriticLoss:
     """`-sum_j m_j log p_j + 0.005 sum_j p_j log p_j`, summed over critics.
@@ -86,13 +88,19 @@ def critic_loss(
     :param target_q: (B,) result of `td_target`, the mean of m within the support
     :param next_q: (B,) what it was made of
     :param next_cost: (B,) and this
+    :param support: of the distributions
     :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
     log_probs = log_softmax(logits, dim=-1)
     neg_entropy = (log_probs.exp() * log_probs).sum(dim=-1)  # (N, B)
     loss = cross_entropy(logits, target_probs) + NEG_ENTROPY_COEF * neg_entropy
     return CriticLoss(
-        masked_mean(loss, valid) * len(loss), q.detach().mean(), next_cost.detach(), next_q.detach(), target_q.detach()
+        masked_mean(loss, valid) * len(loss),
+        q.detach().mean(),
+        next_cost.detach(),
+        next_q.detach(),
+        target_q.detach(),
+        share_beyond(target_q, support),
     )
 
 

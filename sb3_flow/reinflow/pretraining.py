@@ -15,6 +15,7 @@ from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.buffers import Batch, sample_dataset, to_batch
 from sb3_flow.common.callbacks import correct_progress_bars, no_steps
 from sb3_flow.common.checks import check_finite, require, require_whole
+from sb3_flow.common.encoding import SharedFeatures
 from sb3_flow.common.flow import Line, matching_error
 from sb3_flow.common.log import Log
 from sb3_flow.common.matching import MatchingLoss, matching_loss
@@ -91,6 +92,10 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         for name in ("observation_space", "action_space", "horizon_length"):
             ours, theirs = getattr(self, name), getattr(model, name)
             require(ours == theirs, "model", f"{type(model).__name__}({name}={theirs})", f"{name} is {ours} here")
+        ours, theirs = self.policy.normalize_images, model.policy.normalize_images
+        require(ours == theirs, "model", f"{type(model).__name__} with normalize_images={theirs}", f"it is {ours} here")
+        if isinstance(flow.features_extractor, SharedFeatures):
+            flow = flow._replace(features_extractor=flow.features_extractor.extractor)
         # On the CPU, for it is saved with policy_kwargs and may be loaded where there is nothing else
         copy = deepcopy(flow)
         for net in (copy.features_extractor, copy.norm, copy.velocity):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_flow.common.categorical import cross_entropy
+from sb3_flow.common.categorical import Support, cross_entropy, share_beyond
 from sb3_flow.common.flow import Path
 from sb3_flow.common.updates import masked_mean, saturated_share
 
@@ -28,6 +28,7 @@ class CriticLoss(NamedTuple):
     loss: th.Tensor  # (), summed over critics
     q: th.Tensor  # (), mean Q of the replayed actions
     target: Target
+    clipped: th.Tensor | None = None  # (), share of targets beyond the support of categorical critics
 
     @property
     def made_of(self) -> dict[str, th.Tensor]:
@@ -35,7 +36,8 @@ class CriticLoss(NamedTuple):
 
     @property
     def logged(self) -> dict[str, th.Tensor]:
-        return {"critic_loss": self.loss, "q_mean": self.q}
+        logged = {"critic_loss": self.loss, "q_mean": self.q}
+        return logged if self.clipped is None else {**logged, "clipped_targets": self.clipped}
 
 
 class ActorLoss(NamedTuple):
@@ -98,7 +100,12 @@ def critic_loss(q: th.Tensor, target: Target, valid: th.Tensor | None = None) ->
 
 
 def categorical_critic_loss(
-    logits: th.Tensor, q: th.Tensor, target_probs: th.Tensor, target: Target, valid: th.Tensor | None = None
+    logits: th.Tensor,
+    q: th.Tensor,
+    target_probs: th.Tensor,
+    target: Target,
+    support: Support,
+    valid: th.Tensor | None = None,
 ) -> CriticLoss:
     """Cross-entropy to the target distribution, summed over critics: what a categorical critic has for Eq. 10.
 
@@ -106,9 +113,11 @@ def categorical_critic_loss(
     :param q: (N, B) their means
     :param target_probs: (B, J), without gradient
     :param target: result of `td_target`, the mean of the target distribution as long as that is within the support
+    :param support: of the distributions
     :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
-    return CriticLoss(masked_mean(cross_entropy(logits, target_probs), valid) * len(logits), q.detach().mean(), target)
+    loss = masked_mean(cross_entropy(logits, target_probs), valid) * len(logits)
+    return CriticLoss(loss, q.detach().mean(), target, share_beyond(target.q, support))
 
 
 def actor_loss(

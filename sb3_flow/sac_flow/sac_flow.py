@@ -324,7 +324,7 @@ class SACFlow(MaxEntropyAlgorithm):
         if critic.support is None:
             return losses.critic_loss(q, target, batch.valid)
         probs = critic.target_distribution(next_outputs, target.q, batch.discounts * (1 - batch.dones))
-        return losses.categorical_critic_loss(outputs, q, probs, target, batch.valid)
+        return losses.categorical_critic_loss(outputs, q, probs, target, critic.support, batch.valid)
 
     def _actor_loss(
         self, batch: Batch, noise: th.Tensor, ent_coef: th.Tensor, bc_coef: th.Tensor, line: Line | None = None
