@@ -75,7 +75,7 @@ def test_what_concerns_the_environment_alone_is_pointed_out_if_it_is_never_stepp
     ("argument", "named"),
     [
         ("sde_sample_freq", "own noise explores"),
-        ("target_update_interval", "set tau"),
+        ("target_update_interval", "follow by tau"),
         ("learning_start", "did you mean learning_starts"),
         ("xyz", "It takes policy, env, learning_rate"),
     ],

@@ -108,8 +108,8 @@ class CheckpointCallback(SB3CheckpointCallback):
     """SB3's CheckpointCallback, whose files survive a kill, and whose runs go on: `model.resume(save_path, env)`.
 
     A checkpoint is made between a step and the next, when the last one is stored and learned from: one call later than
-    SB3's, on-policy once the rollout is complete and learned from. It holds the replay buffer and VecNormalize's
-    statistics too, and older ones are removed once it is whole.
+    SB3's, or once the rollout is complete and learned from, on-policy and with a train_freq above 1. It holds the
+    replay buffer and VecNormalize's statistics too, and older ones are removed once it is whole.
 
     :param save_freq: calls between two checkpoints: steps of the environment for each of several, as in SB3
     :param save_path: folder of one run

@@ -14,7 +14,7 @@ INSTEAD: Mapping[str, str] = {
     "use_sde": "leave it out: the policy's own noise explores",
     "sde_sample_freq": "leave it out: the policy's own noise explores",
     "use_sde_at_warmup": "leave it out: the policy's own noise explores",
-    "target_update_interval": "the target critics follow at every update; set tau",
+    "target_update_interval": "leave it out: target critics, where there are any, follow by tau",
     "log_std_init": "the noise is set by other arguments of the policy",
     "use_expln": "the noise is set by other arguments of the policy",
     "clip_mean": "leave it out: actions are squashed",

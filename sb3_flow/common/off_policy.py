@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import NonFiniteError, require_choice, require_number
+from sb3_flow.common.checks import NonFiniteError, require_choice, require_integer, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
 from sb3_flow.common.critics import FlowCritic
 from sb3_flow.common.graphs import maybe_recorded
@@ -133,11 +133,12 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         Nothing here waits for the device before the last update: it computes one while the next batch is drawn.
 
         :param gradient_steps: how many
-        :param batch_size: B
+        :param batch_size: B >= 2
         :raises NonFiniteError: if a batch, a loss or a gradient was not finite; nothing has changed since
         """
         if self._only_stores or self.experience.is_empty:
             return
+        require_integer("batch_size", batch_size, 2)
         self._update_learning_rates()
         if self.critic_target is not None:  # `policy.eval()` is the user's
             self.critic_target.set_training_mode(self.critic.kind.joint)

@@ -33,18 +33,18 @@ class DIME(MaxEntropyAlgorithm):
     :param policy: "DIMEPolicy", a class of this, or SB3's names for it
     :param env: the environment, with a bounded Box action space
     :param learning_rate: of the actor; a float or a schedule of the progress remaining, from 1 to 0
-    :param buffer_size: transitions in the replay buffer
+    :param buffer_size: transitions in the replay buffer, >= 1
     :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
         updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
-    :param batch_size: transitions per update
-    :param gamma: discount factor
+    :param batch_size: transitions per update, >= 2
+    :param gamma: discount factor, in [0, 1]
     :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
     :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
     :param action_noise: added to the policy's own
     :param replay_buffer_class: for instance `HerReplayBuffer`; None for the one that fits the observation space
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: the memory-efficient variant of the buffer
-    :param n_steps: n-step returns; with chunks the return is that of h steps
+    :param n_steps: n-step returns, >= 1; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
     :param ent_coef: alpha of the scaled rewards; "auto" or "auto_0.003" to learn it from that start, or a float >= 0
     :param target_entropy: what a learned alpha drives the negative running cost of the paths to, in nats; "auto" for
@@ -58,7 +58,7 @@ class DIME(MaxEntropyAlgorithm):
     :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
         Q-chunking's code)
     :param qf_learning_rate: of the critics
-    :param policy_delay: critic updates per actor update
+    :param policy_delay: critic updates per actor update, >= 1
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to try more kernels
         there; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout

@@ -47,19 +47,19 @@ class QSM(OffPolicyFlowAlgorithm):
     :param policy: "QSMPolicy", a class of this, or SB3's names for it
     :param env: the environment, with a bounded Box action space
     :param learning_rate: of all nets; a float or a schedule of the progress remaining, from 1 to 0
-    :param buffer_size: transitions in the replay buffer
+    :param buffer_size: transitions in the replay buffer, >= 1
     :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
         updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
-    :param batch_size: transitions per update
-    :param tau: Polyak coefficient of the target critics
-    :param gamma: discount factor
+    :param batch_size: transitions per update, >= 2
+    :param tau: Polyak coefficient of the target critics, in [0, 1]
+    :param gamma: discount factor, in [0, 1]
     :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
     :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
     :param action_noise: added to the policy's own
     :param replay_buffer_class: for instance `HerReplayBuffer`; None for the one that fits the observation space
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: the memory-efficient variant of the buffer
-    :param n_steps: n-step returns; with chunks the return is that of h steps
+    :param n_steps: n-step returns, >= 1; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop
     :param q_coef: M_q >= 0, how strongly Q's gradient acts, an inverse temperature: higher is greedier; None for 50, or
         1 with `offline_dataset`, or 0.4 for each diffusion step with `normalize_gradient`

@@ -57,9 +57,9 @@ class ReinFlow(PretrainedAlgorithm):
     :param learning_rate: of the actor in fine-tuning; a float or a schedule of the progress remaining, from 1 to 0
     :param vf_learning_rate: of the value net, as above
     :param n_steps: steps of each environment in a rollout, whether they decide a chunk or execute one
-    :param batch_size: decisions per update
+    :param batch_size: decisions per update, >= 2
     :param n_epochs: passes over a rollout
-    :param gamma: discount factor of a single step
+    :param gamma: discount factor of a single step, in [0, 1]
     :param gae_lambda: lambda of generalized advantage estimation, of a decision
     :param clip_range: of the ratio of two densities of a path, each per number in it; a float or a schedule
     :param ent_coef: weight of the entropy per number in a path

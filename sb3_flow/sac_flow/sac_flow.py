@@ -55,19 +55,19 @@ class SACFlow(MaxEntropyAlgorithm):
     :param policy: "FlowTPolicy", "FlowGPolicy", "FlowMLPPolicy", a class of these, or SB3's names for the first
     :param env: the environment, with a bounded Box action space
     :param learning_rate: of the actor; a float or a schedule of the progress remaining, from 1 to 0
-    :param buffer_size: transitions in the replay buffer
+    :param buffer_size: transitions in the replay buffer, >= 1
     :param learning_starts: steps of random actions before learning; None for 5,000, or 0 with offline data. The
         updates of the offline phase count as such steps: with `offline_steps` >= `learning_starts` no action is random
-    :param batch_size: transitions per update
-    :param tau: Polyak coefficient of the target critics; unused by "crossq" and "categorical" critics, which have none
-    :param gamma: discount factor
+    :param batch_size: transitions per update, >= 2
+    :param tau: Polyak coefficient of the target critics, in [0, 1]; "crossq" and "categorical" critics have none
+    :param gamma: discount factor, in [0, 1]
     :param train_freq: update every so many steps, or a tuple such as `(1, "episode")`
     :param gradient_steps: updates at each of these times; -1 for as many as environment steps were made
     :param action_noise: added to the policy's own
     :param replay_buffer_class: for instance `HerReplayBuffer`; None for the one that fits the observation space
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: the memory-efficient variant of the buffer
-    :param n_steps: n-step returns; with chunks the return is that of h steps
+    :param n_steps: n-step returns, >= 1; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop (Q-chunking)
     :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; with "categorical", "xqc"
         and "flashsac" critics it is that of the scaled rewards. None for "auto_0.01" with these, else "auto_0.2"
@@ -88,7 +88,7 @@ class SACFlow(MaxEntropyAlgorithm):
         and their modes are kept
     :param qf_learning_rate: of critics and temperature; None for 1e-3 with "crossq" and "categorical" critics, 3e-4
         with "target", and 3e-4 falling to 3e-5 with "xqc", to 1.5e-4 with "flashsac"
-    :param policy_delay: critic updates per actor update; None for 1 with "target" critics, 2 with "flashsac", else 3
+    :param policy_delay: critic updates per actor update, >= 1; None for 1 with "target", 2 with "flashsac", else 3
     :param noise_repeat: the noise of the rollout is kept for up to so many steps of an environment when learning, a
         number that is drawn from a zeta distribution (16 in FlashSAC); 1 for new noise at every step
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to try more kernels
