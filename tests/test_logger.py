@@ -89,6 +89,7 @@ def test_training_of_dime_logs_every_key_as_a_finite_number() -> None:
     assert values.keys() == common | {
         "train/running_cost",
         "train/path_cost",
+        "train/clipped_targets",
         "train/reward_scale",
         "train/qf_learning_rate",
     }
