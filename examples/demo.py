@@ -2,7 +2,7 @@
 
 The curve stands beside those of SAC, CrossQ and Flow-T over 100,000 steps, from the results in the repository.
 
-python examples/demo.py --steps 15000 --minutes 6 --out demo
+python examples/demo.py --steps 15000 --minutes 5 --out demo
 """
 
 import argparse
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=15_000)
-    parser.add_argument("--minutes", type=float, default=6.0, help="training ends at the first evaluation after these")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training ends at the first evaluation after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument(
