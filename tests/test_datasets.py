@@ -203,6 +203,7 @@ def test_labels_do_not_depend_on_the_part_they_are_made_in(tmp_path: Path, monke
     assert_same(load_ogbench(path, TASK), whole)
 
 
+@pytest.mark.slow
 def test_a_sparse_reward_costs_a_step_whatever_is_missing(tmp_path: Path) -> None:
     task = "cube-double-play-singletask-task1-v0"
     arrays = task_file(tmp_path / "data.npz", task=task)

@@ -98,13 +98,14 @@ SETTINGS += [
 def test_an_update_reads_one_flag_and_copies_one_batch(
     name: str, critic: str | None, kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = model_on_meta(monkeypatch, name, critic=critic, **kwargs)
+    often = {"policy_delay": 1, **kwargs.get("sac_flow", {})}
+    model = model_on_meta(monkeypatch, name, critic=critic, **{**kwargs, "sac_flow": often})
     flags = count_flags(model, monkeypatch)
     refuse_slow_copies(monkeypatch)
     with Watch() as watch:
-        model.train(3, 8)
+        model.train(2, 8)
     assert len(flags) == 1
-    assert watch.copies == 3
+    assert watch.copies == 2
     assert {"actor_loss", "critic_loss"} <= {key.rpartition("/")[2] for key in model.logger.name_to_value}
 
 

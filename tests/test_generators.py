@@ -198,6 +198,7 @@ def test_play_observations_are_the_environments_at_the_rows_state(cube: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_demonstrations_have_the_official_form_and_load(lift: Path) -> None:
     with h5py.File(lift) as file:
         data = file["data"]
@@ -227,6 +228,7 @@ def test_demonstrations_have_the_official_form_and_load(lift: Path) -> None:
     assert len(load_dataset(f"robomimic:lift/mh/better@{lift}")) < len(dataset)
 
 
+@pytest.mark.slow
 def test_demonstrations_replayed_show_the_same_and_succeed(lift: Path) -> None:
     env: Any = gym.make("lift-mh-low_dim-v0", env_args=lift)
     dataset: Any = load_dataset(f"robomimic:lift/mh/better@{lift}")
@@ -244,6 +246,7 @@ def test_demonstrations_replayed_show_the_same_and_succeed(lift: Path) -> None:
     env.close()
 
 
+@pytest.mark.slow
 def test_interruptions_do_not_change_demonstrations(lift: Path) -> None:
     wanted = hdf5(lift)
     parts = lift.with_name("lift.hdf5.parts")

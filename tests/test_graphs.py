@@ -84,7 +84,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded[..., Any]]:
 
 
 DATA = {"offline_dataset": regular_arrays(trajectories([20, 30])), "offline_steps": 6}
-UPDATES = 8
+UPDATES = 5
 SETTINGS: list[Any] = [pytest.param(*model.values, {}, id=str(model.id)) for model in EVERY_MODEL]
 SETTINGS += [pytest.param(name, None, DATA, id=f"{name}-data") for name in taking("offline_dataset", ONE_OF_EACH)]
 SETTINGS += [

@@ -25,6 +25,7 @@ def test_products_are_those_of_an_update_and_what_is_delayed_counts_by_its_share
     assert products.operations(EverySecond(), 3) == pytest.approx(1.5 * 2 * 3 * 4 * 5 / 1e6)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_row_for_each_with_its_own_steps_and_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

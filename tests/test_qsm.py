@@ -290,7 +290,7 @@ def test_the_target_is_of_the_policy_that_explores(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_gradient_is_of_the_critics_mean_at_the_noised_action(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_qsm().learn(20)
+    model = make_qsm(q_coef=50.0).learn(20)
     batch, noise, steps = model._sample(8), th.randn(8, 2), model.actor.sample_steps(8)
     seen: list[Any] = []
     original = model._action_gradient
@@ -329,14 +329,21 @@ def test_both_nets_and_the_target_move_at_every_update() -> None:
 
 
 def test_the_weights_defaults_depend_on_what_is_learned_from() -> None:
-    assert (make_qsm().q_coef, make_qsm().bc_coef) == (50.0, 0.0)
-    assert make_qsm(normalize_gradient=True).q_coef == 0.4 * 5
+    assert (make_qsm().normalize_gradient, make_qsm().q_coef, make_qsm().bc_coef) == (True, 0.4 * 5, 0.0)
+    assert make_qsm(normalize_gradient=False).q_coef == 50.0
+    assert make_qsm(q_coef=50.0).normalize_gradient is False
+    assert make_qsm(q_coef=3.0, normalize_gradient=True).normalize_gradient is True
     assert make_qsm(normalize_gradient=True, net={"diffusion_steps": 20}).q_coef == 8.0
     data = {"offline_dataset": regular_arrays(trajectories([20])), "learning_starts": None}
-    assert (make_qsm(**data).q_coef, make_qsm(**data).bc_coef) == (1.0, 10.0)
-    model = make_qsm(normalize_gradient=True)
-    model.normalize_gradient, model.q_coef = False, None  # as the default would be
+    with_data = make_qsm(**data)
+    assert (with_data.normalize_gradient, with_data.q_coef, with_data.bc_coef) == (False, 1.0, 10.0)
+    assert make_qsm(normalize_gradient=True, **data).q_coef == 0.4 * 5
+    model = make_qsm()
+    model.normalize_gradient, model.q_coef = False, None
     assert model.learn(LEARNING_STARTS + 2).q_coef == 50.0
+    model.normalize_gradient, model.q_coef = None, None  # as they are by default
+    assert model.learn(LEARNING_STARTS + 2).q_coef == 0.4 * 5
+    assert model.normalize_gradient is True
     chosen = make_qsm(q_coef=0.0, bc_coef=0.0, **data)
     assert (chosen.q_coef, chosen.bc_coef) == (0.0, 0.0)
 
@@ -349,7 +356,7 @@ def test_the_weights_defaults_depend_on_what_is_learned_from() -> None:
         ("q_coef", "50", "a number >= 0"),
         ("exploration_noise", -0.1, "a number >= 0"),
         ("exploration_noise", None, "a number >= 0"),
-        ("normalize_gradient", "yes", "False, True"),
+        ("normalize_gradient", "yes", "None, False, True"),
     ],
 )
 def test_its_own_arguments_are_checked(name: str, value: Any, allowed: str) -> None:

@@ -441,7 +441,7 @@ def test_a_run_goes_on_from_a_checkpoint_bit_identically(
     given = {"offline_dataset": data()} if offline_steps else {}
     env = VecNormalize(envs(n_envs))
     model = make_any(name, env, offline_steps=offline_steps, n_steps=5, batch_size=4, **given)
-    total, copy = 120, CopyOfTheEnvironment()
+    total, copy = 90, CopyOfTheEnvironment()
     model.learn(total, callback=[CheckpointCallback(13, tmp_path, keep=None), copy])
     first = checkpoints(tmp_path)[0]
     resumed = ReinFlow.resume(first.model, copy.env, "cpu", force_reset=False, **given)

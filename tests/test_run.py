@@ -91,36 +91,46 @@ def test_learns_on_a_registered_environment(policy: Any) -> None:
     assert_learns(model, 16, 6)
 
 
-@pytest.mark.parametrize("critic", CRITICS)
+OPTIONS: list[dict[str, Any]] = [
+    {"bc_coef": 2.0},
+    {"bc_coef": lambda progress: 10 * progress},
+    {"n_steps": 3},
+    {"ent_coef": 0.1},
+    {"ent_coef": 0.0},
+    {"ent_coef": "auto"},
+    {"ent_coef": "auto_0.5"},
+    {"target_entropy": -3.0},
+    {"learning_rate": lambda progress: 1e-3 * progress, "qf_learning_rate": lambda progress: 1e-2 * progress},
+    {"tau": 0.5, "gamma": 0.9},
+    {"policy_delay": 2},
+    {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}},
+    {"action_noise": NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))},
+    {"buffer_size": 12},
+    {"learning_starts": 0, "updates": STEPS},
+    {"net": {"n_critics": 1}},
+    {"net": {"n_critics": 3}},
+    {"net": {"state_tokens": 3}},
+    {"net": {"net_arch": [16]}},
+    {"net": {"flow_steps": 1}},
+    {"net": {"flow_steps": 7}},
+    {"net": {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}},
+    {"net": {"optimizer_class": th.optim.RMSprop}},
+    {"net": {"optimizer_kwargs": {"foreach": True}}},
+]
+
+
+def named(kwargs: dict[str, Any]) -> str:
+    return ",".join(f"{k}={v}" if isinstance(v, str | float | int) else k for k, v in kwargs.items())
+
+
 @pytest.mark.parametrize(
-    "kwargs",
+    ("kwargs", "critic"),
+    # Each with two of the critics, all over the table
     [
-        {"bc_coef": 2.0},
-        {"bc_coef": lambda progress: 10 * progress},
-        {"n_steps": 3},
-        {"ent_coef": 0.1},
-        {"ent_coef": 0.0},
-        {"ent_coef": "auto"},
-        {"ent_coef": "auto_0.5"},
-        {"target_entropy": -3.0},
-        {"learning_rate": lambda progress: 1e-3 * progress, "qf_learning_rate": lambda progress: 1e-2 * progress},
-        {"tau": 0.5, "gamma": 0.9},
-        {"policy_delay": 2},
-        {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}},
-        {"action_noise": NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))},
-        {"buffer_size": 12},
-        {"learning_starts": 0, "updates": STEPS},
-        {"net": {"n_critics": 1}},
-        {"net": {"n_critics": 3}},
-        {"net": {"state_tokens": 3}},
-        {"net": {"net_arch": [16]}},
-        {"net": {"flow_steps": 1}},
-        {"net": {"flow_steps": 7}},
-        {"net": {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}},
-        {"net": {"optimizer_class": th.optim.RMSprop}},
-        {"net": {"optimizer_kwargs": {"foreach": True}}},
+        pytest.param(kwargs, critic, id=f"{named(kwargs)}-{critic}")
+        for i, kwargs in enumerate(OPTIONS)
+        for critic in (CRITICS[i % len(CRITICS)], CRITICS[(i + 1) % len(CRITICS)])
     ],
-    ids=lambda kwargs: ",".join(f"{k}={v}" if isinstance(v, str | float | int) else k for k, v in kwargs.items()),
 )
 def test_every_option_learns(kwargs: dict[str, Any], critic: str) -> None:
     options = dict(kwargs)

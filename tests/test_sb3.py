@@ -249,6 +249,7 @@ def test_a_model_holds_no_code_that_another_python_could_not_read(name: str, cri
             assert not texts & {"_make_function", "CodeType", "_builtin_type"}, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow_t", "qc"])
 def test_a_policy_that_the_user_compiled_is_saved(name: str, tmp_path: Path) -> None:
     model = make_variant(name).learn(12)

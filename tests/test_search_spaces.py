@@ -249,9 +249,14 @@ def test_what_flow_rl_and_qsm_are_searched_for_holds_what_is_published():
     assert space["bc_coef"].low < 0.1 < space["bc_coef"].high
     assert {0.8, 0.9} <= set(space["expectile"].choices)
     search = ALGORITHMS["qsm"].search
-    for m_q in (1, 3, 10, 50, 120):
-        assert search.space({}, 1)["q_coef"].low < m_q < search.space({}, 1)["q_coef"].high
-    assert search.space({"normalize_gradient": "True"}, 1)["q_coef"].high < 120
+    for fixed in ({"normalize_gradient": "False"}, {"offline_dataset": "x"}, {"q_coef": "50.0"}):
+        space = search.space(fixed, 1)
+        assert space["normalize_gradient"].choices == (False,)
+        assert all(space["q_coef"].low < m_q < space["q_coef"].high for m_q in (1, 3, 10, 50, 120))
+    for fixed in ({}, {"normalize_gradient": "True"}):
+        space = search.space(fixed, 1)
+        assert space["normalize_gradient"].choices == (True,)
+        assert space["q_coef"].low < 2 < space["q_coef"].high < 120
     alpha = search.space({"offline_dataset": "x"}, 1)["bc_coef"]
     assert alpha.low < 1 < 30 < alpha.high
 

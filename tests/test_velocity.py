@@ -76,7 +76,7 @@ def test_gradients_through_the_rollout_are_the_finite_differences(
         # A fixed sigma has no gradient, which gradcheck takes for a mistake
         return ends if noise_std is None else ends[:2]
 
-    features, noise = randn(2, FEATURES, seed=1), randn(4, 2, DIM, seed=2)
+    features, noise = randn(2, FEATURES, seed=1), randn(3, 2, DIM, seed=2)
     inputs = [features.requires_grad_(True), noise.requires_grad_(True), *parameters]
     assert th.autograd.gradcheck(end, inputs, fast_mode=True)
 

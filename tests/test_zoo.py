@@ -224,6 +224,7 @@ def test_a_checkpoint_goes_on_to_the_end_of_its_run(tmp_path):
     assert model.replay_buffer.size() == 60
 
 
+@pytest.mark.slow
 def test_another_policy_is_one_parameter_away(folder):
     zoo(folder, "train", "--eval-freq", "-1", "-f", "other", *TINY, "policy:'FlowGPolicy'")
     model = SACFlow.load(folder / "other" / "sac_flow" / f"{ENV}_1" / f"{ENV}.zip")

@@ -61,9 +61,10 @@ class QSM(OffPolicyFlowAlgorithm):
     :param optimize_memory_usage: the memory-efficient variant of the buffer
     :param n_steps: n-step returns, >= 1; with chunks the return is that of h steps
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop
-    :param q_coef: M_q >= 0, how strongly Q's gradient acts, an inverse temperature: higher is greedier; None for 50, or
-        1 with `offline_dataset`, or 0.4 for each diffusion step with `normalize_gradient`
-    :param normalize_gradient: divide Q's gradient by its mean size, which makes `q_coef` matter alike on all tasks
+    :param q_coef: M_q >= 0, how strongly Q's gradient acts, an inverse temperature: higher is greedier; None for 0.4 a
+        diffusion step with `normalize_gradient`, else for 50, the authors', or 1 with `offline_dataset`
+    :param normalize_gradient: divide Q's gradient by its mean size, which makes `q_coef` matter alike on all tasks;
+        None for True from scratch, unless a `q_coef` is given, and False with `offline_dataset`
     :param bc_coef: alpha >= 0, the weight of the diffusion model's own loss on the replayed actions: a float, a
         schedule, or two of these, for the offline and the online phase; None for 0, or 10 with `offline_dataset`
     :param exploration_noise: standard deviation >= 0 of the normal noise on actions in [-1, 1], when acting in training
@@ -118,7 +119,7 @@ class QSM(OffPolicyFlowAlgorithm):
         n_steps: int = 1,
         horizon_length: int = 1,
         q_coef: float | None = None,
-        normalize_gradient: bool = False,
+        normalize_gradient: bool | None = None,
         bc_coef: BCCoef | None = None,
         exploration_noise: float = 0.1,
         offline_dataset: DatasetSpec | None = None,
@@ -174,22 +175,24 @@ class QSM(OffPolicyFlowAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        require_choice("normalize_gradient", self.normalize_gradient, (False, True))
+        require_choice("normalize_gradient", self.normalize_gradient, (None, False, True))
         require_number("exploration_noise", self.exploration_noise, 0, math.inf, "a number >= 0")
-        if self.q_coef is not None:  # else it is settled with the nets
+        if self.q_coef is not None:  # else it is settled with the nets, `normalize_gradient` too
             require_number("q_coef", self.q_coef, 0, math.inf, "a number >= 0")
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._complete_q_coef()
+        self._complete_defaults()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
         self._actor_loss_fn = self._compiled_loss(self._actor_loss)
 
     def _follow_arguments(self) -> None:
         super()._follow_arguments()
-        self._complete_q_coef()
+        self._complete_defaults()
 
-    def _complete_q_coef(self) -> None:
+    def _complete_defaults(self) -> None:
+        if self.normalize_gradient is None:
+            self.normalize_gradient = self.q_coef is None and self.offline_dataset is None
         if self.q_coef is None:
             defaults = FROM_SCRATCH if self.offline_dataset is None else WITH_DATA
             normalized = NORMALIZED_Q_COEF * self.actor.diffusion_steps
@@ -220,6 +223,7 @@ class QSM(OffPolicyFlowAlgorithm):
         gradient = self._action_gradient(batch.observations, actions)
         epsilon = self.actor.field(batch.observations)(actions, steps.to(actions.dtype))
         assert self.q_coef is not None
+        assert self.normalize_gradient is not None
         return losses.actor_loss(
             epsilon, gradient, noise, self.q_coef, bc_coef, self.normalize_gradient, batch.in_episode
         )

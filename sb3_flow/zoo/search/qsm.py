@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, bc_coef_parameters
 
@@ -19,6 +19,11 @@ class QSMSearch(SearchSpace):
     steps: ClassVar[tuple[str, tuple[int, ...]]] = ("diffusion_steps", DIFFUSION_STEPS)
 
     def own_parameters(self, fixed: Fixed) -> Space:
-        normalized = fixed.text("normalize_gradient", "False") == "True"
-        space: Space = {"q_coef": NORMALIZED_Q_COEF if normalized else Q_COEF}
+        default = not fixed.is_offline and fixed.is_none("q_coef")
+        normalized = fixed.text("normalize_gradient", str(default)) == "True"
+        space: Space = {
+            "q_coef": NORMALIZED_Q_COEF if normalized else Q_COEF,
+            # Its default hangs on whether a q_coef is given, as it is here
+            "normalize_gradient": CategoricalDistribution([normalized]),
+        }
         return space | bc_coef_parameters(fixed, ALPHA) if fixed.is_offline else space
