@@ -6,6 +6,7 @@ python examples/demo.py --steps 15000 --minutes 5 --out demo
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -146,7 +147,10 @@ def main() -> None:
     video = record_video(model, args.env, args.out, args.video_length)
     draw_picture(args.out / "evaluations.npz", video, args.out / "learning_curve.png", args.env)
 
-    print(f"\nTrained for {model.num_timesteps} steps in {minutes:.1f} minutes.")
+    # The first steps are random, and take no time
+    enough = math.ceil(1.5 * minutes * args.steps / model.num_timesteps)
+    more = "" if model.num_timesteps >= args.steps else f" (all {args.steps} with --minutes {enough})"
+    print(f"\nTrained for {model.num_timesteps} steps in {minutes:.1f} minutes{more}.")
     print(f"Return without noise: {mean:.0f} +- {std:.0f} over 10 episodes.")
     print(f"  model           {args.out / 'model.zip'}")
     print(f"  learning curve  {args.out / 'learning_curve.png'}")

@@ -58,5 +58,5 @@ def test_the_demo_ends_at_the_first_evaluation_after_its_minutes(
 ) -> None:
     monkeypatch.setitem(ARGUMENTS, "demo.py", [*ARGUMENTS["demo.py"], "--minutes", "0"])
     run_example("demo.py", tmp_path, monkeypatch)
-    assert "Trained for 6 steps" in capsys.readouterr().out
+    assert "(all 60 with --minutes 1)" in capsys.readouterr().out
     assert (tmp_path / "demo" / "learning_curve.png").exists()
