@@ -122,9 +122,13 @@ def data_table(_: str) -> str:
 def measured(algo: str) -> str:
     """What is measured of an algorithm, in a few words: on the task that README shows, and from data."""
     found = []
-    scratch = from_scratch().get((SHOWN_TASK, algo))
+    key = SHOWN_TASK, algo
+    scratch, goes_on = from_scratch().get(key), ""
+    if scratch is None:
+        scratch, goes_on = read_curves(RESULTS / "learning", RETURN).get(key), ", under way"
     if scratch is not None:
-        found.append(f"{SHOWN_TASK}: {final(scratch).mean():.0f} after {length(scratch):,} steps ({count(scratch)})")
+        value = f"{final(scratch).mean():.0f} after {length(scratch):,} steps"
+        found.append(f"{SHOWN_TASK}: {value} ({count(scratch)}{goes_on})")
     data = [(task, seeds) for (task, name), seeds in from_data().items() if name == algo]
     if data:
         task, seeds = max(data, key=lambda each: len(each[1]))
