@@ -253,7 +253,7 @@ def test_what_flow_rl_and_qsm_are_searched_for_holds_what_is_published():
         space = search.space(fixed, 1)
         assert space["normalize_gradient"].choices == (False,)
         assert all(space["q_coef"].low < m_q < space["q_coef"].high for m_q in (1, 3, 10, 50, 120))
-    for fixed in ({}, {"normalize_gradient": "True"}):
+    for fixed in ({}, {"normalize_gradient": "None"}, {"normalize_gradient": "True"}):
         space = search.space(fixed, 1)
         assert space["normalize_gradient"].choices == (True,)
         assert space["q_coef"].low < 2 < space["q_coef"].high < 120

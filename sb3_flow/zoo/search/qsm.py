@@ -19,8 +19,10 @@ class QSMSearch(SearchSpace):
     steps: ClassVar[tuple[str, tuple[int, ...]]] = ("diffusion_steps", DIFFUSION_STEPS)
 
     def own_parameters(self, fixed: Fixed) -> Space:
-        default = not fixed.is_offline and fixed.is_none("q_coef")
-        normalized = fixed.text("normalize_gradient", str(default)) == "True"
+        if fixed.is_none("normalize_gradient"):
+            normalized = not fixed.is_offline and fixed.is_none("q_coef")
+        else:
+            normalized = fixed.text("normalize_gradient", "") == "True"
         space: Space = {
             "q_coef": NORMALIZED_Q_COEF if normalized else Q_COEF,
             # Its default hangs on whether a q_coef is given, as it is here
