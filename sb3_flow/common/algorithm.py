@@ -23,7 +23,7 @@ from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.hints import arguments_of, check_known
 from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
-from sb3_flow.common.schedules import IN_YAML, checked_schedule, value_at
+from sb3_flow.common.schedules import IN_YAML, checked_schedule, is_weight, value_at
 from sb3_flow.common.updates import Figures, L, Measured, Stepped, compute_gradient
 
 
@@ -72,7 +72,8 @@ class FlowAlgorithm(PersistentAlgorithm):
         value = getattr(self, name)
         if value is None and allow_none:
             return
-        checked_schedule(name, value, f"a number or a schedule; {IN_YAML}")
+        require(is_weight(value), name, value, f"a number or a schedule; {IN_YAML}")
+        checked_schedule(name, value)
         if isinstance(value, Real):
             setattr(self, name, float(value))  # SB3's schedules refuse NumPy's numbers
 

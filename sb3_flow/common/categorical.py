@@ -71,11 +71,6 @@ def project(probs: th.Tensor, values: th.Tensor, support: Support) -> th.Tensor:
     return out.scatter_add(1, index + 1, probs * upper)
 
 
-def share_beyond(values: th.Tensor, support: Support) -> th.Tensor:
-    """Share of numbers that lie beyond a support, (): `project` takes them for its ends."""
-    return (values.abs() > support.bound).to(values.dtype).mean()
-
-
 def cross_entropy(logits: th.Tensor, target: th.Tensor) -> th.Tensor:
     """`-sum_j m_j log p_j` of every critic, (N, B, J) and (B, J) -> (N, B).
 

@@ -32,15 +32,13 @@ def is_weight(value: Any) -> bool:
     return callable(value) or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def checked_schedule(name: str, value: Any, allowed: str) -> FloatSchedule:
+def checked_schedule(name: str, value: Weight) -> FloatSchedule:
     """The schedule of an argument that is never negative.
 
     :param name: of the argument
-    :param value: a number >= 0, or a schedule of the progress remaining, which is tried at five of them
-    :param allowed: what is allowed instead of what is neither, in words
-    :raises ValueError: for anything else
+    :param value: a number, or a schedule of the progress remaining, which is tried at five of them
+    :raises ValueError: where it is no finite number >= 0
     """
-    require(is_weight(value), name, value, allowed)
     schedule = as_schedule(value)
     for progress in (1.0, 0.75, 0.5, 0.25, 0.0):
         value_at(name, schedule, progress)
@@ -72,4 +70,4 @@ def phase_schedules(bc_coef: BCCoef | None) -> PhaseSchedules:
         require(two, "bc_coef", bc_coef, allowed)
         weights = list(bc_coef)
     require(all(map(is_weight, weights)), "bc_coef", bc_coef, allowed)
-    return PhaseSchedules(*(checked_schedule("bc_coef", weight, allowed) for weight in weights))
+    return PhaseSchedules(*(checked_schedule("bc_coef", weight) for weight in weights))

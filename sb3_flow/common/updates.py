@@ -32,9 +32,14 @@ class Loss(Protocol):
 L = TypeVar("L", bound=Loss)
 
 
+def share_beyond(x: th.Tensor, bound: float) -> th.Tensor:
+    """Share of numbers larger than a bound, whatever their sign, ()."""
+    return (x.detach().abs() > bound).to(x.dtype).mean()
+
+
 def saturated_share(actions: th.Tensor) -> th.Tensor:
     """Share of the actions' numbers close to their bounds, ()."""
-    return (actions.detach().abs() > SATURATED).to(actions.dtype).mean()
+    return share_beyond(actions, SATURATED)
 
 
 def masked_mean(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch as th
 from torch.nn.functional import log_softmax
 
-from sb3_flow.common.categorical import Support, cross_entropy, share_beyond
+from sb3_flow.common.categorical import Support, cross_entropy
 from sb3_flow.common.ou import PathCost
-from sb3_flow.common.updates import masked_mean, saturated_share
+from sb3_flow.common.updates import masked_mean, saturated_share, share_beyond
 
 NEG_ENTROPY_COEF = 0.005  # of the critics' distributions: keeps them from collapsing
 
@@ -100,7 +100,7 @@ def critic_loss(
         next_cost.detach(),
         next_q.detach(),
         target_q.detach(),
-        share_beyond(target_q, support),
+        share_beyond(target_q, support.bound),
     )
 
 

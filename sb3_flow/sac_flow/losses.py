@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_flow.common.categorical import Support, cross_entropy, share_beyond
+from sb3_flow.common.categorical import Support, cross_entropy
 from sb3_flow.common.flow import Path
-from sb3_flow.common.updates import masked_mean, saturated_share
+from sb3_flow.common.updates import masked_mean, saturated_share, share_beyond
 
 
 class Target(NamedTuple):
@@ -117,7 +117,7 @@ def categorical_critic_loss(
     :param valid: (B,) 0 for what has no target; None: 1 everywhere
     """
     loss = masked_mean(cross_entropy(logits, target_probs), valid) * len(logits)
-    return CriticLoss(loss, q.detach().mean(), target, share_beyond(target.q, support))
+    return CriticLoss(loss, q.detach().mean(), target, share_beyond(target.q, support.bound))
 
 
 def actor_loss(

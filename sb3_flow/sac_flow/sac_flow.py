@@ -370,5 +370,4 @@ class SACFlow(MaxEntropyAlgorithm):
     def _update_learning_rates(self) -> None:
         super()._update_learning_rates()
         if self.ent_coef_optimizer is not None:
-            rate = self._value_now("qf_learning_rate", self.qf_lr_schedule)
-            update_learning_rate(self.ent_coef_optimizer, rate)
+            update_learning_rate(self.ent_coef_optimizer, self.qf_lr_schedule(self._current_progress_remaining))
