@@ -71,8 +71,8 @@ def evaluated_in(model: BaseAlgorithm, env: VecEnv) -> VecEnv:
     :param env: of the same task
     """
     normalize = model.get_vec_normalize_env()
-    if normalize is None:
-        return env
-    wrapped = VecNormalize(env, training=False, norm_obs=normalize.norm_obs, norm_reward=False)
+    if normalize is None or not normalize.norm_obs:
+        return env  # VecNormalize keeps no statistics of what it does not normalise
+    wrapped = VecNormalize(env, training=False, norm_reward=False)
     wrapped.obs_rms = normalize.obs_rms
     return wrapped

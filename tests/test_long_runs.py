@@ -13,7 +13,7 @@ import pytest
 import spread
 from dataset_files import pendulum_arrays
 from helpers import RandomEnv, make_model
-from on_policy import ppo_settings
+from on_policy import evaluated_in, ppo_settings
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow import ReinFlow
@@ -136,6 +136,19 @@ def test_the_states_of_the_spread_are_as_the_policy_sees_them(normalize: bool) -
     states = spread.some_states(model, np.random.default_rng(0))
     assert states.shape == (spread.STATES, 3)
     assert abs(states.mean()) < 0.5 if normalize else states.mean() > 4
+
+
+@pytest.mark.parametrize("norm_obs", [False, True])
+def test_evaluations_see_what_training_sees_and_rewards_as_they_are(norm_obs: bool) -> None:
+    def shifted() -> gym.Env[Any, Any]:
+        return gym.wrappers.TransformObservation(RandomEnv(), lambda x: 5 + x, None)
+
+    model = make_model(env=VecNormalize(DummyVecEnv([shifted]), norm_obs=norm_obs)).learn(30)
+    env = evaluated_in(model, DummyVecEnv([shifted]))
+    ones = np.ones((1, *env.action_space.shape), np.float32)
+    observations = np.concatenate([env.reset(), *(env.step(ones)[0] for _ in range(10))])
+    assert abs(observations.mean()) < 1.5 if norm_obs else observations.mean() > 4
+    assert env.step(ones)[1][0] == shifted().step(ones[0])[1]
 
 
 def test_linear_schedules_of_ppos_rows_are_schedules() -> None:
