@@ -8,11 +8,11 @@ smaller than the paper's, so that a run takes about an hour of one CPU core.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arguments import add_run_arguments
+from arguments import add_run_arguments, positive
 from contenders import TEN_CRITICS, merged, ours_of
 from learning import Run, run_all
 
@@ -56,6 +56,16 @@ STUDIES = {
         alpha=10_000.0,
         offline_steps=20_000,
         steps=50_000,
+    ),
+    # Of the bad operator alone, so that what fine-tuning adds to cloning shows
+    "lift-worse": Study(
+        "lift-mh-low_dim-v0",
+        "robomimic:lift/mh/worse",
+        bc_coef=[10_000.0, 1_000.0],
+        alpha=10_000.0,
+        offline_steps=50_000,
+        steps=550_000,
+        eval_freq=50_000,
     ),
 }
 # What differs from the paper's settings; the name before the "+" is that of `contenders.OURS`
@@ -141,6 +151,7 @@ def main() -> None:
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["flow_t"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--steps", type=positive, help="timesteps of both phases; the study's if left out")
     parser.add_argument("--eval-episodes", type=int, default=20)
     parser.add_argument("--width", type=int, default=256, help="width of the three layers of critics and of FQL's nets")
     parser.add_argument("--d-model", type=int, default=64)
@@ -150,7 +161,9 @@ def main() -> None:
     args = parser.parse_args()
     if not args.data.exists():
         parser.error(f"--data {args.data}: there is no such file; benchmarks/generate_*.py make them")
-    runs = [make_run(STUDIES[args.study], variant, seed, args) for seed in args.seeds for variant in args.variants]
+    study = STUDIES[args.study]
+    study = replace(study, steps=args.steps or study.steps)
+    runs = [make_run(study, variant, seed, args) for seed in args.seeds for variant in args.variants]
     run_all(runs, args.jobs, args.ray)
 
 
