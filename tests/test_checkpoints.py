@@ -1,6 +1,9 @@
 """Checkpoints: what they hold, which are kept, and that a run goes on from them as if it had never stopped."""
 
+import os
 import random
+import time
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_flow import SACFlow
 from sb3_flow.common.checkpoints import CheckpointCallback, checkpoints
+from sb3_flow.common.files import LEFTOVER_AGE
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 
 CALLS = 15  # of the callback, in one run
@@ -128,6 +132,31 @@ def test_the_last_checkpoints_are_kept(keep: int | None, keep_models: bool, tmp_
     assert sorted(tmp_path.glob("m_replay_buffer_*")) == sorted(
         tmp_path / f"m_replay_buffer_{steps}_steps.pkl" for steps in kept
     )
+
+
+@pytest.mark.parametrize("keep_models", [False, True])
+def test_what_kills_have_left_is_removed_by_the_next_checkpoint(keep_models: bool, tmp_path: Path) -> None:
+    names = ["m_replay_buffer_4_steps.pkl", "m_vecnormalize_4_steps.pkl", ".m_4_steps.zip.0.tmp"]
+    others = ["m_replay_buffer_80_steps.pkl", "other_replay_buffer_4_steps.pkl", ".other_4_steps.zip.0.tmp", "m.txt"]
+    for name in names + others:
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - 2 * LEFTOVER_AGE,) * 2)
+    make_model().learn(13, callback=CheckpointCallback(6, tmp_path, "m", keep=2, keep_models=keep_models))
+    assert [checkpoint.steps for checkpoint in checkpoints(tmp_path)] == [6, 12]
+    assert {path.name for path in tmp_path.iterdir()} >= set(others)
+    assert not {path.name for path in tmp_path.iterdir()} & set(names)
+
+
+@pytest.mark.parametrize("asked", [40, 300])
+def test_a_buffer_keeps_its_size_and_says_so_where_another_was_asked_for(asked: int, tmp_path: Path) -> None:
+    env = DummyVecEnv([RandomEnv] * 2)
+    make_model(env=env, buffer_size=100).learn(30, callback=CheckpointCallback(5, tmp_path))
+    with pytest.warns(UserWarning, match=f"buffer_size={asked} has no effect: .* room for 100 transitions"):
+        resumed = SACFlow.resume(tmp_path, env, "cpu", buffer_size=asked)
+    assert (resumed.buffer_size, resumed.replay_buffer.buffer_size) == (100, 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SACFlow.resume(tmp_path, env, "cpu", buffer_size=101)  # 50 for each of the two
 
 
 def test_a_checkpoint_holds_every_step_and_the_statistics(tmp_path: Path) -> None:

@@ -262,6 +262,15 @@ def test_seeds_per_trial_that_are_no_number(n_seeds, tmp_path):
         make_manager(None, tmp_path, seeds_per_trial=n_seeds)
 
 
+def test_what_is_searched_reaches_a_row_s_numbers_though_the_zoo_makes_schedules_of_them(tmp_path):
+    manager = make_manager(None, tmp_path, algo="reinflow", learning_rate=3.5e-6, clip_range=0.5)
+    fixed = {name: str(value) for name, value in manager._hyperparams.items()}
+    assert fixed["learning_rate"] != "3.5e-06"
+    space = manager.search.space(fixed, manager.n_actions)
+    assert space["learning_rate"].low < 3.5e-6
+    assert space["clip_range"].high > 0.5
+
+
 # --- Trials that fail ---
 
 
@@ -282,10 +291,27 @@ def pruned_by(reason):
 def test_a_search_without_a_finished_trial_says_why_and_leaves_the_table(tmp_path):
     manager = make_manager(None, tmp_path, n_trials=2, options={"study_name": None})
     manager._value = raising(pruned_by(ValueError("rewards are NaN")))
-    with pytest.raises(ValueError, match=r"None of 2 trials finished \(trial 0: rewards are NaN\). All of them are in"):
+    with pytest.raises(ValueError, match=r"None of 2 .* \(2 pruned; trial 0: rewards are NaN\). All of them are in"):
         manager.hyperparameters_optimization()
     (table,) = (tmp_path / "sac_flow").glob("report_*.csv")
     assert table.read_text().count("PRUNED") == 2
+
+
+def test_a_search_that_was_interrupted_says_so(tmp_path):
+    manager = make_manager(None, tmp_path, n_trials=2, options={"study_name": None})
+    manager._value = raising(KeyboardInterrupt())
+    with pytest.raises(ValueError, match=r"None of 1 trials finished \(1 failed or interrupted\)"):
+        manager.hyperparameters_optimization()
+
+
+def test_a_worker_that_is_left_no_trial_says_what_the_others_do(tmp_path):
+    storage = str(tmp_path / "study.log")
+    options = {"max_total_trials": 1}
+    first = make_manager(storage, tmp_path, options=options)
+    first._join_study(open_storage(storage))
+    load_study(storage, STUDY).ask()
+    with pytest.raises(ValueError, match=r"None of 1 trials finished \(1 running, or their worker was killed\)"):
+        make_manager(storage, tmp_path, options=options).hyperparameters_optimization()
 
 
 def test_an_argument_that_is_not_allowed_ends_the_search_with_its_own_words(tmp_path):

@@ -1,11 +1,13 @@
 """Workers that share a study and die, and storages that are damaged, missing or silent."""
 
 import gc
+import itertools
 import json
 import multiprocessing as mp
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import time
@@ -18,7 +20,7 @@ import pytest
 from optuna.trial import TrialState
 from zoo_workers import STUDY, make_manager
 
-from sb3_flow.zoo.storage import load_study, open_storage
+from sb3_flow.zoo.storage import _lock, load_study, open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -145,6 +147,46 @@ def test_a_damaged_journal_is_refused_with_the_line_and_a_remedy(damage, tmp_pat
     saved = subprocess.run(["head", "-n", "1", path], capture_output=True, text=True, check=True).stdout
     assert saved == whole
     assert json.loads(saved)
+
+
+def test_a_lock_that_the_dead_hold_is_broken_wherever_the_journal_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    optuna.create_study(storage=open_storage("studies/study.log"), study_name=STUDY)
+    lock = _lock(Path("studies/study.log"))
+    lock.acquire()
+    monkeypatch.setattr(optuna.storages.journal._file.time, "monotonic", itertools.count(0, 100.0).__next__)
+    assert load_study("studies/study.log", STUDY).trials == []
+
+
+def test_a_journal_that_may_only_be_read_is_read_though_its_last_line_is_being_written(tmp_path, monkeypatch):
+    path = tmp_path / "study.log"
+    optuna.create_study(storage=open_storage(str(path)), study_name=STUDY).enqueue_trial({"x": 1})
+    with open(path, "a") as file:
+        file.write('{"op_code": 4, "worker')
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "open", refuse)
+    assert len(load_study(str(path), STUDY).trials) == 1
+    path.write_text("garbage\n" + path.read_text())
+    with pytest.raises(ValueError, match="line 1 is damaged"):
+        load_study(str(path), STUDY)
+
+
+def test_a_heartbeat_that_fails_does_not_end_the_others(tmp_path, caplog):
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+    trial = optuna.create_study(storage=storage, study_name=STUDY).ask()
+    storage.engine.dispose()
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("ALTER TABLE trial_heartbeats RENAME TO elsewhere")
+    storage.record_heartbeat(trial._trial_id)
+    assert "No heartbeat of a trial was recorded" in caplog.text
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("ALTER TABLE elsewhere RENAME TO trial_heartbeats")
+    storage.record_heartbeat(trial._trial_id)
+    assert storage._get_stale_trial_ids(trial.study._study_id) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checkpoints that a killed run goes on from: model, phase and generators, replay buffer, VecNormalize's statistics."""
 
+import glob
 import random
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback as SB3Checkpoi
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_flow.common.checks import require, require_integer
-from sb3_flow.common.files import write_pickle
+from sb3_flow.common.files import remove_leftovers, write_pickle
 from sb3_flow.common.normalize import TAUGHT
 
 MODEL = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
@@ -88,6 +89,18 @@ def checkpoints(folder: str | PathLike[str], prefix: str | None = None) -> list[
         (checkpoint for checkpoint in found if prefix in (None, checkpoint.prefix)),
         key=lambda checkpoint: checkpoint.steps,
     )
+
+
+def unfinished(folder: str | PathLike[str], prefix: str) -> list[Checkpoint]:
+    """The checkpoints of a folder whose model is missing, as a kill or a full disk leaves them.
+
+    :param folder: where a `CheckpointCallback` saves
+    :param prefix: of their names
+    """
+    name = re.compile(rf"{re.escape(prefix)}_(replay_buffer|vecnormalize)_(?P<steps>\d+)_steps\.pkl")
+    matches = [match for path in Path(folder).glob("*_steps.pkl") if (match := name.fullmatch(path.name)) is not None]
+    begun = [Checkpoint(Path(folder), prefix, steps) for steps in {int(match["steps"]) for match in matches}]
+    return [checkpoint for checkpoint in begun if not checkpoint.model.exists()]
 
 
 def newest_checkpoint(path: str | PathLike[str]) -> Checkpoint:
@@ -170,12 +183,20 @@ class CheckpointCallback(SB3CheckpointCallback):
         model.save_checkpoint(checkpoint.model)
         if self.verbose >= 2:
             print(f"Saved the checkpoint {checkpoint.model}")
+        remove_leftovers(checkpoint.folder, f"{glob.escape(self.name_prefix)}_*_steps.*")
         if self.keep is not None:
-            for old in checkpoints(self.save_path, self.name_prefix)[: -self.keep]:
-                if self.keep_models:
-                    old.replay_buffer.unlink(missing_ok=True)
-                else:
-                    old.remove()
+            self._remove_old(self.keep)
+
+    def _remove_old(self, keep: int) -> None:
+        whole = checkpoints(self.save_path, self.name_prefix)
+        for old in whole[:-keep]:
+            if self.keep_models:
+                old.replay_buffer.unlink(missing_ok=True)
+            else:
+                old.remove()
+        for begun in unfinished(self.save_path, self.name_prefix):
+            if begun.steps < whole[-1].steps:
+                begun.remove()
 
 
 def with_statistics(env: VecEnv, path: Path) -> VecEnv:

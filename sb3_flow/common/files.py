@@ -27,7 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
+        remove_leftovers(target.parent, glob.escape(target.name))
         with open(beside, "xb") as file:
             yield file
             file.flush()
@@ -70,9 +70,13 @@ def write_pickle(path: str | os.PathLike[str], value: Any) -> None:
         pickle.dump(value, file, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove what killed processes have left beside a file."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what processes that were killed an hour ago, or before, have left half written.
+
+    :param folder: of the files that they wrote
+    :param pattern: of these files' names, as of `Path.glob`
+    """
+    for leftover in folder.glob(f".{pattern}.*.tmp"):
         try:
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
                 leftover.unlink()

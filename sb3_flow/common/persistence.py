@@ -231,6 +231,18 @@ class PersistentOffPolicyAlgorithm(PersistentAlgorithm, OffPolicyAlgorithm):
             raise
         if truncate_last_traj:
             end_episodes(self.replay_buffer)  # SB3 does so for hindsight only
+        self._keep_size(str(path))
+
+    def _keep_size(self, path: str) -> None:
+        """A buffer that was loaded stays as large as it was: say so where another size was asked for."""
+        size, asked = self.replay_buffer.buffer_size * self.n_envs, self.buffer_size
+        if max(asked // self.n_envs, 1) != self.replay_buffer.buffer_size:
+            self.buffer_size = size
+            warnings.warn(
+                f"buffer_size={asked} has no effect: the replay buffer of {path} has room for {size} transitions and "
+                "keeps it. To learn with another size, begin without that buffer.",
+                stacklevel=3,
+            )
 
     def _load_experience(self, checkpoint: Checkpoint, force_reset: bool) -> None:
         if checkpoint.replay_buffer.exists():

@@ -4,6 +4,7 @@ import copy
 import secrets
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,6 @@ import optuna
 import rl_zoo3.exp_manager
 from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -34,6 +34,9 @@ NO_FRAME_STACK = (
     "stack them in env_wrapper: [{gymnasium.wrappers.FrameStackObservation: {stack_size: 2}}, "
     "gymnasium.wrappers.FlattenObservation]"
 )
+# Optuna's states of trials, for a report; of a worker that was killed only a database learns
+MEANING = {"fail": "failed or interrupted", "running": "running, or their worker was killed"}
+NONE_FINISHED = "No trials are completed yet."  # what Optuna says of a study without a best trial
 REASON = "reason"  # a trial's attribute: why it was not trained to its end
 OLD_SETTINGS = "sac_flow_settings"  # its name in version 0.1
 # What the command line may say beside hyperparameters
@@ -56,8 +59,7 @@ class FlowExperimentManager(ExperimentManager):
     seeds_per_trial = 1
     heartbeat = HEARTBEAT
     custom_hyperparams: dict[str, Any] | None
-    _study: optuna.Study | None = None  # that of the trials so far
-    _mistake: ValueError | None = None  # what ended a trial, and with it the search
+    _study: optuna.Study | None = None  # that was joined, or that of the trials so far
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -159,12 +161,9 @@ class FlowExperimentManager(ExperimentManager):
         try:
             super().hyperparameters_optimization()
         except ValueError as error:
-            if self._study is None or self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if self._study is None or str(error) != NONE_FINISHED:
                 raise
-            if error is self._mistake:
-                raise
-            report = self._report_failures(self._study)
-            raise ValueError(report) from None
+            raise ValueError(self._report_failures(self._study)) from None
 
     def _say_what_is_not_searched(self) -> None:
         fixed = Fixed({name: str(value) for name, value in self._hyperparams.items()} | self._budget, self.n_actions)
@@ -186,7 +185,9 @@ class FlowExperimentManager(ExperimentManager):
         reasons = {
             trial.user_attrs[REASON]: trial.number for trial in reversed(study.trials) if REASON in trial.user_attrs
         }
-        why = "; ".join(f"trial {number}: {reason}" for reason, number in reasons.items()) or "they were pruned"
+        states = Counter(trial.state.name.lower() for trial in study.trials)
+        counts = [f"{n} {MEANING.get(state, state)}" for state, n in states.items()]
+        why = "; ".join([*counts, *(f"trial {number}: {reason}" for reason, number in reasons.items())])
         return f"None of {len(study.trials)} trials finished ({why}). All of them are in {path}"
 
     def _create_sampler(self, sampler_method: str) -> optuna.samplers.BaseSampler:
@@ -212,14 +213,10 @@ class FlowExperimentManager(ExperimentManager):
         except (optuna.TrialPruned, HorizonError) as error:
             cause = error if isinstance(error, HorizonError) else error.__cause__
             if isinstance(cause, DataError) and not (isinstance(cause, HorizonError) and _draws_horizon(trial)):
-                self._mistake = cause
                 raise cause from None  # no candidate would do better
             if cause is not None:
                 trial.set_user_attr(REASON, str(cause))
             raise optuna.TrialPruned from cause
-        except ValueError as error:  # an argument that is not allowed, say
-            self._mistake = error
-            raise
 
     def _value(self, trial: optuna.Trial) -> float:
         if self.seeds_per_trial == 1:
@@ -278,6 +275,7 @@ class FlowExperimentManager(ExperimentManager):
         differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
         advice = f"that study has other settings ({', '.join(differing)}): give the same, or another --study-name"
         require(not differing, "study_name", self.study_name, advice)
+        self._study = study
         # Here too, or `--max-total-trials` would count trials of the dead
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,16 +1,20 @@
 """Optuna's storages as several workers need them: journal files that are whole, databases with a heartbeat."""
 
 import json
+import logging
 import os
 import random
 import re
 import time
 import uuid
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.storages.journal._file import BaseJournalFileLock
@@ -24,6 +28,8 @@ URLS = "postgresql+psycopg://user:password@host/database or sqlite:///study.db"
 HEARTBEAT = 60  # seconds
 OPENING_ATTEMPTS = 6
 MAX_RETRIES = 3  # of a trial whose worker died: it may be the trial that kills them
+
+logger = logging.getLogger(__name__)
 
 
 class DatabaseStorage(RDBStorage):
@@ -42,6 +48,13 @@ class DatabaseStorage(RDBStorage):
                 grace_period=2 * heartbeat,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
             )
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Give a sign of life. One that the database does not take is left out: the next follows in time."""
+        try:
+            super().record_heartbeat(trial_id)
+        except StorageInternalError as error:  # it would end Optuna's thread, and the living count as dead
+            logger.warning("No heartbeat of a trial was recorded: %s", str(error).splitlines()[0])
 
     def endswith(self, suffix: str) -> bool:
         """False: rl-zoo3 asks this of what it takes for a URL, to tell journal files from databases."""
@@ -112,13 +125,24 @@ def _check_journal(path: Path) -> None:
     """Refuse a journal that is damaged, before anything is appended to it."""
     if not path.exists():
         return
-    lock = _lock(path)  # nobody is half way through a line
-    lock.acquire()
+    with _whole_lines(path) as lines:
+        for number, line in enumerate(lines, 1):
+            advice = f"line {number} is damaged; `head -n {number - 1} {path}` is what can be saved"
+            require(_is_entry(line), "storage", str(path), advice)
+
+
+@contextmanager
+def _whole_lines(path: Path) -> Iterator[Iterable[bytes]]:
+    """The lines of a journal, of which nobody is half way through one."""
+    lock = _lock(path)
+    try:
+        lock.acquire()
+    except OSError:  # in a folder that may be read only: the last line may be half there
+        yield (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+        return
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                advice = f"line {number} is damaged; `head -n {number - 1} {path}` is what can be saved"
-                require(_is_entry(line), "storage", str(path), advice)
+            yield file
     finally:
         lock.release()
 
@@ -126,8 +150,10 @@ def _check_journal(path: Path) -> None:
 def _lock(path: Path) -> BaseJournalFileLock:
     """Optuna's lock by a symbolic link, or where there are none (Windows, FAT, some network disks) by a file.
 
-    All workers of a study see the same disk, and so take the same.
+    All workers of a study see the same disk, and so take the same. Its path is absolute: Optuna looks through the link
+    for when a worker died that held it, and takes one that leads nowhere for held for ever.
     """
+    path = path.absolute()
     probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.probe")
     try:
         os.symlink(path.name, probe)

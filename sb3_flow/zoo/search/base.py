@@ -1,6 +1,7 @@
 """What the search spaces of all algorithms share: what is fixed, what is drawn, and which arguments that makes."""
 
 import ast
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ Space = dict[str, BaseDistribution]
 FLOW_STEPS = (1, 2, 4, 7, 10)
 HORIZONS = (1, 5, 10)
 BUDGET = "n_timesteps"  # the study's attribute with the timesteps of a trial
+CONSTANT = re.compile(r"ConstantSchedule\(val=(.+)\)")
 GIVEN = "given_arguments"  # the study's attribute with the names of `given_arguments`
 
 
@@ -39,9 +41,11 @@ class Fixed:
         return self._attributes.get(name, default)
 
     def number(self, name: str) -> float | None:
-        """An argument of the algorithm, None if it is left out, or no number: a schedule, say."""
+        """An argument of the algorithm, None if it is left out, or no number: a schedule that falls, say."""
+        text = self.text(name, "")
+        constant = CONSTANT.fullmatch(text)  # what rl-zoo3 makes of the numbers of some arguments
         try:
-            return float(self.text(name, ""))
+            return float(constant[1] if constant else text)
         except ValueError:
             return None
 
