@@ -96,7 +96,8 @@ def scratch_table(_: str) -> str:
             seeds = curves[task, algo]
             values = final(seeds)
             other = f" after {length(seeds):,} steps" if length(seeds) != steps[task] else ""
-            cells.append(f"{values.mean():.0f}{other} ({values.min():.0f} to {values.max():.0f}; {count(seeds)})")
+            range_ = f"{values.min():.0f} to {values.max():.0f}; " if len(values) > 1 else ""
+            cells.append(f"{values.mean():.0f}{other} ({range_}{count(seeds)})")
         rows.append([label(algo), *cells])
     return markdown(rows)
 
