@@ -18,9 +18,10 @@ import resource
 from {module} import {algo}
 model = {algo}("{policy}", "{task}", buffer_size={buffer}, learning_starts=1000, batch_size=512, seed=0, device="cpu",
                policy_kwargs={{"net_arch": {arch}}}{further})
-model.learn(1300)
+model.learn(1100)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
+FLOW_T, DIME = ("SACFlow", "FlowTPolicy"), ("DIME", "DIMEPolicy")
 IMPORTS = {"stable_baselines3": "import stable_baselines3", "sb3_flow": "import sb3_flow"}
 
 
@@ -57,8 +58,9 @@ def main() -> None:
     print(f"\npeak memory, {args.task}, buffer {args.buffer}\n  SB3 SAC 256-256            {sac:6.0f} MiB")
     critics = '{"qf": [1024, 1024]}'
     # The first compiled run may compile, the second finds its kernels on disk
-    compiled = [("SACFlow", "FlowTPolicy", ", compile=True")] * 2
-    eager = [("SACFlow", f"Flow{net}Policy", "") for net in ("T", "G", "MLP")] + [("FQL", "FQLPolicy", "")]
+    compiled = [(algo, policy, ", compile=True") for algo, policy in (FLOW_T, DIME) for _ in range(2)]
+    eager = [("SACFlow", f"Flow{net}Policy", "") for net in ("T", "G", "MLP")]
+    eager += [("FQL", "FQLPolicy", ""), ("FlowRL", "FlowRLPolicy", ""), ("QSM", "QSMPolicy", ""), (*DIME, "")]
     for algo, policy, further in eager + compiled:
         flow = peak_mib("sb3_flow", algo, policy, args.task, args.buffer, critics, further)
         print(f"  {algo:7} {policy:13} critics 1024-1024{further:15} {flow:6.0f} MiB  ({flow - sac:+.0f})")
