@@ -89,6 +89,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qc_fql+ten": {"policy_kwargs": TEN_CRITICS},
     "qc": {"amp": "bf16"},  # its best of 32 costs ten times the others' update, and half of that in float32
     "reinflow": {},
+    # V learns from more updates, and from 15,000 steps before the policy does
+    "reinflow+critic": {
+        "n_steps": 500,
+        "batch_size": 200,
+        "critic_warmup": 3,
+        "vf_learning_rate": 1e-3,
+        "gamma": 0.999,
+    },
 }
 
 
