@@ -32,6 +32,14 @@ class Study:
     eval_freq: int = 5_000
 
 
+LIFT = Study(
+    "lift-mh-low_dim-v0",
+    "robomimic:lift/mh",
+    bc_coef=[10_000.0, 1_000.0],
+    alpha=10_000.0,
+    offline_steps=20_000,
+    steps=50_000,
+)
 STUDIES = {
     "cube-single": Study(
         "cube-single-play-singletask-task1-v0",
@@ -49,23 +57,10 @@ STUDIES = {
         offline_steps=40_000,
         steps=70_000,
     ),
-    "lift": Study(
-        "lift-mh-low_dim-v0",
-        "robomimic:lift/mh",
-        bc_coef=[10_000.0, 1_000.0],
-        alpha=10_000.0,
-        offline_steps=20_000,
-        steps=50_000,
-    ),
+    "lift": LIFT,
     # Of the bad operator alone, so that what fine-tuning adds to cloning shows
-    "lift-worse": Study(
-        "lift-mh-low_dim-v0",
-        "robomimic:lift/mh/worse",
-        bc_coef=[10_000.0, 1_000.0],
-        alpha=10_000.0,
-        offline_steps=50_000,
-        steps=550_000,
-        eval_freq=50_000,
+    "lift-worse": replace(
+        LIFT, dataset="robomimic:lift/mh/worse", offline_steps=50_000, steps=550_000, eval_freq=50_000
     ),
 }
 # What differs from the paper's settings; the name before the "+" is that of `contenders.OURS`

@@ -198,7 +198,6 @@ def test_play_observations_are_the_environments_at_the_rows_state(cube: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_demonstrations_have_the_official_form_and_load(lift: Path) -> None:
     with h5py.File(lift) as file:
         data = file["data"]

@@ -180,15 +180,14 @@ class FlowExperimentManager(ExperimentManager):
 
     def _report_failures(self, study: optuna.Study) -> str:
         """Write the table of trials where the zoo would, and say why none finished."""
-        path = Path(self.log_path) / f"report_{self.env_name}_{len(study.trials)}-trials_{int(time.time())}.csv"
+        trials = study.get_trials(deepcopy=False)
+        path = Path(self.log_path) / f"report_{self.env_name}_{len(trials)}-trials_{int(time.time())}.csv"
         write_text(path, study.trials_dataframe().to_csv())
-        reasons = {
-            trial.user_attrs[REASON]: trial.number for trial in reversed(study.trials) if REASON in trial.user_attrs
-        }
-        states = Counter(trial.state.name.lower() for trial in study.trials)
+        reasons = {trial.user_attrs[REASON]: trial.number for trial in reversed(trials) if REASON in trial.user_attrs}
+        states = Counter(trial.state.name.lower() for trial in trials)
         counts = [f"{n} {MEANING.get(state, state)}" for state, n in states.items()]
         why = "; ".join([*counts, *(f"trial {number}: {reason}" for reason, number in reasons.items())])
-        return f"None of {len(study.trials)} trials finished ({why}). All of them are in {path}"
+        return f"None of {len(trials)} trials finished ({why}). All of them are in {path}"
 
     def _create_sampler(self, sampler_method: str) -> optuna.samplers.BaseSampler:
         manager = copy.copy(self)

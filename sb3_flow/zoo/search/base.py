@@ -14,8 +14,8 @@ Space = dict[str, BaseDistribution]
 FLOW_STEPS = (1, 2, 4, 7, 10)
 HORIZONS = (1, 5, 10)
 BUDGET = "n_timesteps"  # the study's attribute with the timesteps of a trial
-CONSTANT = re.compile(r"ConstantSchedule\(val=(.+)\)")
 GIVEN = "given_arguments"  # the study's attribute with the names of `given_arguments`
+CONSTANT = re.compile(r"ConstantSchedule\(val=(.+)\)")  # what rl-zoo3 makes of the numbers of some arguments
 
 
 class Fixed:
@@ -43,7 +43,7 @@ class Fixed:
     def number(self, name: str) -> float | None:
         """An argument of the algorithm, None if it is left out, or no number: a schedule that falls, say."""
         text = self.text(name, "")
-        constant = CONSTANT.fullmatch(text)  # what rl-zoo3 makes of the numbers of some arguments
+        constant = CONSTANT.fullmatch(text)
         try:
             return float(constant[1] if constant else text)
         except ValueError:
