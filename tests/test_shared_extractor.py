@@ -116,8 +116,9 @@ def test_features_that_are_made_once_are_those_that_each_net_would_make(name: st
 
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = lambda module, inputs: module.forward  # noqa: E731
+    backend = lambda module, inputs, **_: module.forward  # noqa: E731
     monkeypatch.setattr("sb3_flow.common.compile.th.compile", partial(th.compile, backend=backend, fullgraph=True))
+    monkeypatch.setattr("sb3_flow.common.activations.compiled_for_cpu", lambda x: False)  # new ones differ in last bits
     eager, compiled = (snapshot(sharing("qc", compile=mode).learn(LEARNING_STARTS + 4)) for mode in (False, True))
     assert differences(eager, compiled) == []
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from functools import partial
 from numbers import Real
@@ -24,7 +25,7 @@ from sb3_flow.common.hints import arguments_of, check_known
 from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.common.schedules import IN_YAML, checked_schedule, is_weight, value_at
-from sb3_flow.common.updates import Figures, L, Measured, Stepped, compute_gradient
+from sb3_flow.common.updates import Descent, Differentiated, L, parameters_of, set_gradient
 
 
 class FlowAlgorithm(PersistentAlgorithm):
@@ -118,20 +119,25 @@ class FlowAlgorithm(PersistentAlgorithm):
             return method
         return Compiled(method, self.compile, self.device, self.verbose, name, graphs)
 
-    def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., tuple[L, Figures]]:
-        """What `_step` minimises: a loss, a method of the model that takes a batch first, with its figures."""
-        return self._compiled(Measured(loss_fn, self._encoded).loss, loss_fn.__name__, graphs=False)
+    def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., Descent[L]]:
+        """What `_step` goes down: a loss, a method of the model that takes a batch first, with its gradient."""
+        differentiated = Differentiated(loss_fn, self._encoded, self._autocast)
+        return self._compiled(differentiated.descend, loss_fn.__name__, graphs=False)
 
     def _encoded(self, batch: Any) -> Any:
         """A batch as the losses take it."""
         return batch
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """What losses are computed in."""
+        return nullcontext()
 
     def _step(
         self,
         name: str,
         net: BaseModel,
         log: Log,
-        loss_fn: Callable[..., tuple[L, Figures]],
+        loss_fn: Callable[..., Descent[L]],
         *args: Any,
         max_gradient: float = math.inf,
     ) -> L:
@@ -148,9 +154,9 @@ class FlowAlgorithm(PersistentAlgorithm):
         if key not in self._recorded:
             step = partial(self._step_on_device, net, loss_fn)
             self._recorded[key] = maybe_recorded(step, net.optimizer, self.compile, self.device)
-        result, figures, bad = self._recorded[key](max_gradient, *args)
+        result, figures, _ = self._recorded[key](max_gradient, *args)
         sizes = {part: tensor.numel() for part, tensor in result.made_of.items()} | {f"{name}_loss": 1}
-        self._guard.remember(name, sizes, bad)
+        self._guard.remember(name, sizes, figures.bad)
         log.add(figures.logged, figures.means)
         return result  # type: ignore[no-any-return]
 
@@ -163,20 +169,17 @@ class FlowAlgorithm(PersistentAlgorithm):
         self._recorded_with = plain
 
     def _step_on_device(
-        self, net: BaseModel, loss_fn: Callable[..., tuple[L, Figures]], max_gradient: float, *args: Any
-    ) -> Stepped[L]:
+        self, net: BaseModel, loss_fn: Callable[..., Descent[L]], max_gradient: float, *args: Any
+    ) -> Descent[L]:
         """All of a step that the device does; on CUDA it is recorded as a graph."""
         before = self._statistics.values()
-        result, figures = self._loss(net, loss_fn, *args)
-        norm = compute_gradient(net.optimizer, result.loss, max_gradient)
-        bad = self._guard.look(figures.bad, norm)
+        parameters = parameters_of(net.optimizer)
+        descent = loss_fn(parameters, max_gradient, *args)
+        self._guard.look(descent.figures.bad)
         self._statistics.set_where(self._guard.stopped, before)
+        set_gradient(parameters, descent.gradient)
         self._guard.step(net.optimizer)
-        return Stepped(result, figures, bad)
-
-    def _loss(self, net: BaseModel, loss_fn: Callable[..., tuple[L, Figures]], *args: Any) -> tuple[L, Figures]:
-        """The loss that a net is trained on, in the modes that this needs."""
-        return loss_fn(*args)
+        return descent
 
     def _stop_if_bad(self) -> None:
         """Wait for the device, and raise what the guard has seen.

@@ -57,24 +57,20 @@ class Guard:
         """Whether there are so many updates to remember that it is time to read."""
         return len(self._records) >= MOST_RECORDS
 
-    def look(self, bad: th.Tensor, gradient_norm: th.Tensor) -> th.Tensor:
+    def look(self, bad: th.Tensor) -> None:
         """Look at an update before any net takes it.
 
-        :param bad: (n,) how many numbers of each tensor that the loss was made of, and of the loss, are not finite, see
-            `count_bad`
-        :param gradient_norm: (), of the gradient
-        :return: (n + 1,) these, and that of the norm
+        :param bad: (n,) how many numbers of each tensor that the loss was made of, of the loss and of the norm of its
+            gradient are not finite, see `count_bad`
         """
-        bad = th.cat([bad, count_bad(gradient_norm).unsqueeze(0)])
         th.maximum(self.found_inf, bad[-2:].amax(), out=self.found_inf)
-        return bad
 
     def remember(self, where: str, sizes: dict[str, int], bad: th.Tensor) -> None:
         """Keep what an update was made from, for `error`.
 
         :param where: the net that is updated
         :param sizes: how many numbers there are of each tensor that the loss was made of, the last one of the loss
-        :param bad: (len(sizes) + 1,), result of `look`, copied: CUDA graphs overwrite their results
+        :param bad: (len(sizes) + 1,), what `look` saw, copied: CUDA graphs overwrite their results
         """
         self._records.append(Record(self.update, where, {**sizes, f"{where}_gradient_norm": 1}, bad.clone()))
 

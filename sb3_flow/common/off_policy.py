@@ -23,7 +23,7 @@ from sb3_flow.common.policies import ChunkActor, ChunkPolicy
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.schedules import BCCoef, PhaseSchedules, phase_schedules
 from sb3_flow.common.target import Follower
-from sb3_flow.common.updates import Figures, L, Stepped, only_training
+from sb3_flow.common.updates import Descent, L
 
 LONG_RUN = 50_000  # timesteps, after which compiling has paid for itself twice
 
@@ -175,7 +175,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         self,
         net: BaseModel,
         log: Log,
-        loss_fn: Callable[..., tuple[L, Figures]],
+        loss_fn: Callable[..., Descent[L]],
         *args: Any,
         max_gradient: float = math.inf,
     ) -> L:
@@ -190,16 +190,13 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         (name,) = (name for name, known in self._nets.items() if known is net)
         return self._step(name, net, log, loss_fn, *args, max_gradient=max_gradient)
 
-    def _loss(self, net: BaseModel, loss_fn: Callable[..., tuple[L, Figures]], *args: Any) -> tuple[L, Figures]:
-        others = [known for known in self._nets.values() if known is not net]
-        with only_training(net, others), self._autocast():
-            return loss_fn(*args)
-
-    def _step_on_device(self, net: BaseModel, *args: Any) -> Stepped[Any]:
-        stepped = super()._step_on_device(net, *args)
+    def _step_on_device(self, net: BaseModel, *args: Any) -> Descent[Any]:
+        for known in self._nets.values():
+            known.set_training_mode(known is net)
+        descent = super()._step_on_device(net, *args)
         if isinstance(net, FlowCritic):
             net.project_weights(self._guard.stopped)
-        return stepped
+        return descent
 
     def _update_target(self) -> None:
         """Move the target nets, if there are any."""

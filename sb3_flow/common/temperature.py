@@ -7,7 +7,7 @@ import torch as th
 from sb3_flow.common.checks import require
 from sb3_flow.common.guard import Guard, count_bad
 from sb3_flow.common.log import Log
-from sb3_flow.common.updates import compute_gradient
+from sb3_flow.common.updates import differentiate, set_gradient
 
 
 class Temperature:
@@ -50,8 +50,10 @@ class Temperature:
         if self.log_ent_coef is None or self.optimizer is None:
             return
         loss = ent_coef_loss(self.log_ent_coef, log_prob, target_entropy)
-        norm = compute_gradient(self.optimizer, loss)
-        bad = guard.look(count_bad(loss).unsqueeze(0), norm)
+        gradient, norm = differentiate(loss, [self.log_ent_coef])
+        bad = th.stack([count_bad(loss), count_bad(norm)])
+        guard.look(bad)
+        set_gradient([self.log_ent_coef], gradient)
         guard.step(self.optimizer)
         guard.remember("temperature", {"temperature_loss": 1}, bad)
         log.add(("ent_coef_loss",), loss.unsqueeze(0))

@@ -1,14 +1,16 @@
-"""What surrounds the loss of one update: what it says of itself, modes of the nets, gradients."""
+"""What surrounds the loss of one update: what it says of itself, and its gradient."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch as th
-from stable_baselines3.common.policies import BaseModel
+from torch.utils._pytree import tree_map
 
 from sb3_flow.common.guard import count_bad
+
+Gradient = Sequence[th.Tensor | None]  # one for each parameter; None where the loss does not depend on it
 
 SATURATED = 0.99  # an action this close to its bound counts as saturated
 
@@ -55,74 +57,76 @@ class Figures(NamedTuple):
 
     logged: tuple[str, ...]
     means: th.Tensor  # (len(logged),)
-    bad: th.Tensor  # (len(made_of) + 1,): how many numbers of each, and of the loss, are not finite
+    bad: th.Tensor  # (len(made_of) + 2,): how many numbers of each, of the loss and of the norm are not finite
 
 
-class Stepped(NamedTuple, Generic[L]):
-    """What one step leaves to look at."""
+class Descent(NamedTuple, Generic[L]):
+    """Where a loss leads, and what it says of itself; all without a gradient of their own."""
 
     loss: L
     figures: Figures
-    bad: th.Tensor  # result of `Guard.look`
+    gradient: Gradient
 
 
-class Measured(Generic[L]):
-    """A loss function that returns its figures too, from one compiled region.
+class Differentiated(Generic[L]):
+    """A loss function with its gradient and its figures, which is one region to compile.
 
     :param loss_fn: of a batch and more; returns a `Loss`
     :param encode: what is done to the batch before
+    :param autocast: what the loss is computed in, the gradient not
     """
 
-    def __init__(self, loss_fn: Callable[..., L], encode: Callable[[Any], Any]):
+    def __init__(
+        self,
+        loss_fn: Callable[..., L],
+        encode: Callable[[Any], Any],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ):
         self.loss_fn = loss_fn
         self.encode = encode
+        self.autocast = autocast
 
-    def loss(self, batch: Any, *args: Any) -> tuple[L, Figures]:
-        """The loss of these arguments, and its figures without a gradient."""
-        result = self.loss_fn(self.encode(batch), *args)
+    def descend(self, parameters: Sequence[th.Tensor], max_gradient: float, batch: Any, *args: Any) -> Descent[L]:
+        """The loss of these arguments, and its gradient.
+
+        :param parameters: what it is differentiated by; of what else is trained it has no gradient
+        :param max_gradient: largest size of one number of the gradient; larger ones are cut off
+        """
+        with self.autocast():
+            result = self.loss_fn(self.encode(batch), *args)
+        gradient, norm = differentiate(result.loss, parameters, max_gradient)
         logged = result.logged
         means = [value.detach().mean() for value in logged.values()]
-        bad = [count_bad(tensor) for tensor in (*result.made_of.values(), result.loss)]
-        return result, Figures(tuple(logged), th.stack(means), th.stack(bad))
+        bad = [count_bad(tensor) for tensor in (*result.made_of.values(), result.loss, norm)]
+        detached: L = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, result)
+        return Descent(detached, Figures(tuple(logged), th.stack(means), th.stack(bad)), gradient)
 
 
-@contextmanager
-def only_training(net: BaseModel, others: Sequence[BaseModel]) -> Iterator[None]:
-    """One net in training mode, with gradients; the others in evaluation mode, without.
+def differentiate(
+    loss: th.Tensor, parameters: Sequence[th.Tensor], max_gradient: float = math.inf
+) -> tuple[Gradient, th.Tensor]:
+    """The gradient of a loss by parameters, and its norm.
 
-    Gradients flow through the others to what goes into them. Parameters that the user froze stay frozen afterwards.
-    """
-    net.set_training_mode(True)
-    for other in others:
-        other.set_training_mode(False)
-    # Of the optimizers, which have them in a list: to walk through the layers takes longer
-    trainable = [p for other in others for p in parameters_of(other.optimizer) if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-def compute_gradient(optimizer: th.optim.Optimizer, loss: th.Tensor, max_gradient: float = math.inf) -> th.Tensor:
-    """The gradient of the parameters that an optimizer steps.
-
-    :param optimizer: owns the parameters
     :param loss: ()
-    :param max_gradient: largest size of one number of it; larger ones are cut off
-    :return: (), its norm before anything was cut off
+    :param parameters: those that the user froze get none
+    :param max_gradient: largest size of one number of the gradient; larger ones are cut off
+    :return: the gradient; (), its norm before anything was cut off
     """
-    optimizer.zero_grad()
-    if not loss.requires_grad:  # the user froze the whole net
-        return th.zeros_like(loss)
-    th.autograd.backward(loss)
-    parameters = parameters_of(optimizer)
-    norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    if not (trainable and loss.requires_grad):
+        return [None] * len(parameters), th.zeros_like(loss)
+    parts = th.autograd.grad(loss, trainable, allow_unused=True)
+    norm = th.nn.utils.get_total_norm([part for part in parts if part is not None])
     if max_gradient < math.inf:
-        th.nn.utils.clip_grad_value_(parameters, max_gradient)
-    return norm
+        parts = tuple(None if part is None else part.clamp(-max_gradient, max_gradient) for part in parts)
+    rest = iter(parts)
+    return [next(rest) if parameter.requires_grad else None for parameter in parameters], norm
+
+
+def set_gradient(parameters: Iterable[th.Tensor], gradient: Gradient) -> None:
+    """Give an optimizer's parameters the gradient that it is to step along."""
+    for parameter, part in zip(parameters, gradient, strict=True):
+        parameter.grad = part
 
 
 def parameters_of(optimizer: th.optim.Optimizer) -> list[th.Tensor]:

@@ -20,7 +20,7 @@ from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.log import Log
 from sb3_flow.common.policies import n_observations
 from sb3_flow.common.schedules import as_schedule
-from sb3_flow.common.updates import Figures, L
+from sb3_flow.common.updates import Descent, L
 from sb3_flow.datasets import DatasetSpec
 from sb3_flow.reinflow import losses
 from sb3_flow.reinflow.buffers import Decisions, PathRolloutBuffer
@@ -340,7 +340,7 @@ class ReinFlow(PretrainedAlgorithm):
         for _ in range(self.n_epochs):
             yield from self.rollout_buffer.batches(self.batch_size)
 
-    def _update(self, net: BaseModel, log: Log, loss_fn: Callable[..., tuple[L, Figures]], *args: Any) -> L:
+    def _update(self, net: BaseModel, log: Log, loss_fn: Callable[..., Descent[L]], *args: Any) -> L:
         """One step of a net on a loss, unless this or an earlier one is not finite."""
         # The actor stays in evaluation mode: statistics of a batch would change densities that a rollout had without
         net.set_training_mode(net is self.critic)
