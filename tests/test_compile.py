@@ -189,6 +189,23 @@ def test_a_loss_that_a_subclass_extends_is_compiled(backend: Counter) -> None:
     assert not model._critic_loss_fn.failed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fql", "qsm"])
+def test_a_version_that_cannot_compile_gradients_makes_two_parts_of_a_loss(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter()
+    monkeypatch.setattr("sb3_flow.common.compile.th.compile", partial(th.compile, backend=counter))
+    monkeypatch.setattr("sb3_flow.common.activations.compiled_for_cpu", lambda x: False)
+    monkeypatch.setattr("sb3_flow.common.compile._with_gradients_traced", lambda compiled: compiled)
+    eager, compiled = (
+        snapshot(make_variant(name, compile=mode, sac_flow={"policy_delay": 1}).learn(LEARNING_STARTS + 4))
+        for mode in (False, True)
+    )
+    assert counter.graphs > graphs_of(name)
+    assert differences(eager, compiled) == []
+
+
 def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = snapshot(make_model().learn(LEARNING_STARTS + 8))
     monkeypatch.setattr("sb3_flow.common.compile.th.compile", no_compiler)

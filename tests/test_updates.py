@@ -1,6 +1,7 @@
-"""What one update may touch, and what it must leave alone."""
+"""What one update may touch, and what it must leave alone; its gradient."""
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import pytest
 import torch as th
@@ -8,6 +9,8 @@ from gymnasium import spaces
 from helpers import GUESTS, LEARNING_STARTS, ONE_OF_EACH, make_model, make_variant, observations, taking
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+
+from sb3_flow.common.updates import Differentiated, differentiate, set_gradient
 
 
 class NormalisedFeatures(BaseFeaturesExtractor):
@@ -83,3 +86,80 @@ def test_the_target_critic_has_the_running_statistics_of_the_critic(name: str) -
     assert not th.equal(online.running_var, th.ones(4))
     assert th.equal(online.running_var, target.running_var)
     assert th.equal(online.running_mean, target.running_mean)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_loss_gives_a_gradient_to_the_net_that_it_trains_and_to_no_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_variant(name, sac_flow={"policy_delay": 1}).learn(LEARNING_STARTS + 1)
+    seen: list[list[str]] = []
+
+    def step(optimizer: th.optim.Optimizer) -> None:
+        nets = model._nets.items()
+        seen.append([key for key, net in nets if any(p.grad is not None for p in net.parameters())])
+        model.policy.zero_grad()
+
+    model.policy.zero_grad()
+    monkeypatch.setattr(model._guard, "step", step)
+    model.train(1, 8)
+    trained = [names for names in seen if names]  # the temperature is no net
+    assert sorted(trained) == [[key] for key in sorted(model._nets)]
+
+
+def test_the_gradient_is_that_of_autograd_but_for_what_is_frozen_or_unused() -> None:
+    used, frozen, unused = (th.arange(1.0, 4.0).requires_grad_(grad) for grad in (True, False, True))
+    gradient, norm = differentiate((used**2 * frozen).sum(), [used, frozen, unused])
+    assert gradient[0].tolist() == [2, 8, 18]  # type: ignore[union-attr]
+    assert gradient[1:] == [None, None]
+    assert norm.item() == pytest.approx(392**0.5)
+
+
+def test_a_large_gradient_is_cut_off_and_its_norm_is_not() -> None:
+    x = th.tensor([3.0, -4.0], requires_grad=True)
+    gradient, norm = differentiate((x**2).sum() / 2, [x], max_gradient=3.5)
+    assert gradient[0].tolist() == [3, -3.5]  # type: ignore[union-attr]
+    assert norm.item() == 5
+
+
+def test_what_is_frozen_as_a_whole_has_no_gradient_of_norm_0() -> None:
+    x = th.ones(2)
+    gradient, norm = differentiate((x**2).sum(), [x])
+    assert (list(gradient), norm.item()) == ([None], 0)
+
+
+def test_an_old_gradient_goes_where_there_is_no_new_one() -> None:
+    frozen = nn.Parameter(th.ones(2))
+    frozen.grad = th.ones(2)
+    set_gradient([frozen], [None])
+    assert frozen.grad is None
+
+
+class Square(NamedTuple):
+    """A loss."""
+
+    loss: th.Tensor
+    x: th.Tensor
+
+    @property
+    def made_of(self) -> dict[str, th.Tensor]:
+        return {"x": self.x}
+
+    @property
+    def logged(self) -> dict[str, th.Tensor]:
+        return {"square": self.loss, "x": self.x}
+
+
+def test_a_loss_comes_with_its_figures_and_nothing_that_can_be_differentiated_again() -> None:
+    weight = th.tensor(2.0, requires_grad=True)
+    differentiated = Differentiated(
+        lambda x: Square((weight * x).square().sum(), weight * x), lambda x: x + 1, nullcontext
+    )
+    loss, figures, gradient = differentiated.descend([weight], float("inf"), th.tensor([0.0, 1.0, th.inf]))
+    assert not any(tensor.requires_grad for tensor in loss)
+    assert figures.logged == ("square", "x")
+    assert figures.bad.tolist() == [1, 1, 1]  # of x, of the loss, of the norm
+    loss, figures, gradient = differentiated.descend([weight], float("inf"), th.tensor([0.0, 1.0]))
+    assert figures.means.tolist() == [20, 3]
+    assert figures.bad.tolist() == [0, 0, 0]
+    assert gradient[0] == 20

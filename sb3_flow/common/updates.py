@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch as th
 from torch.utils._pytree import tree_map
 
+from sb3_flow.common.compile import compiled_for_cpu
 from sb3_flow.common.guard import count_bad
 
 Gradient = Sequence[th.Tensor | None]  # one for each parameter; None where the loss does not depend on it
@@ -116,11 +117,18 @@ def differentiate(
     if not (trainable and loss.requires_grad):
         return [None] * len(parameters), th.zeros_like(loss)
     parts = th.autograd.grad(loss, trainable, allow_unused=True)
-    norm = th.nn.utils.get_total_norm([part for part in parts if part is not None])
+    norm = norm_of([part for part in parts if part is not None])
     if max_gradient < math.inf:
         parts = tuple(None if part is None else part.clamp(-max_gradient, max_gradient) for part in parts)
     rest = iter(parts)
     return [next(rest) if parameter.requires_grad else None for parameter in parameters], norm
+
+
+def norm_of(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    """The norm of all numbers of some tensors, ()."""
+    if tensors and compiled_for_cpu(tensors[0]):  # where the one kernel for many tensors is called from Python
+        return th.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt()
+    return th.nn.utils.get_total_norm(tensors)
 
 
 def set_gradient(parameters: Iterable[th.Tensor], gradient: Gradient) -> None:
