@@ -152,9 +152,11 @@ class Square(NamedTuple):
 
 def test_a_loss_comes_with_its_figures_and_nothing_that_can_be_differentiated_again() -> None:
     weight = th.tensor(2.0, requires_grad=True)
-    differentiated = Differentiated(
-        lambda x: Square((weight * x).square().sum(), weight * x), lambda x: x + 1, nullcontext
-    )
+
+    def square(x: th.Tensor) -> Square:
+        return Square((weight * x).square().sum(), weight * x)
+
+    differentiated = Differentiated(square, lambda x: x + 1, nullcontext)
     loss, figures, gradient = differentiated.descend([weight], float("inf"), th.tensor([0.0, 1.0, th.inf]))
     assert not any(tensor.requires_grad for tensor in loss)
     assert figures.logged == ("square", "x")
