@@ -1,8 +1,11 @@
 """What the speed benchmarks refuse, and what is fair to their contenders."""
 
+import csv
 import sys
+from pathlib import Path
 from types import ModuleType
 
+import against
 import contenders
 import end_to_end
 import pytest
@@ -32,3 +35,15 @@ def test_a_rollout_that_the_environments_do_not_share_evenly_is_refused(
 @pytest.mark.parametrize(("name", "updates"), [("crossq", 1), ("flow_t", 1), ("dime", 2), ("dime+compiled", 2)])
 def test_each_contender_makes_its_own_number_of_updates(name: str, updates: int) -> None:
     assert contenders.updates_a_step(name) == updates
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (against.ROOT / ".git").exists(), reason="no git checkout")
+def test_another_commit_is_timed_with_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "against.csv"
+    monkeypatch.chdir(tmp_path)
+    run(against, monkeypatch, "HEAD", "--contenders", "flow_mlp", "--cycles", "1", "--out", str(out))
+    with open(out) as f:
+        rows = list(csv.DictReader(f))
+    assert [row["contender"] for row in rows] == ["HEAD", "here"]
+    assert all(float(row["median"]) > 0 for row in rows)
