@@ -56,7 +56,7 @@ def write_measured(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path, base: str = "crossq") -> None:
-    """Print a table with ratios to one contender, write it as CSV, and draw it if several values were swept.
+    """Print a table with ratios to one contender, write it as CSV, and draw it if several numbers were swept.
 
     Command, commit and machine are written beside it.
 
@@ -73,7 +73,8 @@ def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path,
         spread = f"({row['q1']:.1f} - {row['q3']:.1f})"
         print(f"{row['contender']:22}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{row[ratio]}")
     write_measured(rows, path)
-    if len({row[swept] for row in rows}) > 1:
+    values = {row[swept] for row in rows}
+    if len(values) > 1 and not any(isinstance(value, str) for value in values):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         for name in dict.fromkeys(row["contender"] for row in rows):
