@@ -241,7 +241,7 @@ def test_each_value_learns_from_the_other_that_the_paper_names(monkeypatch: pyte
     with th.no_grad():
         for parameter, value in zip(model.behavior_critic.parameters(), old, strict=True):
             parameter.copy_(value)
-        (batch, _, _, behavior_q, _) = seen[0]
+        (_, _, batch, _, _, behavior_q, _) = seen[0]
         th.testing.assert_close(behavior_q, model.behavior_critic(batch.observations, batch.actions).amin(0))
 
 

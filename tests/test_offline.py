@@ -354,7 +354,7 @@ def test_each_phase_has_its_own_proximity_weight(name: str, monkeypatch: pytest.
     model = offline_variant(name, bc_coef=[100.0, lambda progress: 7.0], sac_flow={"policy_delay": 1})
     seen = []
     original = model._actor_loss_fn
-    monkeypatch.setattr(model, "_actor_loss_fn", lambda *args: (seen.append(args[3].item()), original(*args))[1])
+    monkeypatch.setattr(model, "_actor_loss_fn", lambda *args: (seen.append(args[5].item()), original(*args))[1])
     model.learn(15)
     assert seen == [100.0] * 12 + [7.0] * 3
 
