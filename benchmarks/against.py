@@ -26,7 +26,6 @@ import sb3_flow
 
 ROOT = Path(__file__).parents[1]
 HERE = "here"
-SERVED = "served"  # an argument of the processes that are timed
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def served(root: Path) -> Iterator[Callable[[str], Callable[[], None]]]:
     :param root: of the checkout that the process has its code from
     """
     # -P: else it would find the modules beside this file first
-    command = [sys.executable, "-P", __file__, *sys.argv[1:], "--root", str(root), f"--{SERVED}"]
+    command = [sys.executable, "-P", __file__, *sys.argv[1:], "--root", str(root)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "benchmarks")])}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
 
@@ -86,10 +85,9 @@ def main() -> None:
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--cycles", type=positive, default=5, help="in one measurement")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/against.csv"))
-    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument(f"--{SERVED}", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)  # of the processes that are timed
     args = parser.parse_args()
-    if args.served:
+    if args.root is not None:
         with redirect_stdout(sys.stderr):  # whatever the libraries print
             serve(args, sys.stdin, sys.__stdout__ or sys.stdout)
         return

@@ -173,8 +173,8 @@ class FlowAlgorithm(PersistentAlgorithm):
     ) -> Descent[L]:
         """All of a step that the device does; on CUDA it is recorded as a graph."""
         before = self._statistics.values()
+        net.optimizer.zero_grad()  # the memory of the last gradient is used again
         parameters = parameters_of(net.optimizer)
-        set_gradient(parameters, [None] * len(parameters))  # its memory is used again
         descent = loss_fn(parameters, max_gradient, *args)
         self._guard.look(descent.figures.bad)
         self._statistics.set_where(self._guard.stopped, before)

@@ -78,8 +78,7 @@ class Recorded(Generic[P, R]):
 
     def _detached(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # What autograd keeps of a call belongs to its stream, and recordings have one of their own
-        result: R = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, self.function(*args, **kwargs))
-        return result
+        return detached(self.function(*args, **kwargs))
 
     def _recorded(self, leaves: Sequence[Any], spec: Any) -> "_Recording[R]":
         inputs = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
@@ -127,6 +126,12 @@ class _Recording(Generic[R]):
                 self._rates[index].fill_(group["lr"])
                 self._known_rates[index] = group["lr"]
         return self._run()
+
+
+def detached(tree: R) -> R:
+    """The same tensors, and tuples and dicts of these, without a gradient."""
+    result: R = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, tree)
+    return result
 
 
 def cuda_graph(function: Callable[[], R]) -> Callable[[], R]:

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch as th
-from torch.utils._pytree import tree_map
 
 from sb3_flow.common.compile import compiled_for_cpu
+from sb3_flow.common.graphs import detached
 from sb3_flow.common.guard import count_bad
 
 Gradient = Sequence[th.Tensor | None]  # one for each parameter; None where the loss does not depend on it
@@ -99,8 +99,7 @@ class Differentiated(Generic[L]):
         logged = result.logged
         means = [value.detach().mean() for value in logged.values()]
         bad = [count_bad(tensor) for tensor in (*result.made_of.values(), result.loss, norm)]
-        detached: L = tree_map(lambda x: x.detach() if isinstance(x, th.Tensor) else x, result)
-        return Descent(detached, Figures(tuple(logged), th.stack(means), th.stack(bad)), gradient)
+        return Descent(detached(result), Figures(tuple(logged), th.stack(means), th.stack(bad)), gradient)
 
 
 def differentiate(
