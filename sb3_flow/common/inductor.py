@@ -1,0 +1,37 @@
+"""A pass of ours over the graphs that torch.compile makes; common/compile.py alone knows of it."""
+
+from typing import Any
+
+import torch as th
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.fx import Graph, Node
+
+aten = th.ops.aten
+PRODUCTS: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
+
+
+class UnfuseBias(CustomGraphPass):
+    """Adds biases after products of matrices, not in them.
+
+    On CPU the library's product with a bias copies it into every row of the result first, which is then read again.
+    A sum of its own is computed in the loop of what follows, an activation or a normalisation.
+    """
+
+    def __call__(self, graph: Graph) -> None:
+        for node in list(graph.nodes):
+            if node.target in PRODUCTS and not node.kwargs and node.meta["val"].dtype == th.float32:
+                _unfuse(graph, node)
+
+    def uuid(self) -> bytes:
+        """Identifies this code in PyTorch's cache of what it has compiled."""
+        return get_hash_for_files((__file__,))
+
+
+def _unfuse(graph: Graph, node: Node) -> None:
+    bias, a, b = node.args
+    with graph.inserting_before(node):
+        product = graph.call_function(PRODUCTS[node.target], (a, b))
+        total = graph.call_function(aten.add.Tensor, (product, bias))
+    product.meta, total.meta = dict(node.meta), dict(node.meta)
+    node.replace_all_uses_with(total)
+    graph.erase_node(node)

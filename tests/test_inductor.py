@@ -1,0 +1,77 @@
+"""The pass over compiled graphs."""
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch as th
+from torch._inductor.utils import run_and_get_code
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sb3_flow.common.compile import Compiled
+from sb3_flow.common.inductor import UnfuseBias
+
+aten = th.ops.aten
+
+
+def linear(bias: th.Tensor, a: th.Tensor, b: th.Tensor) -> th.Tensor:
+    return th.addmm(bias, a, b).relu()
+
+
+def linears(bias: th.Tensor, a: th.Tensor, b: th.Tensor) -> th.Tensor:
+    """A layer of several nets at once."""
+    return th.baddbmm(bias.expand(2, 1, 4), a.expand(2, 5, 3), b.expand(2, 3, 4))
+
+
+def traced(function: Callable[..., th.Tensor], *args: th.Tensor) -> GraphModule:
+    return make_fx(function, tracing_mode="fake")(*args)
+
+
+def arguments(dtype: th.dtype = th.float32) -> tuple[th.Tensor, ...]:
+    return th.randn(4, dtype=dtype), th.randn(5, 3, dtype=dtype), th.randn(3, 4, dtype=dtype)
+
+
+@pytest.mark.parametrize("function", [linear, linears])
+def test_a_bias_is_added_after_the_product(function: Callable[..., th.Tensor]) -> None:
+    args = arguments()
+    module = traced(function, *args)
+    UnfuseBias()(module.graph)
+    module.recompile()
+    targets = [node.target for node in module.graph.nodes]
+    assert aten.addmm.default not in targets
+    assert aten.baddbmm.default not in targets
+    assert aten.add.Tensor in targets
+    th.testing.assert_close(module(*args), function(*args))
+    assert all("val" in node.meta for node in module.graph.nodes if node.op == "call_function")
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [
+        (linear, th.bfloat16),  # the product would be rounded before the bias is added
+        (lambda bias, a, b: th.addmm(bias, a, b, beta=2), th.float32),
+    ],
+)
+def test_what_would_be_another_number_is_left(function: Callable[..., th.Tensor], dtype: th.dtype) -> None:
+    module = traced(function, *arguments(dtype))
+    before = str(module.graph)
+    UnfuseBias()(module.graph)
+    assert str(module.graph) == before
+
+
+class Layer(th.nn.Linear):
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_code_has_no_product_with_a_bias() -> None:
+    layer, x = Layer(3, 4), th.randn(5, 3)
+    with th.no_grad():
+        result, codes = run_and_get_code(Compiled(layer.forward, True, x.device), x)
+        th.testing.assert_close(result, layer(x))
+    code = "".join(codes)
+    assert "cpu_mm_out(" in code
+    assert "addmm_out(" not in code
