@@ -19,7 +19,6 @@ import torch as th
 from arguments import positive
 from contenders import add_arguments, apply_arguments
 from records import machine
-from timing import interleaved, write_timings
 from train_step import cycles, make_filled
 
 import sb3_flow
@@ -91,11 +90,13 @@ def main() -> None:
         with redirect_stdout(sys.stderr):  # whatever the libraries print
             serve(args, sys.stdin, sys.__stdout__ or sys.stdout)
         return
+    from timing import compared, write_timings  # which another commit, whose modules the timed process has, may lack
+
     rows: list[dict[str, Any]] = []
     with checkout(args.commit) as there, served(there) as theirs, served(ROOT) as ours:
         for name in args.contenders:
             runs = {args.commit: theirs(name), HERE: ours(name)}
-            timings = interleaved(runs, args.rounds, args.warmup, scale=1000 / args.cycles)
+            timings = compared(runs, args.commit, args.rounds, args.warmup, scale=1000 / args.cycles)
             threads = {"threads": args.threads or th.get_num_threads()}
             rows += [{"contender": key, "algorithm": name, **threads, **timing} for key, timing in timings.items()]
     write_timings(rows, "algorithm", "ms a cycle", args.out, base=args.commit)

@@ -18,7 +18,7 @@ import torch as th
 from arguments import positive
 from contenders import TIMED, add_arguments, apply_arguments
 from records import machine
-from timing import interleaved, write_timings
+from timing import compared, write_timings
 from train_step import cycles, make_filled
 
 from sb3_flow.common.guard import Guard, Statistics
@@ -61,7 +61,7 @@ def main() -> None:
         run[UNGUARDED] = without_guard()(run[UNGUARDED])
         for each in run.values():
             each()  # compiles
-        timings = interleaved(run, args.rounds, args.warmup, scale=1000 / args.cycles)
+        timings = compared(run, UNGUARDED, args.rounds, args.warmup, scale=1000 / args.cycles)
         rows += [
             {"contender": key, "algorithm": name, "threads": th.get_num_threads(), **t} for key, t in timings.items()
         ]

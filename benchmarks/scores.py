@@ -59,6 +59,13 @@ def iqm(runs: Array) -> Array:
     return mean(np.sort(runs, axis=0)[cut : len(runs) - cut])
 
 
+def median_and_ci(values: Array) -> Estimate:
+    """The median of some numbers and its bootstrapped 95 % CI. (n,)."""
+    column = values[:, None]
+    low, high = bootstrap_ci(lambda x: np.asarray(np.median(x, axis=0)), column, generator=_generator(), reps=REPS)
+    return Estimate(float(np.median(values)), float(low[0]), float(high[0]))
+
+
 def curve_and_ci(runs: Array, statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
     """`mean` or `iqm` of the runs and its bootstrapped 95 % CI. (seeds, evaluations) -> (e,), (2, e)."""
     return statistic(runs), bootstrap_ci(statistic, runs, generator=_generator(), reps=REPS)

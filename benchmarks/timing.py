@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 from records import append_record
+from scores import median_and_ci
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -26,6 +27,24 @@ def interleaved(
     :param warmup: rounds before them
     :param scale: what the seconds are multiplied by
     """
+    return {name: _quartiles(times) for name, times in _timed(runs, rounds, warmup, scale).items()}
+
+
+def compared(
+    runs: dict[Key, Callable[[], None]], base: Key, rounds: int, warmup: int, scale: float
+) -> dict[Key, dict[str, float]]:
+    """The same, with the median and its 95 % CI of the ratio to one of them within a round.
+
+    A machine that is shared changes its speed by a tenth from minute to minute, for all of them alike.
+    """
+    timed = _timed(runs, rounds, warmup, scale)
+    rows = {name: _quartiles(times) for name, times in timed.items()}
+    for name, times in timed.items():
+        rows[name] |= zip(("ratio", "low", "high"), median_and_ci(np.divide(times, timed[base])), strict=True)
+    return rows
+
+
+def _timed(runs: dict[Key, Callable[[], None]], rounds: int, warmup: int, scale: float) -> dict[Key, list[float]]:
     times: dict[Key, list[float]] = {name: [] for name in runs}
     for round_ in range(warmup + rounds):
         for name in random.sample(list(runs), len(runs)):
@@ -33,8 +52,11 @@ def interleaved(
             runs[name]()
             if round_ >= warmup:
                 times[name].append(scale * (time.perf_counter() - start))
-    quartiles = {name: np.percentile(values, [50, 25, 75]) for name, values in times.items()}
-    return {name: dict(zip(("median", "q1", "q3"), q.tolist(), strict=True)) for name, q in quartiles.items()}
+    return times
+
+
+def _quartiles(times: list[float]) -> dict[str, float]:
+    return dict(zip(("median", "q1", "q3"), np.percentile(times, [50, 25, 75]).tolist(), strict=True))
 
 
 def write_measured(rows: list[dict[str, Any]], path: Path) -> None:
@@ -58,9 +80,9 @@ def write_measured(rows: list[dict[str, Any]], path: Path) -> None:
 def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path, base: str = "crossq") -> None:
     """Print a table with ratios to one contender, write it as CSV, and draw it if several numbers were swept.
 
-    Command, commit and machine are written beside it.
+    Command, commit and machine are written beside it. The ratios are those of the medians, or of `compared`.
 
-    :param rows: of `interleaved`, with "contender" and the settings
+    :param rows: of `interleaved` or `compared`, with "contender" and the settings
     :param swept: the setting that varies
     :param unit: of the medians
     :param path: of the CSV; the picture stands beside it
@@ -69,9 +91,12 @@ def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path,
     ratio = f"to_{base}"
     medians = {row[swept]: row["median"] for row in rows if row["contender"] == base}
     for row in rows:
-        row[ratio] = round(row["median"] / medians[row[swept]], 3) if row[swept] in medians else ""
+        if "ratio" in row:
+            shown = f"{row['ratio']:.3f} ({row['low']:.3f} - {row['high']:.3f})"
+        else:
+            shown = row[ratio] = round(row["median"] / medians[row[swept]], 3) if row[swept] in medians else ""
         spread = f"({row['q1']:.1f} - {row['q3']:.1f})"
-        print(f"{row['contender']:22}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{row[ratio]}")
+        print(f"{row['contender']:22}{swept}={row[swept]:<6}{row['median']:9.1f} {unit} {spread:18}{shown}")
     write_measured(rows, path)
     values = {row[swept] for row in rows}
     if len(values) > 1 and not any(isinstance(value, str) for value in values):

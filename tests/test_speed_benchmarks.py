@@ -9,6 +9,7 @@ import against
 import contenders
 import end_to_end
 import pytest
+import timing
 import train_step
 
 TINY = ("--batch", "4", "--width", "8", "--env", "Pendulum-v1", "--rounds", "1", "--warmup", "0")
@@ -47,3 +48,28 @@ def test_another_commit_is_timed_with_its_own_code(tmp_path: Path, monkeypatch: 
         rows = list(csv.DictReader(f))
     assert [row["contender"] for row in rows] == ["HEAD", "here"]
     assert all(float(row["median"]) > 0 for row in rows)
+    assert float(rows[0]["ratio"]) == 1
+
+
+def test_ratios_are_those_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that gets slower and slower, and a function that always takes a half more than the other."""
+    seconds = 0.0
+    speed = iter(range(1, 100))
+
+    def sleep(ticks: float) -> None:
+        nonlocal seconds
+        seconds += ticks
+
+    pace = 0.0
+
+    def base() -> None:
+        nonlocal pace
+        pace = float(next(speed))
+        sleep(2 * pace)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: seconds)
+    monkeypatch.setattr(timing.random, "sample", lambda names, _: names)
+    rows = timing.compared({"base": base, "other": lambda: sleep(3 * pace)}, "base", rounds=9, warmup=1, scale=1)
+    assert (rows["other"]["ratio"], rows["other"]["low"], rows["other"]["high"]) == (1.5, 1.5, 1.5)
+    assert rows["base"]["ratio"] == 1
+    assert rows["other"]["q1"] < rows["other"]["q3"]
