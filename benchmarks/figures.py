@@ -24,6 +24,7 @@ LABELS = {
     "flow_t+masked": "SAC Flow-T, terminations masked",
     "flow_t+behavior": "SAC Flow-T, behaviour flow",
     "flow_t+mixed": "SAC Flow-T, half data",
+    "flow_t+half": "SAC Flow-T, target entropy -D/2",
     "flow_t+ten": "SAC Flow-T, ten critics",
     "flow_t+behavior+ten": "SAC Flow-T, behaviour flow, ten critics",
     "flow_t+alpha": "SAC Flow-T, learned temperature",

@@ -320,8 +320,8 @@ def test_constant_entropy_is_minus_the_mean_log_density_before_the_squash(
 
 @kinds
 @pytest.mark.parametrize("dim", [1, 6, 17])
-def test_learned_sigma_has_minus_half_a_nat_a_number_as_target_for_the_action(kind: RolloutKind, dim: int) -> None:
-    assert auto_target_entropy(dim, 7, kind, None, "action") == -dim / 2
+def test_learned_sigma_has_the_target_of_sac_for_the_action(kind: RolloutKind, dim: int) -> None:
+    assert auto_target_entropy(dim, 7, kind, None, "action") == -dim
 
 
 @kinds

@@ -157,10 +157,9 @@ def auto_target_entropy(
 ) -> float:
     """Target entropy of the temperature (Eq. 24) when the user gives none.
 
-    With sigma learned: for the action -D/2, as XQC, SimbaV2 and FlashSAC have it (with SAC's -D learning is later,
-    docs/results.md); for the path 0 at K = 4, the paper's, and at other K what asks for the same sigma. With sigma
-    fixed only the squash can move the entropy: one nat of saturation per dimension is allowed, and so it is below what
-    the bound of a learned sigma allows, if that is less.
+    With sigma learned: for the action -D, as SAC and CrossQ have it; for the path 0 at K = 4, the paper's, and at other
+    K what asks for the same sigma. With sigma fixed only the squash can move the entropy: one nat of saturation per
+    dimension is allowed, and so it is below what the bound of a learned sigma allows, if that is less.
 
     :param dim: D
     :param steps: K
@@ -173,7 +172,7 @@ def auto_target_entropy(
         return constant_entropy(dim, steps, math.log(noise_std), kind, likelihood) - dim
     reach = constant_entropy(dim, steps, highest_log_std, kind, likelihood) - dim
     if likelihood == "action":
-        return min(-0.5 * dim, reach)
+        return min(-float(dim), reach)
     if steps == 4:
         return min(0.0, reach)
     log_std = TARGET_LOG_STD - (0.5 * math.log(4) if kind == "noise" else 0.0)
