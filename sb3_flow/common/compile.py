@@ -153,7 +153,7 @@ def _options(mode: CompileMode, device: th.device, graphs: bool) -> dict[str, An
         return {"mode": "max-autotune" if mode == "max" else "reduce-overhead"}
     # Small nets have many small kernels, which are called from C++ in less time than from Python
     options: dict[str, Any] = {"cpp_wrapper": True}
-    with suppress(ImportError):  # there is no such class before PyTorch 2.6
+    with suppress(ImportError):  # older versions of PyTorch have no such passes
         from sb3_flow.common.inductor import UnfuseBias  # a second's import, which only what is compiled needs
 
         options["post_grad_custom_post_pass"] = UnfuseBias()
