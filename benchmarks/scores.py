@@ -61,9 +61,7 @@ def iqm(runs: Array) -> Array:
 
 def median_and_ci(values: Array) -> Estimate:
     """The median of some numbers and its bootstrapped 95 % CI. (n,)."""
-    column = values[:, None]
-    low, high = bootstrap_ci(lambda x: np.asarray(np.median(x, axis=0)), column, generator=_generator(), reps=REPS)
-    return Estimate(float(np.median(values)), float(low[0]), float(high[0]))
+    return _estimate(values, lambda runs: np.asarray(np.median(runs, axis=0)))
 
 
 def curve_and_ci(runs: Array, statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
@@ -73,7 +71,11 @@ def curve_and_ci(runs: Array, statistic: Callable[[Array], Array]) -> tuple[Arra
 
 def iqm_and_ci(final: Array) -> Estimate:
     """IQM of the final returns and its stratified-bootstrap 95 % CI. (seeds,)."""
-    value, ends = curve_and_ci(final[:, None], iqm)
+    return _estimate(final, iqm)
+
+
+def _estimate(values: Array, statistic: Callable[[Array], Array]) -> Estimate:
+    value, ends = curve_and_ci(values[:, None], statistic)
     return Estimate(float(value[0]), float(ends[0, 0]), float(ends[1, 0]))
 
 

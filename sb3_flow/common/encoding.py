@@ -79,6 +79,14 @@ class ObservingModel(BaseModel):
             obs = obs.obs
         return super().extract_features(obs, features_extractor)
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Training or evaluation mode; where it is set already, nothing is done.
+
+        Every decision and every update asks, and the walk through the modules was a quarter of a decision.
+        """
+        if self.training != mode:
+            super().set_training_mode(mode)
+
 
 def encode_once(batch: Batch, critic: BaseModel) -> Batch:
     """A batch whose observations are encoded once for all nets of a loss.

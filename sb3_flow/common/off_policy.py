@@ -192,8 +192,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
 
     def _step_on_device(self, net: BaseModel, *args: Any) -> Descent[Any]:
         for known in self._nets.values():
-            if known.training != (known is net):
-                known.set_training_mode(known is net)
+            known.set_training_mode(known is net)
         descent = super()._step_on_device(net, *args)
         if isinstance(net, FlowCritic):
             net.project_weights(self._guard.stopped)

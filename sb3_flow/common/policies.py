@@ -263,8 +263,7 @@ class ActorPolicy(BasePolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Training or evaluation mode of all nets but target critics, whose own never changes."""
         for net in self._trained_nets():
-            if net.training != mode:  # every decision asks, and the walk through the modules was a quarter of it
-                net.set_training_mode(mode)
+            net.set_training_mode(mode)
         self.training = mode
 
 

@@ -8,13 +8,13 @@ import math
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_flow.common.activations import Mish, ReLU
 from sb3_flow.common.checks import require
+from sb3_flow.common.encoding import ObservingModel
 from sb3_flow.common.flow import Velocity
 from sb3_flow.common.layers import ContextLinear, Residual
 from sb3_flow.common.velocity import Context, VelocityNet
@@ -83,7 +83,7 @@ class NoiseNet(nn.Module):
         return raw
 
 
-class ValueNet(BaseModel):
+class ValueNet(ObservingModel):
     """V(s): a residual MLP with Mish.
 
     :param observation_space: observation space
