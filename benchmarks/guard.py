@@ -8,8 +8,9 @@ does that trusts its numbers. A cycle is that of `benchmarks/train_step.py`.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,9 +19,11 @@ import torch as th
 from arguments import positive
 from contenders import TIMED, add_arguments, apply_arguments
 from records import machine
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import compared, write_timings
 from train_step import cycles, make_filled
 
+from sb3_flow.common.compile import Compiled
 from sb3_flow.common.guard import Guard, Statistics
 
 CONTENDERS = [name + label for name in TIMED for label in ("", "+compiled")]
@@ -39,11 +42,32 @@ def without_guard() -> Iterator[None]:
         for module in ("updates", "temperature"):
             stack.enter_context(patch(f"sb3_flow.common.{module}.count_bad", no_count))
         stack.enter_context(patch("sb3_flow.common.experience.check_finite", lambda *_, **__: None))
-        stack.enter_context(patch.object(Statistics, "values", lambda _: []))
-        stack.enter_context(patch.object(Statistics, "set_where", lambda *_: None))
-        stack.enter_context(patch.object(Guard, "look", lambda *_: th.zeros(1)))
+        stack.enter_context(patch.object(Statistics, "moving", []))
+        stack.enter_context(patch("sb3_flow.common.updates.set_where", lambda *_: None))
+        stack.enter_context(patch.object(Guard, "look", lambda *_: None))
         stack.enter_context(patch.object(Guard, "step", lambda _, optimizer: optimizer.step()))
         yield
+
+
+def both(model: OffPolicyAlgorithm, batch: int, n: int) -> dict[str, Callable[[], None]]:
+    """Functions that run n cycles of a model with the guard and without.
+
+    One model: two, equal but for where in memory their weights lie, differ by as much as the guard costs.
+    """
+    guarded = {name: value for name, value in vars(model).items() if isinstance(value, Compiled)}
+    bare = {name: copy(value) for name, value in guarded.items()}  # to be compiled without
+    run = cycles(model, batch, n)
+
+    def with_guard() -> None:
+        vars(model).update(guarded)
+        run()
+
+    @without_guard()
+    def without() -> None:
+        vars(model).update(bare)
+        run()
+
+    return {GUARDED: with_guard, UNGUARDED: without}
 
 
 def main() -> None:
@@ -57,8 +81,7 @@ def main() -> None:
     size = apply_arguments(args)
     rows: list[dict[str, Any]] = []
     for name in args.contenders:
-        run = {key: cycles(make_filled(name, size, args), size.batch, args.cycles) for key in (GUARDED, UNGUARDED)}
-        run[UNGUARDED] = without_guard()(run[UNGUARDED])
+        run = both(make_filled(name, size, args), size.batch, args.cycles)
         for each in run.values():
             each()  # compiles
         timings = compared(run, UNGUARDED, args.rounds, args.warmup, scale=1000 / args.cycles)

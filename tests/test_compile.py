@@ -121,6 +121,18 @@ def test_a_compiled_model_learns_the_same(name: str, critic: str | None, backend
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("critic", ["crossq", "target", "xqc"])
+def test_a_bad_compiled_update_leaves_weights_and_running_statistics(critic: str, backend: Counter) -> None:
+    model = make_variant("flow_t", critic=critic, compile=True).learn(LEARNING_STARTS + 1)
+    with th.no_grad():
+        next(iter(model.critic.parameters())).fill_(3e38)
+    before = snapshot(model)
+    with pytest.raises(FloatingPointError, match="Training stopped in the critic update"):
+        model.train(2, 8)
+    assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.slow
 def test_a_compiled_reinflow_learns_the_same(backend: Counter) -> None:
     def trained(compile: bool) -> dict[str, th.Tensor]:
         arrays = regular_arrays(trajectories([20]))

@@ -10,6 +10,7 @@ from helpers import GUESTS, LEARNING_STARTS, ONE_OF_EACH, make_model, make_varia
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.updates import Differentiated, differentiate, set_gradient
 
 
@@ -156,7 +157,8 @@ def test_a_loss_comes_with_its_figures_and_nothing_that_can_be_differentiated_ag
     def square(x: th.Tensor) -> Square:
         return Square((weight * x).square().sum(), weight * x)
 
-    differentiated = Differentiated(square, lambda x: x + 1, nullcontext)
+    guard, statistics = Guard(weight.device), Statistics(nn.BatchNorm1d(1))
+    differentiated = Differentiated(square, lambda x: x + 1, nullcontext, guard, statistics)
     loss, figures, gradient = differentiated.descend([weight], float("inf"), th.tensor([0.0, 1.0, th.inf]))
     assert not any(tensor.requires_grad for tensor in loss)
     assert figures.logged == ("square", "x")

@@ -121,7 +121,7 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., Descent[L]]:
         """What `_step` goes down: a loss, a method of the model that takes a batch first, with its gradient."""
-        differentiated = Differentiated(loss_fn, self._encoded, self._autocast)
+        differentiated = Differentiated(loss_fn, self._encoded, self._autocast, self._guard, self._statistics)
         return self._compiled(differentiated.descend, loss_fn.__name__, graphs=False)
 
     def _encoded(self, batch: Any) -> Any:
@@ -172,12 +172,9 @@ class FlowAlgorithm(PersistentAlgorithm):
         self, net: BaseModel, loss_fn: Callable[..., Descent[L]], max_gradient: float, *args: Any
     ) -> Descent[L]:
         """All of a step that the device does; on CUDA it is recorded as a graph."""
-        before = self._statistics.values()
         net.optimizer.zero_grad()  # the memory of the last gradient is used again
         parameters = parameters_of(net.optimizer)
         descent = loss_fn(parameters, max_gradient, *args)
-        self._guard.look(descent.figures.bad)
-        self._statistics.set_where(self._guard.stopped, before)
         set_gradient(parameters, descent.gradient)
         self._guard.step(net.optimizer)
         return descent

@@ -151,6 +151,6 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
     for name, tensor in tensors.items():
         for key, leaf in tensor.items() if isinstance(tensor, dict) else [("", tensor)]:
             # A sum is finite only if every element is, and is one kernel; an overflowing sum is looked at again
-            if not th.isfinite(leaf.sum()) and not th.isfinite(leaf).all():
+            if not math.isfinite(leaf.sum().item()) and not th.isfinite(leaf).all():
                 bad = int((~th.isfinite(leaf)).sum())
                 raise non_finite(where, f"{name}[{key!r}]" if key else name, bad, leaf.numel())

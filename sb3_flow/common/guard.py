@@ -1,5 +1,6 @@
 """The guard against numbers that are not finite: no net takes a bad step, and no update waits for the device."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch as th
@@ -63,7 +64,7 @@ class Guard:
         :param bad: (n,) how many numbers of each tensor that the loss was made of, of the loss and of the norm of its
             gradient are not finite, see `count_bad`
         """
-        th.maximum(self.found_inf, bad[-2:].amax(), out=self.found_inf)
+        self.found_inf.copy_(th.maximum(self.found_inf, bad[-2:].amax()))
 
     def remember(self, where: str, sizes: dict[str, int], bad: th.Tensor) -> None:
         """Keep what an update was made from, for `error`.
@@ -100,13 +101,26 @@ class Guard:
 
 
 def is_free_to_read(x: th.Tensor) -> bool:
-    """Whether nothing waits for whoever reads its numbers."""
-    return x.device.type == "cpu"
+    """Whether nothing waits for whoever reads its numbers, and no compiled code is cut in two."""
+    return x.device.type == "cpu" and not th.compiler.is_compiling()
 
 
 def count_bad(x: th.Tensor) -> th.Tensor:
     """How many numbers of a tensor are NaN or infinite, ()."""
     return (x.detach() * 0).count_nonzero()  # 0 times these is NaN, which is not 0
+
+
+def set_where(condition: th.Tensor, tensors: Sequence[th.Tensor], values: Sequence[th.Tensor]) -> None:
+    """Set all of these tensors, or none.
+
+    :param condition: ()
+    :param tensors: what is set
+    :param values: what they are set to
+    """
+    if is_free_to_read(condition) and not condition:
+        return
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(th.where(condition, value, tensor))
 
 
 class Statistics:
@@ -119,27 +133,13 @@ class Statistics:
 
     def __init__(self, module: th.nn.Module):
         self._layers = [layer for layer in module.modules() if any(True for _ in layer.buffers(recurse=False))]
-        self._copy: list[th.Tensor] = []
 
-    def values(self) -> list[th.Tensor]:
-        """A copy of them, overwritten by the next."""
-        tensors = self._tensors()
-        if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in self._copy]:
-            self._copy = [tensor.clone() for tensor in tensors]
-        elif tensors:
-            th._foreach_copy_(self._copy, tensors)
-        return self._copy
-
-    def set_where(self, condition: th.Tensor, values: list[th.Tensor]) -> None:
-        """Set all of them, or none.
-
-        :param condition: ()
-        :param values: result of `values`, of this module or of one like it
-        """
-        if is_free_to_read(condition) and not condition:
-            return
-        for tensor, value in zip(self._tensors(), values, strict=True):
-            th.where(condition, value, tensor, out=tensor)
-
-    def _tensors(self) -> list[th.Tensor]:
+    @property
+    def tensors(self) -> list[th.Tensor]:
+        """All of them, themselves."""
         return [tensor for layer in self._layers for tensor in layer.buffers(recurse=False)]
+
+    @property
+    def moving(self) -> list[th.Tensor]:
+        """Those that a forward pass changes now: of layers in training mode."""
+        return [tensor for layer in self._layers if layer.training for tensor in layer.buffers(recurse=False)]

@@ -3,7 +3,7 @@
 import torch as th
 from torch import nn
 
-from sb3_flow.common.guard import Statistics
+from sb3_flow.common.guard import Statistics, set_where
 
 
 class Follower:
@@ -28,4 +28,4 @@ class Follower:
         keep, move = th.where(stopped, 1.0, 1 - tau), th.where(stopped, 0.0, tau)
         for kept, online in self._weights:
             kept.mul_(keep).addcmul_(online, move)
-        self._target_statistics.set_where(~stopped, self._statistics.values())
+        set_where(~stopped, self._target_statistics.tensors, self._statistics.tensors)

@@ -9,7 +9,7 @@ import torch as th
 
 from sb3_flow.common.compile import compiled_for_cpu
 from sb3_flow.common.graphs import detached
-from sb3_flow.common.guard import count_bad
+from sb3_flow.common.guard import Guard, Statistics, count_bad, set_where
 
 Gradient = Sequence[th.Tensor | None]  # one for each parameter; None where the loss does not depend on it
 
@@ -70,11 +70,13 @@ class Descent(NamedTuple, Generic[L]):
 
 
 class Differentiated(Generic[L]):
-    """A loss function with its gradient and its figures, which is one region to compile.
+    """A loss function with its gradient and its figures, under the guard, which is one region to compile.
 
     :param loss_fn: of a batch and more; returns a `Loss`
     :param encode: what is done to the batch before
     :param autocast: what the loss is computed in, the gradient not
+    :param guard: looks at every update
+    :param statistics: which the loss function may change; after a bad update they are what they were before
     """
 
     def __init__(
@@ -82,10 +84,14 @@ class Differentiated(Generic[L]):
         loss_fn: Callable[..., L],
         encode: Callable[[Any], Any],
         autocast: Callable[[], AbstractContextManager[Any]],
+        guard: Guard,
+        statistics: Statistics,
     ):
         self.loss_fn = loss_fn
         self.encode = encode
         self.autocast = autocast
+        self.guard = guard
+        self.statistics = statistics
 
     def descend(self, parameters: Sequence[th.Tensor], max_gradient: float, batch: Any, *args: Any) -> Descent[L]:
         """The loss of these arguments, and its gradient.
@@ -93,13 +99,16 @@ class Differentiated(Generic[L]):
         :param parameters: what it is differentiated by; of what else is trained it has no gradient
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         """
+        before = [tensor.clone() for tensor in self.statistics.moving]
         with self.autocast():
             result = self.loss_fn(self.encode(batch), *args)
         gradient, norm = differentiate(result.loss, parameters, max_gradient)
         logged = result.logged
         means = [value.detach().mean() for value in logged.values()]
-        bad = [count_bad(tensor) for tensor in (*result.made_of.values(), result.loss, norm)]
-        return Descent(detached(result), Figures(tuple(logged), th.stack(means), th.stack(bad)), gradient)
+        bad = th.stack([count_bad(tensor) for tensor in (*result.made_of.values(), result.loss, norm)])
+        self.guard.look(bad)
+        set_where(self.guard.stopped, self.statistics.moving, before)
+        return Descent(detached(result), Figures(tuple(logged), th.stack(means), bad), gradient)
 
 
 def differentiate(
