@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +30,7 @@ from sb3_flow.common.guard import Guard, Statistics
 CONTENDERS = [name + label for name in TIMED for label in ("", "+compiled")]
 DEFAULT = ["flow_t+compiled", "flow_g+compiled", "fql+compiled"]
 GUARDED, UNGUARDED = "guarded", "unguarded"
+COPIES = 4
 
 
 def no_count(x: th.Tensor) -> th.Tensor:
@@ -52,22 +54,22 @@ def without_guard() -> Iterator[None]:
 def both(model: OffPolicyAlgorithm, batch: int, n: int) -> dict[str, Callable[[], None]]:
     """Functions that run n cycles of a model with the guard and without.
 
-    One model: two, equal but for where in memory their weights lie, differ by as much as the guard costs.
+    Two models, or two copies of compiled code, take times that differ by as much as the guard costs. So there is one
+    model, and of both kinds of code there are `COPIES`, which take turns.
     """
-    guarded = {name: value for name, value in vars(model).items() if isinstance(value, Compiled)}
-    bare = {name: copy(value) for name, value in guarded.items()}  # to be compiled without
+    compiled = {name: value for name, value in vars(model).items() if isinstance(value, Compiled)}
     run = cycles(model, batch, n)
 
-    def with_guard() -> None:
-        vars(model).update(guarded)
-        run()
+    def in_turns() -> Callable[[], None]:
+        codes = cycle([{name: copy(value) for name, value in compiled.items()} for _ in range(COPIES)])
 
-    @without_guard()
-    def without() -> None:
-        vars(model).update(bare)
-        run()
+        def run_one() -> None:
+            vars(model).update(next(codes))
+            run()
 
-    return {GUARDED: with_guard, UNGUARDED: without}
+        return run_one
+
+    return {GUARDED: in_turns(), UNGUARDED: without_guard()(in_turns())}
 
 
 def main() -> None:
@@ -82,7 +84,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in args.contenders:
         run = both(make_filled(name, size, args), size.batch, args.cycles)
-        for each in run.values():
+        for each in [*run.values()] * COPIES:
             each()  # compiles
         timings = compared(run, UNGUARDED, args.rounds, args.warmup, scale=1000 / args.cycles)
         rows += [

@@ -86,7 +86,7 @@ class Guard:
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # as torch.amp.GradScaler does it
             optimizer.step()
             del optimizer.found_inf  # type: ignore[attr-defined]
-        elif not self.stopped:
+        elif not self.found_inf:
             optimizer.step()
 
     def error(self) -> tuple[int, NonFiniteError] | None:
@@ -95,7 +95,7 @@ class Guard:
         :return: the number of the first bad update, and the error that names what is bad in it; None if all were good
         """
         records, self._records = self._records, []
-        if not self.stopped:
+        if not self.found_inf:
             return None
         return next((record.update, error) for record in records if (error := record.error()) is not None)
 
