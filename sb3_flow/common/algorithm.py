@@ -36,7 +36,6 @@ class FlowAlgorithm(PersistentAlgorithm):
     actor: BaseModel
     critic: BaseModel
     _guard: Guard
-    _statistics: Statistics  # of all nets: a target critic that normalises by the batch has some, too
     _n_updates: int
     _recorded: dict[tuple[Callable[..., Any], Optimizer], Callable[..., Any]]  # steps, by loss and what makes them
     _recorded_with: dict[str, Any] | None = None  # arguments of the algorithm
@@ -121,7 +120,8 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _compiled_loss(self, loss_fn: Callable[..., L]) -> Callable[..., Descent[L]]:
         """What `_step` goes down: a loss, a method of the model that takes a batch first, with its gradient."""
-        differentiated = Differentiated(loss_fn, self._encoded, self._autocast, self._guard, self._statistics)
+        statistics = Statistics(self.policy)  # of all nets: a target critic that normalises by the batch has some, too
+        differentiated = Differentiated(loss_fn, self._encoded, self._autocast, self._guard, statistics)
         return self._compiled(differentiated.descend, loss_fn.__name__, graphs=False)
 
     def _encoded(self, batch: Any) -> Any:
@@ -196,7 +196,7 @@ class FlowAlgorithm(PersistentAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
-        steps = ["_guard", "_statistics", "_recorded", "_recorded_with", "_scheduled"]
+        steps = ["_guard", "_recorded", "_recorded_with", "_scheduled"]
         return [*super()._excluded_save_params(), "actor", "critic", *steps, *methods]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from sb3_flow.common.checks import NonFiniteError, require_choice, require_integ
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
 from sb3_flow.common.critics import FlowCritic
 from sb3_flow.common.graphs import maybe_recorded
-from sb3_flow.common.guard import Guard, Statistics
+from sb3_flow.common.guard import Guard
 from sb3_flow.common.log import Log
 from sb3_flow.common.offline_to_online import OfflineToOnlineAlgorithm
 from sb3_flow.common.policies import ChunkActor, ChunkPolicy
@@ -86,7 +86,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         if self.critic.support is not None and self.reward_scale is None:
             self.reward_scale = RewardScale(self.critic.support.bound)
         self.bc_schedules = self._phase_schedules()
-        self._guard, self._statistics, self._recorded = Guard(self.device), Statistics(self.policy), {}
+        self._guard, self._recorded = Guard(self.device), {}
         self._followers = [
             maybe_recorded(Follower(net, target).step, net.optimizer, self.compile, self.device)
             for net, target in self._targets

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.checks import as_integer, check_finite, require, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
-from sb3_flow.common.guard import Guard, Statistics
+from sb3_flow.common.guard import Guard
 from sb3_flow.common.log import Log
 from sb3_flow.common.policies import n_observations
 from sb3_flow.common.schedules import as_schedule
@@ -195,7 +195,7 @@ class ReinFlow(PretrainedAlgorithm):
         self.policy = policy.to(self.device)  # type: ignore[assignment]
         self.actor, self.critic = self.policy.actor, self.policy.critic
         self._set_up_rollouts()
-        self._guard, self._statistics, self._recorded = Guard(self.device), Statistics(self.policy), {}
+        self._guard, self._recorded = Guard(self.device), {}
         self.actor.action_fn = self._compiled(self.actor.action)
         self._path_fn = self._compiled(self._path)
         self._policy_loss_fn = self._compiled_loss(self._policy_loss)
