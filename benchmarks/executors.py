@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from sb3_flow.common.checks import extra
+
 # What a process reads when it starts
 ENVIRONMENT = {
     # One thread a run. numpy's OpenBLAS would have more, which spin between the products of a simulator's step
@@ -82,7 +84,7 @@ class RayCluster:
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError:
-            raise SystemExit("--ray needs ray: pip install 'sb3_flow[ray]'") from None
+            raise SystemExit(f"--ray needs ray: {extra('ray')}") from None
         # The driver's own module is sent along, the ones beside it are not
         folders = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
         environment = {"env_vars": {**ENVIRONMENT, "PYTHONPATH": folders}}

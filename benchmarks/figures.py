@@ -8,12 +8,14 @@ import numpy as np
 from curves import Curves
 from scores import Estimate, Scores, curve_and_ci, iqm, iqm_and_ci, mean, profiles
 
+from sb3_flow.common.checks import extra
+
 try:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError:
-    raise SystemExit("figures need matplotlib: pip install 'sb3_flow[plots]'") from None
+    raise SystemExit(f"figures need matplotlib: {extra('plots')}") from None
 
 LABELS = {
     "flow_t": "SAC Flow-T",

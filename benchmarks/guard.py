@@ -3,12 +3,13 @@
     python benchmarks/guard.py                               # the size that fits a CPU, compiled
     python benchmarks/guard.py --contenders flow_t --batch 512 --width 1024
 
-Without means no finite check of batches, losses and gradients, no flag, and no copy of the statistics: what a library
-does that trusts its numbers. A cycle is that of `benchmarks/train_step.py`.
+Without means no finite check of batches, losses and gradients, no norm of these, no flag, nothing that an error would
+be made of, and no copy of the statistics: what a library does that trusts its numbers. A cycle is that of
+`benchmarks/train_step.py`.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from itertools import cycle
@@ -37,6 +38,10 @@ def no_count(x: th.Tensor) -> th.Tensor:
     return th.zeros((), device=x.device)
 
 
+def no_norm(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    return th.zeros((), device=tensors[0].device)
+
+
 @contextmanager
 def without_guard() -> Iterator[None]:
     """Updates look at nothing in here."""
@@ -46,7 +51,9 @@ def without_guard() -> Iterator[None]:
         stack.enter_context(patch("sb3_flow.common.experience.check_finite", lambda *_, **__: None))
         stack.enter_context(patch.object(Statistics, "moving", []))
         stack.enter_context(patch("sb3_flow.common.updates.set_where", lambda *_: None))
+        stack.enter_context(patch("sb3_flow.common.updates.norm_of", no_norm))
         stack.enter_context(patch.object(Guard, "look", lambda *_: None))
+        stack.enter_context(patch.object(Guard, "remember", lambda *_: None))
         stack.enter_context(patch.object(Guard, "step", lambda _, optimizer: optimizer.step()))
         yield
 

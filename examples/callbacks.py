@@ -1,19 +1,15 @@
-"""SB3's callbacks: evaluate, keep the best model, write checkpoints, stop when it is good enough.
+"""Callbacks: evaluate, keep the best model, write checkpoints that a run goes on from, stop when it is good enough.
 
 python examples/callbacks.py --steps 15000
 """
 
 import argparse
 
-from stable_baselines3.common.callbacks import (
-    CallbackList,
-    CheckpointCallback,
-    EvalCallback,
-    StopTrainingOnRewardThreshold,
-)
+from stable_baselines3.common.callbacks import CallbackList, EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_flow import SACFlow
+from sb3_flow.common.checkpoints import CheckpointCallback
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--steps", type=int, default=15_000)
@@ -34,6 +30,6 @@ evaluation = EvalCallback(
     best_model_save_path=args.out,
     log_path=args.out,
 )
-checkpoints = CheckpointCallback(every, args.out, save_replay_buffer=True)
+checkpoints = CheckpointCallback(every, args.out)  # of one run: begin the next in another folder
 model.learn(args.steps, callback=CallbackList([evaluation, checkpoints]))
 print(f"last mean return {evaluation.last_mean_reward:.0f}; best model, checkpoints and evaluations.npz: {args.out}/")

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_flow.common.algorithm import FlowAlgorithm
-from sb3_flow.common.checks import require
+from sb3_flow.common.checks import extra, require
 from sb3_flow.common.policies import ActorPolicy
 
 Observation = th.Tensor | dict[str, th.Tensor]
@@ -85,7 +85,8 @@ def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecN
     """Write the deterministic policy as an ONNX file, for runtimes that have neither SB3 nor PyTorch.
 
     Inputs are named "observation", or by the keys of a Dict space, with any number of rows; the output is "action".
-    Images are channels first, as the policy sees them.
+    Images are channels first, as the policy sees them; numbers have the type of the observation space, which is float64
+    in MuJoCo's v4 and v5 tasks.
 
     :param model: the trained model
     :param path: of the file
@@ -99,7 +100,7 @@ def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecN
     try:
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
-        raise ImportError("The ONNX export needs more packages: pip install 'sb3_flow[onnx]'") from error
+        raise ImportError(f"The ONNX export needs more packages: {extra('onnx')}") from error
     statistics = model.get_vec_normalize_env()
     if normalize is None and statistics is not None and statistics.norm_obs:
         warnings.warn(

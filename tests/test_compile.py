@@ -1,12 +1,14 @@
 """compile=: the same numbers, one compilation where one is enough, and eager code when there is no compiler."""
 
+import math
 import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from dataset_files import regular_arrays, trajectories
 from helpers import (
     EVERY_MODEL,
     LEARNING_STARTS,
+    ONE_OF_EACH,
     RandomEnv,
     differences,
     gradients,
@@ -32,7 +35,9 @@ from sb3_flow import SACFlow
 from sb3_flow.common.activations import Mish, ReLU, TanhGELU
 from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.compile import Compiled, CompileMode, apart
+from sb3_flow.common.guard import Guard, Statistics
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
+from sb3_flow.common.updates import Differentiated
 
 CPU = th.device("cpu")
 
@@ -46,6 +51,20 @@ class Counter:
     def __call__(self, module: th.fx.GraphModule, inputs: list[Any], **_: Any) -> Callable[..., Any]:
         self.graphs += 1
         return module.forward
+
+
+class Loss(NamedTuple):
+    """A loss that says nothing of itself but its size."""
+
+    loss: th.Tensor
+
+    @property
+    def made_of(self) -> dict[str, th.Tensor]:
+        return {}
+
+    @property
+    def logged(self) -> dict[str, th.Tensor]:
+        return {"loss": self.loss}
 
 
 @pytest.fixture
@@ -130,6 +149,38 @@ def test_a_bad_compiled_update_leaves_weights_and_running_statistics(critic: str
     with pytest.raises(FloatingPointError, match="Training stopped in the critic update"):
         model.train(2, 8)
     assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_hooks_on_parameters_are_refused_where_nothing_would_call_them(name: str) -> None:
+    model = make_any(name, compile=True)
+    next(iter(model.critic.parameters())).register_hook(lambda gradient: gradient * 0)
+    with pytest.raises(ValueError, match=r"hook, which compiled code does not call; .* compile=False"):
+        model.learn(LEARNING_STARTS + 30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_code_sees_a_bad_update_and_restores_running_statistics() -> None:
+    layer, guard = BatchRenorm(2), Guard(CPU)
+
+    def square(x: th.Tensor) -> Loss:
+        return Loss(layer(x).square().sum())
+
+    differentiated = Differentiated(square, lambda x: x, nullcontext, guard, Statistics(layer))
+    descend = Compiled(differentiated.descend, True, CPU)
+    parameters, good = list(layer.parameters()), th.arange(6.0).reshape(3, 2)
+    assert not guard.stopped
+    descend(parameters, math.inf, good)
+    before = [buffer.clone() for buffer in layer.buffers()]
+    assert before[-1] == 1  # batch
+    bad = descend(parameters, math.inf, good / 0).figures.bad
+    assert bad.tolist() == [1, 1]  # of the loss, of the norm
+    assert guard.stopped
+    assert [buffer.equal(old) for buffer, old in zip(layer.buffers(), before, strict=True)] == [True] * 3
+    descend(parameters, math.inf, good)  # once stopped it stays so
+    assert [buffer.equal(old) for buffer, old in zip(layer.buffers(), before, strict=True)] == [True] * 3
+    assert not descend.failed
 
 
 @pytest.mark.slow

@@ -105,8 +105,8 @@ for package, name in (("ogbench", {CUBE!r}), ("robosuite", {LIFT!r})):
 """
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "pip install 'sb3_flow[ogbench]'" in result.stdout
-    assert "pip install 'sb3_flow[robomimic]'" in result.stdout
+    assert "pip install -c constraints.txt '.[ogbench]', in the clone" in result.stdout
+    assert "pip install -c constraints.txt '.[robomimic]', in the clone" in result.stdout
 
 
 @pytest.mark.slow

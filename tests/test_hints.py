@@ -65,7 +65,7 @@ def test_what_concerns_the_environment_alone_is_pointed_out_if_it_is_never_stepp
     (message,) = warned(lambda: model(offline_steps=50, **given).learn(10))
     assert "never steps the environment" in message
     assert "offline_ratio, the second bc_coef will do nothing" in message
-    assert not warned(lambda: model(offline_steps=50).learn(10))
+    assert not warned(lambda: model(offline_steps=50, bc_coef=3.0).learn(10))
     assert not warned(lambda: model(offline_steps=9, **given).learn(10))
     assert not warned(lambda: model(**given).learn_offline(10))
 
@@ -141,3 +141,19 @@ def test_a_target_that_is_out_of_reach_is_pointed_out(net: dict[str, Any]) -> No
     assert not warned(lambda: make_model(net=net, target_entropy=-2.0, ent_coef=0.1))  # nothing grows
     assert not warned(lambda: make_model(net=net))
     assert not warned(lambda: make_model(target_entropy=-2.0))
+
+
+# --- Data ---
+
+
+def test_data_alone_that_hold_nothing_are_pointed_out() -> None:
+    def made(steps: int, bc_coef: Any) -> Any:
+        data = regular_arrays(trajectories([20]))
+        return make_model(offline_dataset=data, offline_steps=steps, bc_coef=bc_coef)
+
+    for nothing in (0.0, [0.0, 3.0], lambda progress: 0.0):
+        (message,) = warned(lambda nothing=nothing: made(5, nothing))
+        assert "bc_coef=0 holds the policy to nothing while it learns from data alone" in message
+    for bc_coef in (3.0, [3.0, 0.0], lambda progress: progress):
+        assert not warned(lambda bc_coef=bc_coef: made(5, bc_coef))
+    assert not warned(lambda: made(0, 0.0))

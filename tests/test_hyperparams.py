@@ -1,6 +1,9 @@
 """The YAMLs: every row constructs, offline rows name their own data, and the numbers are the papers'."""
 
+import argparse
 import copy
+import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -8,9 +11,11 @@ import pytest
 import yaml
 from dataset_files import regular_arrays, trajectories
 from helpers import RandomEnv
+from rl_zoo3.exp_manager import ExperimentManager
 
 import sb3_flow.envs
 from sb3_flow import DIME, FQL, QSM, ReinFlow, SACFlow
+from sb3_flow.zoo import register
 from sb3_flow.zoo.manager import FlowExperimentManager
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
 
@@ -48,6 +53,29 @@ def test_every_offline_entry_names_its_own_environment_and_data(algo, entry):
         assert entry.lower() == f"{name.split('/')[1]}-v5"
     else:
         assert name == entry or "{}-{}-low_dim-v0".format(*name.split("/")) == entry
+
+
+@pytest.mark.parametrize(
+    ("algo", "task", "warned"),
+    [
+        ("qsm", "cube-single-play-singletask-task1-v0", True),
+        ("reinflow", "Hopper-v4", True),
+        ("reinflow", "lift-mh-low_dim-v0", False),
+        ("qsm", "cube-double-play-singletask-task1-v0", False),
+        ("dime", "Hopper-v4", False),
+    ],
+)
+def test_a_run_that_one_would_take_for_one_from_data_is_pointed_out(
+    algo: str, task: str, warned: bool, tmp_path: Path
+) -> None:
+    register()
+    manager = ExperimentManager(argparse.Namespace(), algo, task, str(tmp_path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        manager.read_hyperparameters()
+    said = [str(warning.message) for warning in caught if "learns from scratch there" in str(warning.message)]
+    assert len(said) == warned
+    assert all(message.startswith(f"{algo}.yml has no data for {task}") for message in said)
 
 
 @pytest.mark.parametrize("algo", ["sac_flow", "fql"])  # those that learn from data

@@ -300,6 +300,14 @@ def source_actions(source: Any, obs: th.Tensor) -> th.Tensor:
         return source.actor.action(obs, source.actor.fixed_noise(len(obs)))  # type: ignore[no-any-return]
 
 
+def test_a_flow_of_another_model_is_in_training_mode_while_it_clones() -> None:
+    source = make_variant("flow_t").learn(15)
+    model = make_any("reinflow").start_from(source)
+    before = int(model.actor.norm.steps)
+    model.pretrain(regular_arrays(trajectories([20])), 3)
+    assert model.actor.norm.steps == before + 3
+
+
 @pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc_fql", "qc", "reinflow"])
 def test_it_starts_from_the_flow_of_another_model(name: str, tmp_path: Path) -> None:
     source = make_any(name, net={"flow_steps": 3}, seed=5)

@@ -152,6 +152,7 @@ class FlowAlgorithm(PersistentAlgorithm):
         """
         key = loss_fn, net.optimizer
         if key not in self._recorded:
+            self._refuse_hooks(net)
             step = partial(self._step_on_device, net, loss_fn)
             self._recorded[key] = maybe_recorded(step, net.optimizer, self.compile, self.device)
         result, figures, _ = self._recorded[key](max_gradient, *args)
@@ -159,6 +160,12 @@ class FlowAlgorithm(PersistentAlgorithm):
         self._guard.remember(name, sizes, figures.bad)
         log.add(figures.logged, figures.means)
         return result  # type: ignore[no-any-return]
+
+    def _refuse_hooks(self, net: BaseModel) -> None:
+        """Code that is compiled calls none of those that a user has registered on a parameter."""
+        hooked = [name for name, parameter in net.named_parameters() if parameter._backward_hooks]
+        advice = f"{hooked[:1]} has a hook, which compiled code does not call; load the model with compile=False"
+        require(not (self.compile and hooked), "compile", self.compile, advice)
 
     def _forget_stale_graphs(self) -> None:
         """Record steps anew if an argument was assigned: a loss may read it, and a graph keeps what was read."""

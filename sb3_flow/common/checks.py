@@ -14,6 +14,11 @@ class NonFiniteError(FloatingPointError, ValueError):
     """A NaN or an infinity reached a loss; a ValueError too, on which rl-zoo3 prunes a trial and goes on."""
 
 
+def extra(name: str) -> str:
+    """How to install an extra of this package, for an error that lacks it."""
+    return f"pip install -c constraints.txt '.[{name}]', in the clone"
+
+
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
     """Refuse an argument.
 

@@ -1,4 +1,4 @@
-"""torch.compile; no other module knows of it."""
+"""How methods are compiled, and what differs in code that is."""
 
 import time
 import warnings

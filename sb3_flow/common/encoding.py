@@ -82,19 +82,21 @@ class ObservingModel(BaseModel):
     def set_training_mode(self, mode: bool) -> None:
         """Training or evaluation mode; where it is set already, nothing is done.
 
-        Every decision and every update asks, and the walk through the modules was a quarter of a decision.
+        Every decision and every update asks, and the walk through all modules was a quarter of a decision. Parts that
+        come from another model may be in another mode than the whole.
         """
-        if self.training != mode:
+        if any(module.training != mode for module in (self, *self.children())):
             super().set_training_mode(mode)
 
 
 def encode_once(batch: Batch, critic: BaseModel) -> Batch:
     """A batch whose observations are encoded once for all nets of a loss.
 
-    Those of s have the gradient of the critics' loss; those of s' have none, as in DrQ-v2 (arXiv 2107.09645).
+    Those of s have the gradient of the critics' loss; those of s' have none, as in DrQ-v2 (arXiv 2107.09645), and in
+    the other nets' losses none has.
 
     :param batch: as it was sampled
-    :param critic: owns the extractor
+    :param critic: owns the extractor; in training mode in its own loss alone
     """
     extractor = critic.features_extractor
     assert extractor is not None
@@ -102,6 +104,6 @@ def encode_once(batch: Batch, critic: BaseModel) -> Batch:
     def encode(obs: PyTorchObs, gradient: bool) -> Any:  # it stands for observations wherever they are encoded
         return Encoded(obs, extractor, lambda: critic.extract_features(obs, extractor), gradient)
 
-    now = encode(batch.observations, th.is_grad_enabled())
+    now = encode(batch.observations, critic.training and th.is_grad_enabled())
     then = encode(batch.next_observations, False)
     return batch._replace(observations=now, next_observations=then)

@@ -107,7 +107,8 @@ def is_free_to_read(x: th.Tensor) -> bool:
 
 def count_bad(x: th.Tensor) -> th.Tensor:
     """How many numbers of a tensor are NaN or infinite, ()."""
-    return (x.detach() * 0).count_nonzero()  # 0 times these is NaN, which is not 0
+    # Not by x * 0, for which torch.compile puts 0
+    return x.detach().isfinite().logical_not().count_nonzero()
 
 
 def set_where(condition: th.Tensor, tensors: Sequence[th.Tensor], values: Sequence[th.Tensor]) -> None:

@@ -19,7 +19,8 @@ class UnfuseBias(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         for node in list(graph.nodes):
-            if node.target in PRODUCTS and not node.kwargs and node.meta["val"].dtype == th.float32:
+            is_float32 = getattr(node.meta.get("val"), "dtype", None) == th.float32
+            if node.target in PRODUCTS and not node.kwargs and is_float32:
                 _unfuse(graph, node)
 
     def uuid(self) -> bytes:

@@ -56,7 +56,7 @@ class Temperature:
         set_gradient([self.log_ent_coef], gradient)
         guard.step(self.optimizer)
         guard.remember("temperature", {"temperature_loss": 1}, bad)
-        log.add(("ent_coef_loss",), loss.unsqueeze(0))
+        log.add(("ent_coef_loss",), loss.detach().unsqueeze(0))
 
 
 def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:

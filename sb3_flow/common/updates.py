@@ -125,7 +125,8 @@ def differentiate(
     if not (trainable and loss.requires_grad):
         return [None] * len(parameters), th.zeros_like(loss)
     parts = th.autograd.grad(loss, trainable, allow_unused=True)
-    norm = norm_of([part for part in parts if part is not None])
+    used = [part for part in parts if part is not None]
+    norm = norm_of(used) if used else th.zeros_like(loss)
     if max_gradient < math.inf:
         parts = tuple(None if part is None else part.clamp(-max_gradient, max_gradient) for part in parts)
     rest = iter(parts)
@@ -133,8 +134,8 @@ def differentiate(
 
 
 def norm_of(tensors: Sequence[th.Tensor]) -> th.Tensor:
-    """The norm of all numbers of some tensors, ()."""
-    if tensors and compiled_for_cpu(tensors[0]):  # where the one kernel for many tensors is called from Python
+    """The norm of all numbers of some tensors, at least one, ()."""
+    if compiled_for_cpu(tensors[0]):  # where the one kernel for many tensors is called from Python
         return th.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt()
     return th.nn.utils.get_total_norm(tensors)
 
@@ -142,6 +143,9 @@ def norm_of(tensors: Sequence[th.Tensor]) -> th.Tensor:
 def set_gradient(parameters: Iterable[th.Tensor], gradient: Gradient) -> None:
     """Give an optimizer's parameters the gradient that it is to step along."""
     for parameter, part in zip(parameters, gradient, strict=True):
+        if part is not None and part.stride() != parameter.stride():
+            # Autograd's order of the numbers may be another one, and PyTorch's fused optimizers do not look at it
+            part = th.empty_like(parameter).copy_(part)
         parameter.grad = part
 
 

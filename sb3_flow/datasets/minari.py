@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_flow.common.checks import extra
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
@@ -27,7 +28,7 @@ def load_minari(name: str | Path) -> OfflineDataset:
     try:
         import minari
     except ImportError as error:
-        raise ImportError("Minari's datasets need it: pip install 'sb3_flow[minari]'") from error
+        raise ImportError(f"Minari's datasets need it: {extra('minari')}") from error
     path = Path(name).expanduser()
     if not path.is_dir() and isinstance(name, Path):
         raise missing_file("Minari's data", [path], "Give the directory with metadata.json and the data.")

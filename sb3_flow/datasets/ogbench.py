@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_flow.common.checks import require
+from sb3_flow.common.checks import extra, require
 from sb3_flow.datasets.arrays import Array, check_finite, check_shape, flag_array
 from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
@@ -149,7 +149,7 @@ class _Task:
             import ogbench  # noqa: F401 (registers the environments)
             from ogbench.relabel_utils import relabel_dataset
         except ImportError as error:
-            raise ImportError("Rewards of OGBench's tasks need ogbench: pip install 'sb3_flow[ogbench]'") from error
+            raise ImportError(f"Rewards of OGBench's tasks need ogbench: {extra('ogbench')}") from error
         self._relabel = relabel_dataset
         try:
             self.env = gym.make(self.env_id)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_flow.common.checks import require_choice
+from sb3_flow.common.checks import extra, require_choice
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_array, missing_file, reading
@@ -123,7 +123,7 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("Robomimic's files need h5py: pip install 'sb3_flow[robomimic]'") from error
+        raise ImportError(f"Robomimic's files need h5py: {extra('robomimic')}") from error
     if not path.is_file():
         raise missing_file(
             "A Robomimic file", [path], 'Name the data, e.g. "robomimic:lift/mh", to be told how to get it.'

@@ -8,14 +8,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_flow.common.checks import require_choice
+from sb3_flow.common.checks import extra, require_choice
 
 try:
     from ogbench.manipspace.envs.cube_env import CubeEnv
     from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
     from ogbench.manipspace.envs.scene_env import SceneEnv
 except ImportError as error:
-    raise ImportError("OGBench's environments need ogbench: pip install 'sb3_flow[ogbench]'") from error
+    raise ImportError(f"OGBench's environments need ogbench: {extra('ogbench')}") from error
 
 Observation = NDArray[np.float32]
 

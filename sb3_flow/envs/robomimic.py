@@ -8,14 +8,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_flow.common.checks import require, require_choice
+from sb3_flow.common.checks import extra, require, require_choice
 from sb3_flow.datasets.robomimic import ENVIRONMENTS, OBSERVATION_KEYS, STEP_REWARD, read_env_args
 
 try:
     import mujoco
     import robosuite
 except ImportError as error:
-    raise ImportError("Robomimic's environments need robosuite: pip install 'sb3_flow[robomimic]'") from error
+    raise ImportError(f"Robomimic's environments need robosuite: {extra('robomimic')}") from error
 
 Observation = NDArray[np.float32]
 

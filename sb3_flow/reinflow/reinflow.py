@@ -343,7 +343,8 @@ class ReinFlow(PretrainedAlgorithm):
     def _update(self, net: BaseModel, log: Log, loss_fn: Callable[..., Descent[L]], *args: Any) -> L:
         """One step of a net on a loss, unless this or an earlier one is not finite."""
         # The actor stays in evaluation mode: statistics of a batch would change densities that a rollout had without
-        net.set_training_mode(net is self.critic)
+        self.actor.set_training_mode(False)
+        self.critic.set_training_mode(net is self.critic)
         return self._step("actor" if net is self.actor else "critic", net, log, loss_fn, *args)
 
     def _policy_loss(self, batch: Decisions, clip_range: th.Tensor) -> losses.PolicyLoss:

@@ -73,7 +73,7 @@ class SACFlow(MaxEntropyAlgorithm):
         and "flashsac" critics it is that of the scaled rewards. None for "auto_0.01" with these, else "auto_0.2"
     :param target_entropy: target of the entropy in nats; "auto" for `sb3_flow.common.flow.auto_target_entropy`
     :param bc_coef: beta >= 0 of the proximity term (Eq. 12) to the replayed actions: a float, a schedule, or two of
-        these, for the offline and the online phase
+        these, for the offline and the online phase; 0 is for learning from scratch
     :param offline_dataset: data to learn from: a path, a string such as
         "ogbench:cube-double-play-singletask-task2-v0", a dict of arrays, or a dataset, see
         `sb3_flow.datasets.load_dataset`
@@ -231,6 +231,7 @@ class SACFlow(MaxEntropyAlgorithm):
         self._complete_defaults()
         self._warn_of_target_entropy()
         self._warn_of_tau()
+        self._warn_of_bc_coef()
         self._setup_qf_lr_schedule()
         self._setup_temperature()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
@@ -273,6 +274,15 @@ class SACFlow(MaxEntropyAlgorithm):
             warnings.warn(
                 f"tau={self.tau:g} does nothing: {self.policy.critic_name!r} critics have no target nets. Leave it "
                 "out, or take policy_kwargs={'critic': 'target'}.",
+                stacklevel=2,
+            )
+
+    def _warn_of_bc_coef(self) -> None:
+        if self.offline_steps > 0 and not any(self.bc_schedules.offline(progress) for progress in (1.0, 0.5, 0.0)):
+            warnings.warn(
+                "bc_coef=0 holds the policy to nothing while it learns from data alone: it comes to actions that "
+                "no one took and critics overrate (docs/results.md). The paper has 300 for OGBench's tasks, 10,000 for "
+                "Robomimic's.",
                 stacklevel=2,
             )
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium as gym
 import optuna
 import rl_zoo3.exp_manager
 from optuna.distributions import distribution_to_json
@@ -17,10 +18,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_flow import ReinFlow
 from sb3_flow.common.checkpoints import checkpoint_of
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.common.files import write_text
 from sb3_flow.datasets import DataError, HorizonError
+from sb3_flow.envs.registration import LOW_DIM, SINGLE_TASK
 from sb3_flow.zoo.files import GoingOn, save_statistics, surviving
 from sb3_flow.zoo.registration import ALGORITHMS, config_of
 from sb3_flow.zoo.search.base import BUDGET, GIVEN, Fixed, given_arguments
@@ -78,7 +81,22 @@ class FlowExperimentManager(ExperimentManager):
             # The zoo replaces policy_kwargs as a whole, the trial's K with them
             trial = self.load_trial(cast(str, self.storage), cast(str, self.study_name), self.trial_id)
             self.custom_hyperparams = {**given, "policy_kwargs": {**trial["policy_kwargs"], **policy_kwargs}}
-        return super().read_hyperparameters()
+        hyperparams, saved = super().read_hyperparameters()
+        self._warn_of_no_data(hyperparams)
+        return hyperparams, saved
+
+    def _warn_of_no_data(self, hyperparams: dict[str, Any]) -> None:
+        """Point out that a run which one would take for one from data begins with nothing."""
+        task = self.env_name.gym_id
+        spec = gym.registry.get(task)
+        expected = issubclass(ALGORITHMS[self.algo].algorithm, ReinFlow)
+        expected |= spec is not None and spec.entry_point in (SINGLE_TASK, LOW_DIM)
+        if expected and hyperparams.get("offline_dataset") is None:
+            warnings.warn(
+                f"{Path(self.config).name} has no data for {task}: --algo {self.algo} learns from scratch there. Give "
+                "offline_dataset with -params, or take a task that has a row in that file.",
+                stacklevel=2,
+            )
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         # As text now: schedules and wrappers become objects, which print differently in every process

@@ -17,10 +17,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from sb3_flow.common.checks import require, require_choice
+from sb3_flow.common.checks import extra, require, require_choice
 from sb3_flow.zoo.storage import load_study
 
-EXTRA = "pip install 'sb3_flow[plots]'"
+EXTRA = extra("plots")
 
 
 def plot_study(study: optuna.Study, out: Path, contour: tuple[str, str] | None = None) -> list[Path]:
