@@ -48,6 +48,8 @@ def test_one_command_makes_every_picture_in_both_formats(algo, fixed, args, cont
     out = tmp_path / "plots"
     run(monkeypatch, "--storage", tmp_path / "study.log", "--out", out, *args)
     printed = capsys.readouterr().out.split()
+    best = script.load_study(str(tmp_path / "study.log"), "study").best_trial
+    assert printed[-4:] == ["best:", "--trial-id", f"{best.number},", f"{best.value:.6g}"]
     for name in ("history", "importance", "contour"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         html = (out / f"{name}.html").read_text()
@@ -86,5 +88,5 @@ def test_what_cannot_be_drawn_is_one_line(args, n_trials, message, tmp_path, mon
 def test_a_missing_extra_is_named(package, tmp_path, monkeypatch):
     make_study(tmp_path / "study.log", 2, {})
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=rf"need {package}: pip install 'sb3_flow\[plots\]'"):
+    with pytest.raises(SystemExit, match=rf"need {package}: pip install -c constraints.txt '\.\[plots\]'"):
         run(monkeypatch, "--storage", tmp_path / "study.log")

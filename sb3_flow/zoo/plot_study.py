@@ -108,8 +108,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("plots"))
     args = parser.parse_args()
     try:
-        for path in plot_study(load_study(args.storage, args.study_name), args.out, args.contour):
+        study = load_study(args.storage, args.study_name)
+        for path in plot_study(study, args.out, args.contour):
             print(path)
+        print(f"best: --trial-id {study.best_trial.number}, {study.best_value:.6g}")
     except (ImportError, ValueError) as error:
         sys.exit(str(error))
 
