@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -220,6 +221,20 @@ def make_any(
     return variant.algorithm(policy or variant.policy, env, **({"seed": 0, "device": "cpu"} | settings))
 
 
+class Value(NamedTuple):
+    """A loss that says nothing of itself but its size."""
+
+    loss: th.Tensor
+
+    @property
+    def made_of(self) -> dict[str, th.Tensor]:
+        return {}
+
+    @property
+    def logged(self) -> dict[str, th.Tensor]:
+        return {"some_loss": self.loss}
+
+
 def snapshot(model: FlowAlgorithm) -> dict[str, th.Tensor]:
     """Copies of every tensor that training changes: parameters, running statistics, optimizers, temperature."""
     tensors = dict(_tensors(model.get_parameters()))
@@ -256,6 +271,14 @@ def random_state_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         th.set_rng_state(torch)
+
+
+def warned(call: Any) -> list[str]:
+    """What a call says in warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in caught]
 
 
 def observations(model: FlowAlgorithm, n: int = 5) -> npt.NDArray[np.float32]:

@@ -454,6 +454,7 @@ def assert_stops(model: OffPolicyFlowAlgorithm, named: str) -> None:
     # FQL's actor is updated before the critic, and that was good
     earlier = isinstance(model, FQL) and named == "critic_loss"
     assert not [name for name in changed if not (earlier and is_of("actor", name))]
+    assert all(parameter.requires_grad for parameter in model.critic.parameters())
 
 
 @pytest.mark.parametrize(("name", "critic"), EVERY_MODEL)

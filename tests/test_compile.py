@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from helpers import (
     LEARNING_STARTS,
     ONE_OF_EACH,
     RandomEnv,
+    Value,
     differences,
     gradients,
     make_any,
@@ -52,20 +53,6 @@ class Counter:
     def __call__(self, module: th.fx.GraphModule, inputs: list[Any], **_: Any) -> Callable[..., Any]:
         self.graphs += 1
         return module.forward
-
-
-class Loss(NamedTuple):
-    """A loss that says nothing of itself but its size."""
-
-    loss: th.Tensor
-
-    @property
-    def made_of(self) -> dict[str, th.Tensor]:
-        return {}
-
-    @property
-    def logged(self) -> dict[str, th.Tensor]:
-        return {"loss": self.loss}
 
 
 @pytest.fixture
@@ -165,8 +152,8 @@ def test_hooks_on_parameters_are_refused_where_nothing_would_call_them(name: str
 def test_compiled_code_sees_a_bad_update_and_restores_running_statistics() -> None:
     layer, guard = BatchRenorm(2), Guard(CPU)
 
-    def square(x: th.Tensor) -> Loss:
-        return Loss(layer(x).square().sum())
+    def square(x: th.Tensor) -> Value:
+        return Value(layer(x).square().sum())
 
     differentiated = Differentiated(square, lambda x: x, nullcontext, guard, Statistics(layer))
     descend = Compiled(differentiated.descend, True, CPU)

@@ -1,21 +1,13 @@
 """What does nothing, or cannot be, is said before an hour of training has passed."""
 
-import warnings
 from typing import Any
 
 import pytest
 import torch as th
 from dataset_files import regular_arrays, trajectories
-from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_any, make_model, make_variant
+from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_any, make_model, make_variant, warned
 
 from sb3_flow.common.flow import auto_target_entropy, constant_entropy
-
-
-def warned(call: Any) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        call()
-    return [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

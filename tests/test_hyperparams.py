@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import gymnasium as gym
 import pytest
 import yaml
 from dataset_files import regular_arrays, trajectories
-from helpers import RandomEnv
+from helpers import RandomEnv, warned
 from rl_zoo3.exp_manager import ExperimentManager
 
 import sb3_flow.envs
@@ -56,7 +55,7 @@ def test_every_offline_entry_names_its_own_environment_and_data(algo, entry):
 
 
 @pytest.mark.parametrize(
-    ("algo", "task", "warned"),
+    ("algo", "task", "is_warned"),
     [
         ("qsm", "cube-single-play-singletask-task1-v0", True),
         ("reinflow", "Hopper-v4", True),
@@ -66,15 +65,12 @@ def test_every_offline_entry_names_its_own_environment_and_data(algo, entry):
     ],
 )
 def test_a_run_that_one_would_take_for_one_from_data_is_pointed_out(
-    algo: str, task: str, warned: bool, tmp_path: Path
+    algo: str, task: str, is_warned: bool, tmp_path: Path
 ) -> None:
     register()
     manager = ExperimentManager(argparse.Namespace(), algo, task, str(tmp_path))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        manager.read_hyperparameters()
-    said = [str(warning.message) for warning in caught if "learns from scratch there" in str(warning.message)]
-    assert len(said) == warned
+    said = [message for message in warned(manager.read_hyperparameters) if "learns from scratch there" in message]
+    assert len(said) == is_warned
     assert all(message.startswith(f"{algo}.yml has no data for {task}") for message in said)
 
 

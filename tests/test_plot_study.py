@@ -88,5 +88,5 @@ def test_what_cannot_be_drawn_is_one_line(args, n_trials, message, tmp_path, mon
 def test_a_missing_extra_is_named(package, tmp_path, monkeypatch):
     make_study(tmp_path / "study.log", 2, {})
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=rf"need {package}: pip install -c constraints.txt '\.\[plots\]'"):
+    with pytest.raises(SystemExit, match=rf"need {package}: pip install -c constraints\.txt '\.\[plots\]'"):
         run(monkeypatch, "--storage", tmp_path / "study.log")

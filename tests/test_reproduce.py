@@ -476,8 +476,8 @@ def test_bad_arguments_are_one_line(script, args, message, in_tmp_path, monkeypa
 def test_missing_extras_are_named(in_tmp_path, monkeypatch):
     for package in ("ray", "matplotlib"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=r"needs ray: pip install -c constraints.txt '\.\[ray\]'"):
+    with pytest.raises(SystemExit, match=r"needs ray: pip install -c constraints\.txt '\.\[ray\]'"):
         run(monkeypatch, learning, *SWEEP, "--steps", 120, "--ray", "local")
     monkeypatch.delitem(sys.modules, "figures")
-    with pytest.raises(SystemExit, match=r"figures need matplotlib: pip install -c constraints.txt '\.\[plots\]'"):
+    with pytest.raises(SystemExit, match=r"figures need matplotlib: pip install -c constraints\.txt '\.\[plots\]'"):
         importlib.import_module("figures")

@@ -4,14 +4,14 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch as th
 from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import RandomEnv
+from helpers import RandomEnv, Value
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
@@ -131,20 +131,6 @@ class MeanPolicy(ChunkPolicy):
         extractor = self.make_features_extractor()
         arguments = (self.observation_space, self.action_space, extractor, extractor.features_dim, self.chunk_dim)
         return MeanActor(*arguments).to(self.device)
-
-
-class Value(NamedTuple):
-    """A loss that says nothing more."""
-
-    loss: th.Tensor
-
-    @property
-    def made_of(self) -> dict[str, th.Tensor]:
-        return {}
-
-    @property
-    def logged(self) -> dict[str, th.Tensor]:
-        return {"some_loss": self.loss}
 
 
 class Dummy(OffPolicyFlowAlgorithm):

@@ -76,6 +76,7 @@ def test_an_interrupt_in_the_actor_update_leaves_a_model_that_trains_on(
         with pytest.raises(KeyboardInterrupt):
             model.train(1, 8)
     model.train(1, 8)
+    assert all(parameter.requires_grad for parameter in model.critic.parameters())
 
 
 @pytest.mark.parametrize("name", taking("tau", ONE_OF_EACH))

@@ -45,6 +45,11 @@ def checked_schedule(name: str, value: Weight) -> FloatSchedule:
     return schedule
 
 
+def is_ever_positive(schedule: Schedule) -> bool:
+    """Whether a weight is more than 0 at the start, half way or the end."""
+    return any(schedule(progress) > 0 for progress in (1.0, 0.5, 0.0))
+
+
 def value_at(name: str, schedule: Schedule, progress: float) -> float:
     """What a schedule of a weight or a rate says.
 

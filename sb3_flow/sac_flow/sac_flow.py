@@ -26,7 +26,7 @@ from sb3_flow.common.flow import (
 )
 from sb3_flow.common.matching import MatchingLoss, matching_loss
 from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
-from sb3_flow.common.schedules import BCCoef
+from sb3_flow.common.schedules import BCCoef, is_ever_positive
 from sb3_flow.common.temperature import Temperature
 from sb3_flow.datasets import DatasetSpec
 from sb3_flow.sac_flow import losses
@@ -216,9 +216,9 @@ class SACFlow(MaxEntropyAlgorithm):
         behavior = self.proximity == "behavior"
         same = self._has_behavior is None or self._has_behavior == behavior
         require(same, "proximity", self.proximity, "a saved model keeps its own: it has, or has not, a behaviour flow")
-        weights = [schedule(progress) for schedule in self._phase_schedules() for progress in (1.0, 0.5, 0.0)]
+        weighs = any(map(is_ever_positive, self._phase_schedules()))
         advice = "with bc_coef=0 nothing is held to the behaviour flow; give it a weight, or leave proximity at 'data'"
-        require(not behavior or any(weights), "proximity", self.proximity, advice)
+        require(not behavior or weighs, "proximity", self.proximity, advice)
 
     def _complete_arguments(self) -> None:
         super()._complete_arguments()
@@ -278,7 +278,7 @@ class SACFlow(MaxEntropyAlgorithm):
             )
 
     def _warn_of_bc_coef(self) -> None:
-        if self.offline_steps > 0 and not any(self.bc_schedules.offline(progress) for progress in (1.0, 0.5, 0.0)):
+        if self.offline_steps > 0 and not is_ever_positive(self.bc_schedules.offline):
             warnings.warn(
                 "bc_coef=0 holds the policy to nothing while it learns from data alone: it comes to actions that "
                 "no one took and critics overrate (docs/results.md). The paper has 300 for OGBench's tasks, 10,000 for "

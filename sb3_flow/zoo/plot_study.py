@@ -20,8 +20,6 @@ from optuna.trial import TrialState
 from sb3_flow.common.checks import extra, require, require_choice
 from sb3_flow.zoo.storage import load_study
 
-EXTRA = extra("plots")
-
 
 def plot_study(study: optuna.Study, out: Path, contour: tuple[str, str] | None = None) -> list[Path]:
     """Draw a study's history, the importance of its parameters, and the value over two of them.
@@ -63,7 +61,7 @@ def _import(package: str, module: str) -> Any:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(f"pictures of a study need {package}: {EXTRA}") from error
+        raise ImportError(f"pictures of a study need {package}: {extra('plots')}") from error
     return importlib.import_module(module)
 
 
