@@ -49,9 +49,11 @@ class Counter:
 
     def __init__(self) -> None:
         self.graphs = 0
+        self.for_any_size = 0  # of these
 
     def __call__(self, module: th.fx.GraphModule, inputs: list[Any], **_: Any) -> Callable[..., Any]:
         self.graphs += 1
+        self.for_any_size += any(isinstance(x, th.SymInt) for x in inputs)
         return module.forward
 
 
@@ -208,7 +210,6 @@ def test_code_generation_works(mode: CompileMode) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow_t", "qc_fql", "qc"])
 def test_another_batch_size_or_weight_needs_no_new_graph_every_time(name: str, backend: Counter) -> None:
-    th.compiler.reset()  # it remembers what varied in the losses of the model before
     weight = {} if name == "qc" else {"bc_coef": lambda progress: 1 + progress}
     model = make_variant(name, compile=True, net={"flow_steps": 1}, sac_flow={"policy_delay": 1}, **weight)
     model.learn(LEARNING_STARTS + 5)
@@ -218,6 +219,16 @@ def test_another_batch_size_or_weight_needs_no_new_graph_every_time(name: str, b
         model.train(1, batch_size)
         model.predict(observations(model, batch_size))
     assert backend.graphs == 2 * graphs  # the second size makes a graph for any size
+
+
+def test_sizes_of_another_model_are_not_taken_for_ones_that_vary(backend: Counter) -> None:
+    for n in (3, 4, 5):
+        Compiled(Doubler().twice, True, CPU)(th.ones(n))
+    assert (backend.graphs, backend.for_any_size) == (3, 0)
+    one = Compiled(Doubler().twice, True, CPU)
+    for n in (3, 4, 5):
+        one(th.ones(n))
+    assert (backend.graphs, backend.for_any_size) == (5, 1)
 
 
 @pytest.mark.slow

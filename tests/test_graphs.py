@@ -202,6 +202,19 @@ def test_a_function_is_recorded_once_for_each_kind_of_arguments() -> None:
         assert len(calls) == WARM_UP + 1
 
 
+def test_what_will_be_recorded_sees_no_views_of_a_batch_before_either() -> None:
+    views = []
+
+    def function(x: th.Tensor) -> th.Tensor:
+        views.append(x._is_view())
+        return x.square()
+
+    recorded = Recorded(function, th.optim.Adam([th.zeros(1)], fused=True), lambda run: run)
+    for _ in range(WARM_UP + 1):
+        recorded(th.ones(4)[1:])
+    assert views == [False] * (WARM_UP + 1)
+
+
 def test_what_cannot_be_recorded_runs_as_it_is() -> None:
     def refuse(function: Callable[[], Any]) -> Callable[[], Any]:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sb3_flow.common.categorical import Support
 from sb3_flow.common.flow import Path
-from sb3_flow.common.temperature import ent_coef_loss
+from sb3_flow.common.temperature import ent_coef_gradient, ent_coef_loss
 from sb3_flow.sac_flow.losses import Target, actor_loss, add_matching, categorical_critic_loss, critic_loss, td_target
 
 sizes = st.integers(1, 5)
@@ -144,6 +144,7 @@ def test_ent_coef_loss_is_minus_log_alpha_times_the_missing_entropy(
     assert loss.item() == pytest.approx(-log_ent_coef * missing, abs=1e-12)
     grads = th.autograd.grad(loss, [parameter, log_prob], allow_unused=True)
     th.testing.assert_close(grads[0], th.tensor([-missing], dtype=th.float64))
+    th.testing.assert_close(ent_coef_gradient(log_prob, target), grads[0].squeeze())
     assert grads[1] is None
 
 

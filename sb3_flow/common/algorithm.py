@@ -7,7 +7,7 @@ from copy import deepcopy
 from functools import partial
 from numbers import Real
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import gymnasium as gym
 import torch as th
@@ -26,6 +26,9 @@ from sb3_flow.common.log import Log
 from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.common.schedules import IN_YAML, checked_schedule, is_weight, value_at
 from sb3_flow.common.updates import Descent, Differentiated, L, parameters_of, set_gradient
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class FlowAlgorithm(PersistentAlgorithm):
@@ -160,6 +163,16 @@ class FlowAlgorithm(PersistentAlgorithm):
         self._guard.remember(name, sizes, figures.bad)
         log.add(figures.logged, figures.means)
         return result  # type: ignore[no-any-return]
+
+    def _recorded_step(self, step: Callable[P, R], optimizer: Optimizer) -> Callable[P, R]:
+        """What changes nothing but an optimizer's parameters; on CUDA it is recorded as a graph.
+
+        :param step: a bound method
+        """
+        key = step, optimizer
+        if key not in self._recorded:
+            self._recorded[key] = maybe_recorded(step, optimizer, self.compile, self.device)
+        return self._recorded[key]
 
     def _refuse_hooks(self, net: BaseModel) -> None:
         """Code that is compiled calls none of those that a user has registered on a parameter."""

@@ -1,5 +1,6 @@
 """How methods are compiled, and what differs in code that is."""
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CompileMode = bool | Literal["max"]
+_number = itertools.count()
 COMPILE_MODES: tuple[CompileMode, ...] = (False, True, "max")
 
 
@@ -165,14 +167,16 @@ def _options(mode: CompileMode, device: th.device, graphs: bool) -> dict[str, An
 
 
 def _with_own_code(method: Callable[P, R]) -> Callable[P, R]:
-    """The same method with a code object of its own.
+    """The same method with code of its own, by object and by name.
 
     Dynamo keeps what it has compiled by code object and gives up after eight variants: without this, that would be
-    after a few models in one process.
+    after a few models in one process. What varied between calls it remembers by name, and compiles for any size what
+    had another size in another model.
     """
     assert isinstance(method, MethodType)
     function = method.__func__
-    code, name = function.__code__.replace(), function.__name__
+    name = function.__name__
+    code = function.__code__.replace(co_name=f"{name}_{next(_number)}")
     copy = FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return MethodType(copy, method.__self__)

@@ -64,6 +64,8 @@ class Recorded(Generic[P, R]):
         self._recordings.pop(key, None)
         self._calls[key] += 1
         if self._calls[key] <= WARM_UP:
+            # What is compiled for views, as a batch has them, would be compiled again for a recording's own memory
+            args, kwargs = tree_unflatten(_copied(leaves), spec)
             return self._detached(*args, **kwargs)
         del self._calls[key]
         try:
@@ -81,7 +83,7 @@ class Recorded(Generic[P, R]):
         return detached(self.function(*args, **kwargs))
 
     def _recorded(self, leaves: Sequence[Any], spec: Any) -> "_Recording[R]":
-        inputs = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
+        inputs = _copied(leaves)
         rates = [th.full((), group["lr"], device=_device(self.optimizer)) for group in self.optimizer.param_groups]
         args, kwargs = tree_unflatten(inputs, spec)
         with _rates_read_from(rates, self.optimizer):
@@ -163,6 +165,10 @@ def _rates_read_from(rates: Sequence[th.Tensor], optimizer: th.optim.Optimizer) 
     finally:
         for group, (rate, capturable) in zip(optimizer.param_groups, before, strict=True):
             group["lr"], group["capturable"] = rate, capturable
+
+
+def _copied(leaves: Sequence[Any]) -> list[Any]:
+    return [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
 
 
 def _kind(leaf: Any) -> Any:

@@ -106,7 +106,13 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     def _update_temperature(self, log_prob: th.Tensor, log: Log) -> None:
         """One step of alpha towards the target entropy, if it is learned."""
         assert isinstance(self.target_entropy, float)
-        self.temperature.update(log_prob, self.target_entropy, log, self._guard)
+        optimizer = self.temperature.optimizer
+        if optimizer is None:
+            return
+        step = self._recorded_step(self.temperature.step, optimizer)
+        loss, bad = step(log_prob, self.target_entropy, self._guard)
+        self._guard.remember("temperature", {"temperature_loss": 1}, bad)
+        log.add(("ent_coef_loss",), loss.view(1))
 
     @property
     def _updates_actor(self) -> bool:

@@ -6,8 +6,7 @@ import torch as th
 
 from sb3_flow.common.checks import require
 from sb3_flow.common.guard import Guard, count_bad
-from sb3_flow.common.log import Log
-from sb3_flow.common.updates import differentiate, set_gradient
+from sb3_flow.common.updates import set_gradient
 
 
 class Temperature:
@@ -39,24 +38,24 @@ class Temperature:
         assert self.ent_coef_tensor is not None
         return self.ent_coef_tensor
 
-    def update(self, log_prob: th.Tensor, target_entropy: float, log: Log, guard: Guard) -> None:
-        """One step towards the target entropy, if alpha is learned and the guard has seen nothing bad.
+    @th.no_grad()
+    def step(self, log_prob: th.Tensor, target_entropy: float, guard: Guard) -> tuple[th.Tensor, th.Tensor]:
+        """One step of a learned alpha towards the target entropy, if the guard has seen nothing bad.
 
         :param log_prob: (B,) log-density of the actions
         :param target_entropy: in nats
-        :param log: gets the loss
-        :param guard: looks at the gradient
+        :param guard: looks at loss and gradient
+        :return: the loss, (); (2,), how many numbers of loss and gradient are not finite
         """
-        if self.log_ent_coef is None or self.optimizer is None:
-            return
+        assert self.log_ent_coef is not None
+        assert self.optimizer is not None
         loss = ent_coef_loss(self.log_ent_coef, log_prob, target_entropy)
-        gradient, norm = differentiate(loss, [self.log_ent_coef])
-        bad = th.stack([count_bad(loss), count_bad(norm)])
+        gradient = ent_coef_gradient(log_prob, target_entropy)
+        bad = th.stack([count_bad(loss), count_bad(gradient)])
         guard.look(bad)
-        set_gradient([self.log_ent_coef], gradient)
+        set_gradient([self.log_ent_coef], [gradient.view(1)])
         guard.step(self.optimizer)
-        guard.remember("temperature", {"temperature_loss": 1}, bad)
-        log.add(("ent_coef_loss",), loss.detach().unsqueeze(0))
+        return loss, bad
 
 
 def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
@@ -67,6 +66,15 @@ def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: 
     :param target_entropy: H in nats, of what `log_prob` is the density of
     """
     return -(log_ent_coef * (log_prob + target_entropy).detach()).mean()
+
+
+def ent_coef_gradient(log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+    """Derivative of `ent_coef_loss` by log alpha, (): autograd would take fifty launches on CUDA to say the same.
+
+    :param log_prob: (B,)
+    :param target_entropy: H
+    """
+    return -(log_prob + target_entropy).mean()
 
 
 def initial_ent_coef(ent_coef: str) -> float:
