@@ -5,9 +5,9 @@
     python benchmarks/on_cuda.py --device cpu --smoke          # seconds, to see that the command itself works
 
 Parts: the tests marked `cuda`; the train step (eager, compiled, with CUDA graphs, in bf16, over flow steps and batch
-sizes) and `learn` in steps of the environment a second; the time line of one cycle. Each runs in processes of its own
-with a limit of time, and one that fails or is cut off leaves the others alone. docs/cuda.md says how it travels to a
-machine without a network.
+sizes) and `learn` in steps of the environment a second; the time line of one cycle; a step of `learn` taken apart.
+Each runs in processes of its own with a limit of time, and one that fails or is cut off leaves the others alone.
+docs/cuda.md says how it travels to a machine without a network.
 """
 
 import argparse
@@ -15,13 +15,16 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch as th
@@ -40,14 +43,18 @@ PAPER = Size()  # batch 512, critics 1024-1024, four flow steps
 SMOKE = Size(batch=8, width=16)
 FLOW_STEPS = (1, 16)
 BATCHES = (256, 4096)
-# Behind the name of a contender: no CUDA graphs of updates; float32 products by TF32, as JAX makes them
-NO_GRAPHS, TF32 = "-graphs", "+tf32"
+# Behind the name of a contender: no CUDA graphs of updates; float32 products by TF32, as JAX makes them; environments
+NO_GRAPHS, TF32, ENVS = "-graphs", "+tf32", "@"
 CONTENDERS = (
     *("sac", "crossq", "flow_t", "flow_t+compiled", f"flow_t+compiled{TF32}", "flow_t+compiled+bf16"),
-    *(f"flow_t+compiled{NO_GRAPHS}", "flow_g+compiled", f"flow_g+compiled{TF32}"),
+    *(f"flow_t+compiled{NO_GRAPHS}", f"flow_t+compiled{TF32}{ENVS}16", "flow_g+compiled", f"flow_g+compiled{TF32}"),
     *("fql+compiled", "flow_rl+compiled", "qsm+compiled", "dime+compiled"),
 )
 TIMELINE = "flow_t+compiled"
+# Of a step of `learn`
+METHODS = ["train", "_guarded_sample", "_update", "_update_temperature", "_stop_if_bad", "collect_rollouts"]
+METHODS += ["_sample_action", "predict", "_store_transition"]
+TO_STOP = 20  # seconds of the time of the tests, in which they stop
 
 
 class Part(NamedTuple):
@@ -60,12 +67,17 @@ class Part(NamedTuple):
 def run_tests(args: argparse.Namespace) -> list[Row]:
     """How many of the tests marked `cuda` pass, and which do not."""
     command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-m", "cuda", "-vv", "--dist", "load"]
-    try:
-        limit = PARTS["tests"].limit - 10
-        output = subprocess.run([*command, "--maxprocesses=16"], capture_output=True, text=True, timeout=limit).stdout
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode()
-    (args.out / "tests.log").write_text(output)
+    log = args.out / "tests.log"
+    with log.open("w") as file, subprocess.Popen([*command, "--maxprocesses=16"], stdout=file) as process:
+        try:
+            process.wait(PARTS["tests"].limit - TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # it says then what failed until now, and why
+            try:
+                process.wait(TO_STOP / 2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    output = log.read_text()
     outcomes = [line for line in output.splitlines() if re.match(r"\[gw\d+\]", line)]
     rows: list[Row] = [{"tests": sum(word in line for line in outcomes), "are": word} for word in ("PASSED", "FAILED")]
     failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
@@ -125,16 +137,17 @@ def plain(name: str) -> str:
 
 def ready(name: str, size: Size, args: argparse.Namespace) -> Callable[[], Row]:
     """What times a contender, which has compiled: a cycle of updates, and `learn` with all that belongs to it."""
-    model = make_learner(plain(name), size, args)
+    name, _, n_envs = name.partition(ENVS)
+    model = make_learner(plain(name), size, args, int(n_envs or 1))
     run = cycles(model, size.batch, 1)
     for _ in range(3):  # a CUDA graph is recorded in the third
         run()
     if not learns(name, size):
         return lambda: cycle_times(run, args.rounds)
     assert isinstance(model, OffPolicyAlgorithm)
-    steps = 20 if args.smoke else 500
+    steps = 20 if args.smoke else 512
     model.learning_starts = 0  # the buffer is full
-    model.learn(20, log_interval=10**9)
+    model.learn(32, log_interval=10**9)
 
     def measure() -> Row:
         values = cycle_times(run, args.rounds)
@@ -212,10 +225,49 @@ def draw_time_line(args: argparse.Namespace) -> list[Row]:
     return rows + [line(e.key[:80], [e]) for e in dict.fromkeys([*longest, *on_cpu])]
 
 
+def take_apart(args: argparse.Namespace) -> list[Row]:
+    """Where the time of a step of `learn` goes: what the CPU spends in each method, the called ones included."""
+    size, steps = (SMOKE, 20) if args.smoke else (PAPER, 500)
+    model = make_filled(TIMELINE.partition("+")[0] if args.smoke else TIMELINE, size, args)
+    assert isinstance(model, OffPolicyFlowAlgorithm)
+    model.learning_starts = 0  # the buffer is full
+    model.learn(30, log_interval=10**9)
+    spent: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        for owner, names in ((model, METHODS), (model.env, ["step"]), (model.replay_buffer, ["sample"])):
+            for name in names:
+                label = name if owner is model else f"{type(owner).__name__}.{name}"
+                times = spent.setdefault(label, [])
+                stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), times)))
+        start = time.perf_counter()
+        model.learn(steps, reset_num_timesteps=False, log_interval=10**9)
+        wall = time.perf_counter() - start
+    rows: list[Row] = [{"what": "a step, by the clock", "ms": round(1000 * wall / steps, 3), "times": 1}]
+    longest = sorted(spent.items(), key=lambda item: -sum(item[1]))
+    return rows + [
+        {"what": label, "ms": round(1000 * sum(times) / steps, 3), "times": round(len(times) / steps, 2)}
+        for label, times in longest
+    ]
+
+
+def timed(method: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+    """The method, which notes the seconds that it took."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            times.append(time.perf_counter() - start)
+
+    return call
+
+
 PARTS = {
     "tests": Part(run_tests, 170),
     "speed": Part(time_contenders, 260),
     "time_line": Part(draw_time_line, 50),
+    "step": Part(take_apart, 50),
 }
 
 

@@ -19,11 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium as gym
 import torch as th
 from arguments import positive, swept_values
-from contenders import TIMED, VELOCITY_NETS, Size, add_arguments, apply_arguments, fill, make_model, sizes_of
+from contenders import (
+    TIMED,
+    VELOCITY_NETS,
+    Size,
+    add_arguments,
+    apply_arguments,
+    fill,
+    make_model,
+    sizes_of,
+    updates_a_step,
+)
 from records import machine
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from timing import interleaved, write_timings
 
@@ -42,20 +52,24 @@ class Learner(Protocol):
     def train(self, gradient_steps: int, batch_size: int) -> None: ...
 
 
-def make_filled(name: str, size: Size, args: argparse.Namespace) -> OffPolicyAlgorithm:
-    """A contender whose buffer holds random steps."""
-    model = make_model(name, gym.make(args.env), size, args.device, buffer_size=ROWS)
+def make_filled(name: str, size: Size, args: argparse.Namespace, n_envs: int = 1) -> OffPolicyAlgorithm:
+    """A contender whose buffer holds random steps.
+
+    :param n_envs: in which `learn` makes as many updates for each step as in one
+    """
+    updates = {"gradient_steps": n_envs * updates_a_step(name), "buffer_size": ROWS}
+    model = make_model(name, make_vec_env(args.env, n_envs), size, args.device, **updates)
     fill(model.replay_buffer)
     return model
 
 
-def make_learner(name: str, size: Size, args: argparse.Namespace) -> Learner:
+def make_learner(name: str, size: Size, args: argparse.Namespace, n_envs: int = 1) -> Learner:
     """A contender, or a policy of the reference."""
     if name.startswith(REFERENCE):
         reference = importlib.import_module("reference")  # it needs JAX
         made: Learner = reference.Reference(name.removeprefix(REFERENCE), args.reference, args.env, size, ROWS)
         return made
-    return make_filled(name, size, args)
+    return make_filled(name, size, args, n_envs)
 
 
 def cycles(model: Learner, batch: int, n: int) -> Callable[[], None]:

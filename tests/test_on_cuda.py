@@ -1,5 +1,6 @@
 """benchmarks/on_cuda.py on a CPU with tiny nets: the command works wherever it is taken."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -27,6 +28,28 @@ def test_every_part_answers_and_one_that_fails_stops_no_other(tmp_path: Path, mo
     table = (tmp_path / "cpu.md").read_text()
     assert all(f"## {name}" in table for name in on_cuda.PARTS)
     assert "| flow_t | 8 | 16 | 4 |" in table
+
+
+UNENDING = """#!{python}
+import time
+print("[gw0] [ 50%] PASSED tests/test_cuda.py::test_a", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("FAILED tests/test_cuda.py::test_b - a reason")
+"""
+
+
+@pytest.mark.slow
+def test_tests_that_are_cut_off_say_what_failed_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(UNENDING.format(python=sys.executable))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setitem(on_cuda.PARTS, "tests", on_cuda.Part(on_cuda.run_tests, on_cuda.TO_STOP + 2))
+    rows = on_cuda.run_tests(argparse.Namespace(out=tmp_path))
+    assert [row["tests"] for row in rows[:2]] == [1, 0]
+    assert rows[2]["are"] == "FAILED tests/test_cuda.py::test_b - a reason"
 
 
 SCRIPT = """
