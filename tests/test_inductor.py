@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_flow.common.compile import Compiled
-from sb3_flow.common.inductor import UnfuseBias
+from sb3_flow.common.inductor import CPUPass
 
 aten = th.ops.aten
 
@@ -36,7 +36,7 @@ def arguments(dtype: th.dtype = th.float32) -> tuple[th.Tensor, ...]:
 def test_a_bias_is_added_after_the_product(function: Callable[..., th.Tensor]) -> None:
     args = arguments()
     module = traced(function, *args)
-    UnfuseBias()(module.graph)
+    CPUPass()(module.graph)
     module.recompile()
     targets = [node.target for node in module.graph.nodes]
     assert aten.addmm.default not in targets
@@ -56,8 +56,37 @@ def test_a_bias_is_added_after_the_product(function: Callable[..., th.Tensor]) -
 def test_what_would_be_another_number_is_left(function: Callable[..., th.Tensor], dtype: th.dtype) -> None:
     module = traced(function, *arguments(dtype))
     before = str(module.graph)
-    UnfuseBias()(module.graph)
+    CPUPass()(module.graph)
     assert str(module.graph) == before
+
+
+def sums(x: th.Tensor) -> tuple[th.Tensor, ...]:
+    return x.sum(0), x.sum(1), x.sum(0), x.sum(0, keepdim=True)
+
+
+def test_the_same_numbers_are_summed_once() -> None:
+    x = th.randn(5, 3)
+    module = make_fx(sums)(x)
+    CPUPass()(module.graph)
+    module.recompile()
+    assert sum(node.target is aten.sum.dim_IntList for node in module.graph.nodes) == 3
+    th.testing.assert_close(module(x), sums(x))
+
+
+class Sums:
+    def both(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Two sums that are found to be one late, as in the gradient of layers whose outputs are added."""
+        rounded = x.bfloat16()
+        return rounded.sum(0, keepdim=True), (rounded + th.zeros_like(rounded)).sum(0, keepdim=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("error:torch.compile failed")
+def test_two_equal_sums_in_bfloat16_are_compiled() -> None:
+    x = th.randint(-4, 4, (64, 64)).float()  # compiled code need not round on its way, and of these there is no need
+    with th.no_grad():
+        th.testing.assert_close(Compiled(Sums().both, True, x.device)(x), Sums().both(x))
 
 
 class Layer(th.nn.Linear):

@@ -156,9 +156,9 @@ def _options(mode: CompileMode, device: th.device, graphs: bool) -> dict[str, An
     # Small nets have many small kernels, which are called from C++ in less time than from Python
     options: dict[str, Any] = {"cpp_wrapper": True}
     with suppress(ImportError):  # older versions of PyTorch have no such passes
-        from sb3_flow.common.inductor import UnfuseBias  # a second's import, which only what is compiled needs
+        from sb3_flow.common.inductor import CPUPass  # a second's import, which only what is compiled needs
 
-        options["post_grad_custom_post_pass"] = UnfuseBias()
+        options["post_grad_custom_post_pass"] = CPUPass()
     if not th.is_grad_enabled():
         # To look whether a layer has changed is a twentieth of a decision. Acting needs only its weights, which are
         # read anew; where there are gradients a layer may be frozen or unfrozen

@@ -10,11 +10,13 @@ aten = th.ops.aten
 PRODUCTS: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
 
 
-class UnfuseBias(CustomGraphPass):
-    """Adds biases after products of matrices, not in them.
+class CPUPass(CustomGraphPass):
+    """Adds biases after products of matrices, not in them, and sums the same numbers once.
 
     On CPU the library's product with a bias copies it into every row of the result first, which is then read again.
     A sum of its own is computed in the loop of what follows, an activation or a normalisation.
+
+    Of two equal sums in bfloat16 PyTorch 2.13 makes one loop, which declares the same variable twice: no C++.
     """
 
     def __call__(self, graph: Graph) -> None:
@@ -22,10 +24,21 @@ class UnfuseBias(CustomGraphPass):
             is_float32 = getattr(node.meta.get("val"), "dtype", None) == th.float32
             if node.target in PRODUCTS and not node.kwargs and is_float32:
                 _unfuse(graph, node)
+        _merge_sums(graph)
 
     def uuid(self) -> bytes:
         """Identifies this code in PyTorch's cache of what it has compiled."""
         return get_hash_for_files((__file__,))
+
+
+def _merge_sums(graph: Graph) -> None:
+    known: dict[str, Node] = {}
+    for node in list(graph.nodes):
+        if node.target is aten.sum.dim_IntList:
+            first = known.setdefault(f"{node.args} {node.kwargs}", node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
 
 
 def _unfuse(graph: Graph, node: Node) -> None:
