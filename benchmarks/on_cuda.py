@@ -54,7 +54,7 @@ TIMELINE = "flow_t+compiled"
 # Of a step of `learn`
 METHODS = ["train", "_guarded_sample", "_update", "_update_temperature", "_stop_if_bad", "collect_rollouts"]
 METHODS += ["_sample_action", "predict", "_store_transition"]
-TO_STOP = 20  # seconds of the time of the tests, in which they stop
+TO_STOP = 25  # seconds of the time of the tests, in which they stop: pytest-xdist waits for its workers, at most ten
 
 
 class Part(NamedTuple):
@@ -67,14 +67,15 @@ class Part(NamedTuple):
 def run_tests(args: argparse.Namespace) -> list[Row]:
     """How many of the tests marked `cuda` pass, and which do not."""
     command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-m", "cuda", "-vv", "--dist", "load"]
+    command += ["--maxprocesses=16"]
     log = args.out / "tests.log"
-    with log.open("w") as file, subprocess.Popen([*command, "--maxprocesses=16"], stdout=file) as process:
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
             process.wait(PARTS["tests"].limit - TO_STOP)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # it says then what failed until now, and why
             try:
-                process.wait(TO_STOP / 2)
+                process.wait(TO_STOP - 5)
             except subprocess.TimeoutExpired:
                 process.kill()
     output = log.read_text()
@@ -226,7 +227,7 @@ def draw_time_line(args: argparse.Namespace) -> list[Row]:
 
 
 def take_apart(args: argparse.Namespace) -> list[Row]:
-    """Where the time of a step of `learn` goes: what the CPU spends in each method, the called ones included."""
+    """Where the time of a step of `learn` goes: the time in each method, with waits and what it calls."""
     size, steps = (SMOKE, 20) if args.smoke else (PAPER, 500)
     model = make_filled(TIMELINE.partition("+")[0] if args.smoke else TIMELINE, size, args)
     assert isinstance(model, OffPolicyFlowAlgorithm)
@@ -265,7 +266,7 @@ def timed(method: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
 
 PARTS = {
     "tests": Part(run_tests, 170),
-    "speed": Part(time_contenders, 260),
+    "speed": Part(time_contenders, 210),
     "time_line": Part(draw_time_line, 50),
     "step": Part(take_apart, 50),
 }
@@ -352,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--reference", type=Path, help="a checkout of the authors' code, see reference.py")
     parser.add_argument("--minutes", type=positive, default=8, help="for all of it")
     parser.add_argument(
-        "--compile-seconds", type=positive, default=170, help="for the train step's contenders to begin"
+        "--compile-seconds", type=positive, default=130, help="for the train step's contenders to begin"
     )
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cuda"))

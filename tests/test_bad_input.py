@@ -36,6 +36,7 @@ from torch import nn
 
 from sb3_flow import FQL, FlowPolicy, FlowTPolicy, SACFlow
 from sb3_flow.common.flow import Velocity
+from sb3_flow.common.log import Log
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
 from sb3_flow.common.velocity import VelocityNet
 
@@ -571,11 +572,22 @@ def test_training_stops_at_a_bad_gradient(net: str, value: float, name: str, cri
 def test_training_stops_at_a_bad_gradient_of_the_temperature() -> None:
     model = make_model(policy_delay=1).learn(20)
     assert model.log_ent_coef is not None
-    model.log_ent_coef.register_hook(lambda gradient: gradient * NAN)
+    with th.no_grad():
+        model.log_ent_coef.zero_()  # the loss is a product with it
     before = model.log_ent_coef.clone()
+    model._guard.begin()
+    model._update_temperature(th.full((8,), 3e38), Log())
     with pytest.raises(FloatingPointError, match="`temperature_gradient_norm`"):
-        model.train(1, batch_size=8)
+        model._stop_if_bad()
     assert th.equal(model.log_ent_coef, before)
+
+
+def test_a_hook_on_the_temperature_is_refused_for_nothing_would_call_it() -> None:
+    model = make_model(policy_delay=1).learn(20)
+    assert model.log_ent_coef is not None
+    model.log_ent_coef.register_hook(lambda gradient: gradient)
+    with pytest.raises(ValueError, match=r"^log_ent_coef=.*hooks"):
+        model.train(1, batch_size=8)
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"foreach": True}], ids=["fused", "foreach"])

@@ -61,15 +61,17 @@ def test_what_would_be_another_number_is_left(function: Callable[..., th.Tensor]
 
 
 def sums(x: th.Tensor) -> tuple[th.Tensor, ...]:
-    return x.sum(0), x.sum(1), x.sum(0), x.sum(0, keepdim=True)
+    return x.sum(0), x.sum(1), x.sum(-2), x.sum(0, keepdim=True)
 
 
-def test_the_same_numbers_are_summed_once() -> None:
-    x = th.randn(5, 3)
-    module = make_fx(sums)(x)
+@pytest.mark.parametrize(("dtype", "number"), [(th.bfloat16, 2), (th.float16, 2), (th.float32, 4)])
+def test_the_same_numbers_of_half_precision_are_summed_once(dtype: th.dtype, number: int) -> None:
+    x = th.randn(5, 3, dtype=dtype)
+    module = make_fx(sums, tracing_mode="fake")(x)
     CPUPass()(module.graph)
+    module.graph.lint()
     module.recompile()
-    assert sum(node.target is aten.sum.dim_IntList for node in module.graph.nodes) == 3
+    assert sum(node.target is aten.sum.dim_IntList for node in module.graph.nodes) == number
     th.testing.assert_close(module(x), sums(x))
 
 
@@ -77,7 +79,7 @@ class Sums:
     def both(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Two sums that are found to be one late, as in the gradient of layers whose outputs are added."""
         rounded = x.bfloat16()
-        return rounded.sum(0, keepdim=True), (rounded + th.zeros_like(rounded)).sum(0, keepdim=True)
+        return rounded.sum(0), (rounded + th.zeros_like(rounded)).sum(0, keepdim=True)
 
 
 @pytest.mark.slow

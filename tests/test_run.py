@@ -418,3 +418,12 @@ def test_a_frozen_actor_stays_while_the_critics_learn(name: str) -> None:
     actor, critic = (all(map(th.equal, old, new)) for old, new in zip(before, now, strict=True))
     assert actor
     assert not critic
+
+
+@pytest.mark.parametrize("name", taking("ent_coef", ONE_OF_EACH))
+def test_a_frozen_temperature_stays(name: str) -> None:
+    model: Any = make_variant(name, ent_coef="auto", sac_flow={"policy_delay": 1})
+    model.log_ent_coef.requires_grad_(False)
+    before = model.log_ent_coef.clone()
+    model.learn(LEARNING_STARTS + 5)
+    assert th.equal(model.log_ent_coef, before)

@@ -7,16 +7,17 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph, Node
 
 aten = th.ops.aten
+HALF = (th.bfloat16, th.float16)
 PRODUCTS: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
 
 
 class CPUPass(CustomGraphPass):
-    """Adds biases after products of matrices, not in them, and sums the same numbers once.
+    """Adds biases after products of matrices, not in them, and sums the same numbers of half precision once.
 
     On CPU the library's product with a bias copies it into every row of the result first, which is then read again.
     A sum of its own is computed in the loop of what follows, an activation or a normalisation.
 
-    Of two equal sums in bfloat16 PyTorch 2.13 makes one loop, which declares the same variable twice: no C++.
+    Of two sums of the same bfloat16 numbers PyTorch 2.13 makes one loop, which declares a variable twice: no C++.
     """
 
     def __call__(self, graph: Graph) -> None:
@@ -32,13 +33,20 @@ class CPUPass(CustomGraphPass):
 
 
 def _merge_sums(graph: Graph) -> None:
-    known: dict[str, Node] = {}
+    known: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if node.target is aten.sum.dim_IntList:
-            first = known.setdefault(f"{node.args} {node.kwargs}", node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                graph.erase_node(node)
+        value = node.meta.get("val")
+        if node.target is not aten.sum.dim_IntList or getattr(value, "dtype", None) not in HALF:
+            continue
+        x, dims, *_ = node.args
+        key = x, tuple(sorted(dim % x.meta["val"].dim() for dim in dims)), value.dtype
+        first = known.setdefault(key, node)
+        if first is not node:
+            with graph.inserting_before(node):
+                same = graph.call_function(aten.reshape.default, (first, list(value.shape)))
+            same.meta = dict(node.meta)
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
 
 
 def _unfuse(graph: Graph, node: Node) -> None:

@@ -106,11 +106,15 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     def _update_temperature(self, log_prob: th.Tensor, log: Log) -> None:
         """One step of alpha towards the target entropy, if it is learned."""
         assert isinstance(self.target_entropy, float)
-        optimizer = self.temperature.optimizer
-        if optimizer is None:
+        log_ent_coef, optimizer = self.temperature.log_ent_coef, self.temperature.optimizer
+        if log_ent_coef is None or optimizer is None:
             return
+        hooks = list((log_ent_coef._backward_hooks or {}).values())
+        require(not hooks, "log_ent_coef", hooks, "nothing would call its hooks, for its gradient is a formula")
         step = self._recorded_step(self.temperature.step, optimizer)
-        loss, bad = step(log_prob, self.target_entropy, self._guard)
+        # A tensor: every other number would be a graph of its own
+        target_entropy = th.full((), self.target_entropy, device=self.device)
+        loss, bad = step(log_prob, target_entropy, self._guard)
         self._guard.remember("temperature", {"temperature_loss": 1}, bad)
         log.add(("ent_coef_loss",), loss.view(1))
 

@@ -39,11 +39,11 @@ class Temperature:
         return self.ent_coef_tensor
 
     @th.no_grad()
-    def step(self, log_prob: th.Tensor, target_entropy: float, guard: Guard) -> tuple[th.Tensor, th.Tensor]:
+    def step(self, log_prob: th.Tensor, target_entropy: th.Tensor, guard: Guard) -> tuple[th.Tensor, th.Tensor]:
         """One step of a learned alpha towards the target entropy, if the guard has seen nothing bad.
 
         :param log_prob: (B,) log-density of the actions
-        :param target_entropy: in nats
+        :param target_entropy: (), in nats
         :param guard: looks at loss and gradient
         :return: the loss, (); (2,), how many numbers of loss and gradient are not finite
         """
@@ -53,12 +53,12 @@ class Temperature:
         gradient = ent_coef_gradient(log_prob, target_entropy)
         bad = th.stack([count_bad(loss), count_bad(gradient)])
         guard.look(bad)
-        set_gradient([self.log_ent_coef], [gradient.view(1)])
+        set_gradient([self.log_ent_coef], [gradient.view(1) if self.log_ent_coef.requires_grad else None])
         guard.step(self.optimizer)
         return loss, bad
 
 
-def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: th.Tensor | float) -> th.Tensor:
     """Temperature loss `-log alpha (log pi + H)` (SAC Flow, Eq. 24, in SB3's log form).
 
     :param log_ent_coef: (1,) log alpha
@@ -68,8 +68,8 @@ def ent_coef_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: 
     return -(log_ent_coef * (log_prob + target_entropy).detach()).mean()
 
 
-def ent_coef_gradient(log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
-    """Derivative of `ent_coef_loss` by log alpha, (): autograd would take fifty launches on CUDA to say the same.
+def ent_coef_gradient(log_prob: th.Tensor, target_entropy: th.Tensor | float) -> th.Tensor:
+    """Derivative of `ent_coef_loss` by log alpha, (): autograd says the same with more launches on CUDA.
 
     :param log_prob: (B,)
     :param target_entropy: H
