@@ -69,7 +69,15 @@ def run_tests(args: argparse.Namespace) -> list[Row]:
     command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-m", "cuda", "-vv", "--dist", "load"]
     command += ["--maxprocesses=16"]
     log = args.out / "tests.log"
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored behind a shell's `&`
+        ) as process,
+    ):
         try:
             process.wait(PARTS["tests"].limit - TO_STOP)
         except subprocess.TimeoutExpired:

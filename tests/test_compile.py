@@ -199,6 +199,18 @@ def test_a_gradient_of_its_own_is_cached() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_losses_are_cached_for_the_next_process() -> None:
+    if not hasattr(th._dynamo.config, "trace_autograd_ops"):
+        pytest.skip("this PyTorch compiles a loss in two parts")
+    counters.clear()
+    make_model("FlowMLPPolicy", net={"flow_steps": 1}, compile=True).learn(LEARNING_STARTS + 1)  # no actor yet
+    counts = counters["aot_autograd"]
+    assert counts["autograd_cache_bypass"] == 0
+    assert counts["total"] == counts["autograd_cache_hit"] + counts["autograd_cache_saved"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("mode", [True, "max"])
 def test_code_generation_works(mode: CompileMode) -> None:
     x = th.linspace(-1, 1, 7)

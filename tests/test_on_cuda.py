@@ -46,7 +46,7 @@ def test_tests_that_are_cut_off_say_what_failed_until_then(tmp_path: Path, monke
     python.write_text(UNENDING.format(python=sys.executable))
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setitem(on_cuda.PARTS, "tests", on_cuda.Part(on_cuda.run_tests, on_cuda.TO_STOP + 2))
+    monkeypatch.setitem(on_cuda.PARTS, "tests", on_cuda.Part(on_cuda.run_tests, on_cuda.TO_STOP + 5))
     rows = on_cuda.run_tests(argparse.Namespace(out=tmp_path))
     assert [row["tests"] for row in rows[:2]] == [1, 0]
     assert rows[2]["are"] == "FAILED tests/test_cuda.py::test_b - a reason"

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch as th
@@ -208,8 +209,10 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         """Nets that have a target net, and these."""
         return [] if self.critic_target is None else [(self.critic, self.critic_target)]
 
-    def _autocast(self) -> th.autocast:
-        return th.autocast(self.device.type, th.bfloat16, enabled=self.amp is not None)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.amp is None:  # PyTorch's cache of compiled code takes none that enters autocast, not even to disable it
+            return super()._autocast()
+        return th.autocast(self.device.type, th.bfloat16)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "critic_target", "_followers"]
