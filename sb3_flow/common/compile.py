@@ -20,8 +20,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CompileMode = bool | Literal["max"]
-_number = itertools.count()
 COMPILE_MODES: tuple[CompileMode, ...] = (False, True, "max")
+_number = itertools.count()  # of a compiled method
 
 
 class Compiled(Generic[P, R]):

@@ -39,7 +39,8 @@ def _merge_sums(graph: Graph) -> None:
         if node.target is not aten.sum.dim_IntList or getattr(value, "dtype", None) not in HALF:
             continue
         x, dims, *_ = node.args
-        key = x, tuple(sorted(dim % x.meta["val"].dim() for dim in dims)), value.dtype
+        rank = max(x.meta["val"].dim(), 1)
+        key = x, tuple(sorted(dim % rank for dim in dims or range(rank))), value.dtype
         first = known.setdefault(key, node)
         if first is not node:
             with graph.inserting_before(node):
