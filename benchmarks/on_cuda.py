@@ -31,6 +31,7 @@ import torch as th
 from arguments import positive
 from children import Child, measure_in_turn
 from contenders import Size
+from end_to_end import learn
 from records import commit, machine
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from train_step import REFERENCE, UPDATES, cycles, make_filled, make_learner
@@ -50,7 +51,6 @@ CONTENDERS = (
     *(f"flow_t+compiled{NO_GRAPHS}", f"flow_t+compiled{TF32}{ENVS}16", "flow_g+compiled", f"flow_g+compiled{TF32}"),
     *("fql+compiled", "flow_rl+compiled", "qsm+compiled", "dime+compiled"),
 )
-TIMELINE = "flow_t+compiled"
 # Of a step of `learn`
 METHODS = ["train", "_guarded_sample", "_update", "_update_temperature", "_stop_if_bad", "collect_rollouts"]
 METHODS += ["_sample_action", "predict", "_store_transition"]
@@ -156,12 +156,12 @@ def ready(name: str, size: Size, args: argparse.Namespace) -> Callable[[], Row]:
     assert isinstance(model, OffPolicyAlgorithm)
     steps = 20 if args.smoke else 512
     model.learning_starts = 0  # the buffer is full
-    model.learn(32, log_interval=10**9)
+    learn(model, 32)
 
     def measure() -> Row:
         values = cycle_times(run, args.rounds)
         start = time.perf_counter()
-        model.learn(steps, reset_num_timesteps=False, log_interval=10**9)
+        learn(model, steps)
         return {**values, "env_steps_per_s": round(steps / (time.perf_counter() - start), 1)}
 
     return measure
@@ -198,12 +198,18 @@ def be_a_child(args: argparse.Namespace) -> None:
     print(Child.RESULT + json.dumps(row(name, size, values)), flush=True)
 
 
+def make_shown(args: argparse.Namespace) -> OffPolicyFlowAlgorithm:
+    """What is looked into; its `batch_size` is that of its cycles."""
+    shown = ("flow_t", SMOKE) if args.smoke else ("flow_t+compiled", PAPER)
+    model = make_filled(*shown, args)
+    assert isinstance(model, OffPolicyFlowAlgorithm)
+    return model
+
+
 def draw_time_line(args: argparse.Namespace) -> list[Row]:
     """Where the time of a cycle goes: kernels and waits, the longest first."""
-    size = SMOKE if args.smoke else PAPER
-    model = make_filled(TIMELINE.partition("+")[0] if args.smoke else TIMELINE, size, args)
-    assert isinstance(model, OffPolicyFlowAlgorithm)
-    run = cycles(model, size.batch, 1)
+    model = make_shown(args)
+    run = cycles(model, model.batch_size, 1)
     for _ in range(3):
         run()
     activities = [th.profiler.ProfilerActivity.CPU]
@@ -236,11 +242,9 @@ def draw_time_line(args: argparse.Namespace) -> list[Row]:
 
 def take_apart(args: argparse.Namespace) -> list[Row]:
     """Where the time of a step of `learn` goes: the time in each method, with waits and what it calls."""
-    size, steps = (SMOKE, 20) if args.smoke else (PAPER, 500)
-    model = make_filled(TIMELINE.partition("+")[0] if args.smoke else TIMELINE, size, args)
-    assert isinstance(model, OffPolicyFlowAlgorithm)
+    model, steps = make_shown(args), 20 if args.smoke else 500
     model.learning_starts = 0  # the buffer is full
-    model.learn(30, log_interval=10**9)
+    learn(model, 30)
     spent: dict[str, list[float]] = {}
     with ExitStack() as stack:
         for owner, names in ((model, METHODS), (model.env, ["step"]), (model.replay_buffer, ["sample"])):
@@ -249,7 +253,7 @@ def take_apart(args: argparse.Namespace) -> list[Row]:
                 times = spent.setdefault(label, [])
                 stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), times)))
         start = time.perf_counter()
-        model.learn(steps, reset_num_timesteps=False, log_interval=10**9)
+        learn(model, steps)
         wall = time.perf_counter() - start
     rows: list[Row] = [{"what": "a step, by the clock", "ms": round(1000 * wall / steps, 3), "times": 1}]
     longest = sorted(spent.items(), key=lambda item: -sum(item[1]))

@@ -109,8 +109,8 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
         log_ent_coef, optimizer = self.temperature.log_ent_coef, self.temperature.optimizer
         if log_ent_coef is None or optimizer is None:
             return
-        hooks = list((log_ent_coef._backward_hooks or {}).values())
-        require(not hooks, "log_ent_coef", hooks, "nothing would call its hooks, for its gradient is a formula")
+        advice = "nothing would call its hooks, for its gradient is a formula; remove them"
+        require(not log_ent_coef._backward_hooks, "log_ent_coef", log_ent_coef, advice)
         step = self._recorded_step(self.temperature.step, optimizer)
         # A tensor: every other number would be a graph of its own
         target_entropy = th.full((), self.target_entropy, device=self.device)
