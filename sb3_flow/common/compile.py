@@ -153,8 +153,14 @@ def _options(mode: CompileMode, device: th.device, graphs: bool) -> dict[str, An
             return {"mode": "max-autotune-no-cudagraphs" if mode == "max" else "default"}
         # CUDA graphs: at these sizes the launches of the kernels take longer than their work
         return {"mode": "max-autotune" if mode == "max" else "reduce-overhead"}
-    # Small nets have many small kernels, which are called from C++ in less time than from Python
-    options: dict[str, Any] = {"cpp_wrapper": True}
+    options: dict[str, Any] = {
+        # Small nets have many small kernels, which are called from C++ in less time than from Python
+        "cpp_wrapper": True,
+        # GCC optimises the calls for longer than the kernels, and what it gains there cannot be measured
+        "cpp_wrapper_build_separate": True,
+        # A compiler of C++20 knows the vector instructions of any CPU; PyTorch has it compile programs to see that
+        "cpp.vec_isa_ok": True,
+    }
     with suppress(ImportError):  # older versions of PyTorch have no such passes
         from sb3_flow.common.inductor import CPUPass  # a second's import, which only what is compiled needs
 
