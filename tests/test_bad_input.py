@@ -35,6 +35,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from torch import nn
 
 from sb3_flow import FQL, FlowPolicy, FlowTPolicy, SACFlow
+from sb3_flow.common.checks import check_finite
 from sb3_flow.common.flow import Velocity
 from sb3_flow.common.log import Log
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
@@ -665,3 +666,8 @@ def test_the_message_counts_the_bad_values() -> None:
     model = poisoned(make_model().learn(20), "observations", NAN)
     with pytest.raises(FloatingPointError, match=r"replay batch: `observations` has 8 NaN or infinite of 24 values"):
         model.train(1, batch_size=8)
+
+
+def test_whole_numbers_are_not_looked_at() -> None:
+    images = th.zeros(2, 3, 64, 64, dtype=th.uint8, device="meta")  # which has no numbers to look at
+    check_finite("replay batch", observations={"image": images})

@@ -155,6 +155,8 @@ def check_finite(where: str, **tensors: th.Tensor | dict[str, th.Tensor]) -> Non
     """
     for name, tensor in tensors.items():
         for key, leaf in tensor.items() if isinstance(tensor, dict) else [("", tensor)]:
+            if not leaf.is_floating_point():  # images
+                continue
             # A sum is finite only if every element is, and is one kernel; an overflowing sum is looked at again
             if not math.isfinite(leaf.sum().item()) and not th.isfinite(leaf).all():
                 bad = int((~th.isfinite(leaf)).sum())
