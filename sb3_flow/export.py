@@ -1,4 +1,4 @@
-"""The deterministic policy on its own: a module from raw observations to actions, and its ONNX file."""
+"""The policy on its own: a module from raw observations to actions, and its ONNX file."""
 
 import logging
 import warnings
@@ -19,13 +19,16 @@ from sb3_flow.common.checks import extra, require
 from sb3_flow.common.policies import ActorPolicy
 
 Observation = th.Tensor | dict[str, th.Tensor]
+NOISE = "noise"  # the name of an input
+ROWS = 2  # of an example: PyTorch takes a batch of one for a constant
 
 
-class DeterministicPolicy(nn.Module):
-    """What `predict(deterministic=True)` computes from the environment's observations, without SB3 around it.
+class ActingPolicy(nn.Module):
+    """What `predict` computes from the environment's observations, without SB3 around it.
 
-    Its call takes B observations, a tensor or a dict of tensors, and returns actions in the environment's units,
-    (B, action shape), or with chunks (B, h, action shape), to be executed one after the other.
+    Its call takes B observations, a tensor or a dict of tensors, and standard normal numbers of the shape that
+    `model.actor.noise_shape(B)` says, or None for the deterministic policy. It returns actions in the environment's
+    units, (B, action shape), or with chunks (B, h, action shape), to be executed one after the other.
 
     :param policy: the policy; it is not copied
     :param normalize: the environment's VecNormalize, whose statistics are then built in; None if there is none
@@ -46,15 +49,16 @@ class DeterministicPolicy(nn.Module):
         self.normalizers = nn.ModuleList(self._normalizers.values())  # ModuleDict refuses some keys of spaces
         self.train(False)
 
-    def forward(self, observations: Observation) -> th.Tensor:
+    def forward(self, observations: Observation, noise: th.Tensor | None = None) -> th.Tensor:
         if isinstance(observations, dict):
             observations = {key: self._normalize(key, value) for key, value in observations.items()}
             batch_size = next(iter(observations.values())).shape[0]
         else:
             observations = self._normalize("", observations)
             batch_size = observations.shape[0]
+        noise = self.actor.fixed_noise(batch_size) if noise is None else self.actor.cut_noise(noise)
         # Not by way of `action_fn`: what is compiled cannot be exported
-        actions = self.actor.action(observations, self.actor.fixed_noise(batch_size))  # (B, D) in [-1, 1]
+        actions = self.actor.action(observations, noise)  # (B, D) in [-1, 1]
         actions = actions.reshape(batch_size, *self.chunk, *self.action_shape)
         scaled = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
         return th.maximum(th.minimum(scaled, self.high), self.low)  # rounding may lead out of the bounds
@@ -81,8 +85,13 @@ class _Normalizer(nn.Module):
         return ((observations - self.mean) / self.std).clamp(-self.limit, self.limit)
 
 
-def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecNormalize | None = None) -> None:
-    """Write the deterministic policy as an ONNX file, for runtimes that have neither SB3 nor PyTorch.
+def export_onnx(
+    model: FlowAlgorithm,
+    path: str | PathLike[str],
+    normalize: VecNormalize | None = None,
+    deterministic: bool = True,
+) -> None:
+    """Write the policy as an ONNX file, for runtimes that have neither SB3 nor PyTorch.
 
     Inputs are named "observation", or by the keys of a Dict space, with any number of rows; the output is "action".
     Images are channels first, as the policy sees them; numbers have the type of the observation space, which is float64
@@ -90,13 +99,20 @@ def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecN
 
     :param model: the trained model
     :param path: of the file
-    :param normalize: see `DeterministicPolicy`
-    :raises ValueError: if that is no model of this package, or the folder does not exist
+    :param normalize: see `ActingPolicy`
+    :param deterministic: False for the stochastic policy: the file has one more input then, "noise", for standard
+        normal numbers, new ones for each decision, float32, of the shape that it states
+    :raises ValueError: if that is no model of this package, the folder does not exist, or observations have the key
+        "noise" beside the input of that name
     :raises ImportError: without the packages of the extra "onnx"
     """
     require(isinstance(model, FlowAlgorithm), "model", model, "a model of sb3_flow; the path comes second")
     folder = Path(path).parent
     require(folder.is_dir(), "path", str(path), f"make the folder {folder} first")
+    example = _example(model)
+    is_dict = isinstance(example, dict)
+    is_named_twice = not deterministic and is_dict and NOISE in example
+    require(not is_named_twice, "deterministic", deterministic, f"True, or no observation with the key {NOISE!r}")
     try:
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
@@ -108,21 +124,28 @@ def export_onnx(model: FlowAlgorithm, path: str | PathLike[str], normalize: VecN
             "build the statistics in, pass normalize=model.get_vec_normalize_env().",
             stacklevel=2,
         )
-    policy = DeterministicPolicy(cast(ActorPolicy, model.policy), normalize).to("cpu")
+    policy = ActingPolicy(cast(ActorPolicy, model.policy), normalize).to("cpu")
+    batch = th.export.Dim("batch")
+    rows: Any = {0: batch}
+    inputs: dict[str, Any] = {"observations": example}
+    shapes: dict[str, Any] = {"observations": dict.fromkeys(example, rows) if is_dict else rows}
+    names = list(example) if is_dict else ["observation"]
+    if not deterministic:
+        shape = policy.actor.noise_shape(ROWS)
+        inputs[NOISE], names = th.randn(shape), [*names, NOISE]
+        (axis,) = (i for i, n in enumerate(policy.actor.noise_shape(ROWS + 1)) if n != shape[i])
+        shapes[NOISE] = {axis: batch}
     try:
-        example = _example(model)
-        rows: Any = {0: th.export.Dim("batch")}
-        is_dict = isinstance(example, dict)
         with _without_foreign_warnings():
             th.onnx.export(
                 policy,
                 (),
                 path,
-                kwargs={"observations": example},
+                kwargs=inputs,
                 dynamo=True,
-                input_names=list(example) if is_dict else ["observation"],
+                input_names=names,
                 output_names=["action"],
-                dynamic_shapes={"observations": dict.fromkeys(example, rows) if is_dict else rows},
+                dynamic_shapes=shapes,
                 external_data=False,
                 verbose=False,
             )
@@ -145,11 +168,11 @@ def _without_foreign_warnings() -> Iterator[None]:
 
 
 def _example(model: FlowAlgorithm) -> Observation:
-    """Two observations: PyTorch takes a batch of one for a constant."""
+    """Observations to trace with."""
     sample = model.observation_space.sample()
     if isinstance(sample, Mapping):
-        return {key: th.as_tensor(np.stack([value, value])) for key, value in sample.items()}
-    return th.as_tensor(np.stack([sample, sample]))
+        return {key: th.as_tensor(np.stack([value] * ROWS)) for key, value in sample.items()}
+    return th.as_tensor(np.stack([sample] * ROWS))
 
 
 def _normalizers(normalize: VecNormalize | None, device: th.device) -> dict[str, _Normalizer]:

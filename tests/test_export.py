@@ -13,7 +13,7 @@ from helpers import EVERY_KIND, SAC_FLOWS, VECTOR, RandomEnv, make_any, make_var
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
-from sb3_flow.export import DeterministicPolicy, export_onnx
+from sb3_flow.export import ActingPolicy, export_onnx
 
 ACTION = spaces.Box(np.array([-3.0, 0.0], np.float32), np.array([1.0, 0.5], np.float32))
 DICT = spaces.Dict({"b": VECTOR, "a": spaces.Box(-1.0, 1.0, (2,), np.float32)})
@@ -35,7 +35,7 @@ def test_the_module_acts_as_the_policy_in_the_units_of_the_environment(name: str
     model = make_any(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
     obs = observations(model)
     with th.no_grad():
-        actions = DeterministicPolicy(model.policy)(th.as_tensor(obs)).numpy()
+        actions = ActingPolicy(model.policy)(th.as_tensor(obs)).numpy()
     np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-6)
 
 
@@ -52,6 +52,50 @@ def test_the_onnx_file_acts_as_the_policy_for_any_number_of_rows(name: str, hori
         actions = run_onnx(tmp_path / "policy.onnx", {"observation": obs})
         np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-5)
     model.learn(20)  # the export leaves a model that trains on
+
+
+def decided(model: OffPolicyFlowAlgorithm, obs: th.Tensor, noise: th.Tensor) -> Any:
+    """What the policy makes of noise, in the units of the environment."""
+    with th.no_grad():
+        actions = model.actor.action(obs, model.actor.cut_noise(noise)).numpy()
+    h = model.policy.horizon_length
+    return model.policy.unscale_action(actions.reshape(len(obs), *([h] if h > 1 else []), *ACTION.shape))
+
+
+@pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc", "dime", "flow_rl", "qsm", "reinflow"])
+def test_with_noise_the_module_acts_as_the_stochastic_policy(name: str) -> None:
+    model = make_any(name, RandomEnv(action_space=ACTION), horizon_length=3).learn(20)
+    obs, module = th.as_tensor(observations(model)), ActingPolicy(model.policy)
+    th.manual_seed(0)
+    noise = th.randn(model.actor.noise_shape(len(obs)))
+    with th.no_grad():
+        actions = module(obs, noise).numpy()
+    th.manual_seed(0)
+    _, (chunks, _) = model.predict(obs.numpy())
+    np.testing.assert_allclose(actions, chunks, atol=1e-6)
+    assert np.abs(actions - chunks_of(model, obs.numpy())).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "horizon"), [("flow_t", 3), ("fql", 1), ("qc", 3), ("flow_rl", 1), ("reinflow", 3)])
+def test_the_stochastic_file_has_its_noise_as_an_input(name: str, horizon: int, tmp_path: Path) -> None:
+    model = make_any(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+    export_onnx(model, tmp_path / "policy.onnx", deterministic=False)
+    for rows in (1, 5):
+        obs = observations(model, rows)
+        noise = 2 * th.randn(model.actor.noise_shape(rows))
+        actions = run_onnx(tmp_path / "policy.onnx", {"observation": obs, "noise": noise.numpy()})
+        np.testing.assert_allclose(actions, decided(model, th.as_tensor(obs), noise), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_dict_observations_stand_beside_the_noise(tmp_path: Path) -> None:
+    model = make_any("flow_t", RandomEnv(DICT), policy="MultiInputPolicy").learn(20)
+    export_onnx(model, tmp_path / "policy.onnx", deterministic=False)
+    obs = {key: np.stack([space.sample() for _ in range(4)]) for key, space in DICT.items()}
+    noise = np.zeros(model.actor.noise_shape(4), np.float32)
+    actions = run_onnx(tmp_path / "policy.onnx", {**obs, "noise": noise})
+    np.testing.assert_allclose(actions, chunks_of(model, obs), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -71,7 +115,7 @@ def test_the_statistics_of_vec_normalize_are_built_in(space: spaces.Space[Any], 
     raw: Any = env.unnormalize_obs(env.reset())
     normalized = env.normalize_obs(raw)
     tensors = {k: th.as_tensor(v) for k, v in raw.items()} if isinstance(raw, dict) else th.as_tensor(raw)
-    policy = DeterministicPolicy(model.policy, env)
+    policy = ActingPolicy(model.policy, env)
     with th.no_grad():
         actions = policy(tensors).numpy()
     np.testing.assert_allclose(actions, chunks_of(model, normalized), atol=1e-5)
@@ -98,7 +142,7 @@ def test_an_export_without_the_statistics_that_a_model_learned_with_is_pointed_o
 @pytest.mark.parametrize("name", EVERY_KIND)
 def test_everything_that_acts_goes_where_the_module_goes(name: str) -> None:
     model = make_any(name)
-    DeterministicPolicy(model.policy).to("meta")
+    ActingPolicy(model.policy).to("meta")
     moved = {net: {tensor.is_meta for tensor in net.state_dict().values()} for net in (model.actor, model.critic)}
     # Of n samples the critics choose the best
     assert moved == {model.actor: {True}, model.critic: {True}}
@@ -108,5 +152,8 @@ def test_what_cannot_be_exported_is_refused_before_it_is_traced(tmp_path: Path) 
     model = make_any("flow_g")
     with pytest.raises(ValueError, match=r"path=.*make the folder .*nowhere first"):
         export_onnx(model, tmp_path / "nowhere" / "policy.onnx")
+    noisy = make_any("flow_g", RandomEnv(spaces.Dict({"noise": VECTOR})), policy="MultiInputPolicy")
+    with pytest.raises(ValueError, match=r"deterministic=False is not allowed: .*no observation with the key 'noise'"):
+        export_onnx(noisy, tmp_path / "policy.onnx", deterministic=False)
     with pytest.raises(ValueError, match=r"model='policy.onnx' is not allowed: a model of sb3_flow"):
         export_onnx("policy.onnx", model)  # type: ignore[arg-type]

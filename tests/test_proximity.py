@@ -12,7 +12,7 @@ from helpers import POLICIES, RandomEnv, differences, make_model, observations, 
 from torch.testing import assert_close
 
 from sb3_flow import SACFlow
-from sb3_flow.export import DeterministicPolicy
+from sb3_flow.export import ActingPolicy
 
 
 def behavior_model(policy: str = "FlowTPolicy", critic: str = "target", **kwargs: Any) -> SACFlow:
@@ -118,7 +118,7 @@ def test_the_flow_is_no_part_of_what_acts() -> None:
         for parameter in model.behavior.parameters():
             parameter.add_(1.0)
     np.testing.assert_array_equal(model.predict(observations(model), deterministic=True)[0], before)
-    names = DeterministicPolicy(model.policy).state_dict()
+    names = ActingPolicy(model.policy).state_dict()
     assert not [name for name in names if "behavior" in name]
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from sb3_flow.common.encoding import SharedFeatures
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
-from sb3_flow.export import DeterministicPolicy
+from sb3_flow.export import ActingPolicy
 
 MODELS = [*(("flow_t", critic) for critic in CRITICS), *((name, None) for name in GUESTS)]
 
@@ -139,7 +139,7 @@ def test_a_saved_model_shares_as_before(name: str, tmp_path: Path) -> None:
     # The actor alone, and the policy as a module of its own
     model.actor.save(tmp_path / "actor")
     with th.no_grad():
-        actions = DeterministicPolicy(model.policy)(th.as_tensor(obs)).reshape(len(obs), -1)
+        actions = ActingPolicy(model.policy)(th.as_tensor(obs)).reshape(len(obs), -1)
         expected = model.actor(th.as_tensor(obs), deterministic=True)
     np.testing.assert_allclose(actions, expected, atol=1e-6)
     if name != "qc":  # which chooses by critics

@@ -19,7 +19,7 @@ from sb3_flow import SACFlow
 from sb3_flow.common.checks import check_spaces
 from sb3_flow.datasets import DataError, from_arrays, load_dataset
 from sb3_flow.datasets.ogbench import measure
-from sb3_flow.export import DeterministicPolicy, export_onnx
+from sb3_flow.export import ActingPolicy, export_onnx
 
 RNG = np.random.default_rng(0)
 LOW = RNG.uniform(-3, 3, 64)
@@ -64,7 +64,7 @@ def test_exported_actions_are_in_the_space_too(name: str) -> None:
     space = UNEVEN["float32"]
     model = make_variant(name, env=RandomEnv(action_space=space))
     obs = th.as_tensor(1e3 * observations(model))
-    actions = DeterministicPolicy(model.policy)(obs).reshape(-1, *space.shape)
+    actions = ActingPolicy(model.policy)(obs).reshape(-1, *space.shape)
     assert all(space.contains(action) for action in actions.detach().numpy())
 
 

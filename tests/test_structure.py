@@ -104,11 +104,8 @@ class MeanActor(ChunkActor):
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return th.tanh(self.net(self.extract_features(obs, self.features_extractor)) + 0.1 * noise)
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        return th.randn(batch_size, self.chunk_dim, device=self.device)
-
-    def fixed_noise(self, batch_size: int) -> th.Tensor:
-        return th.zeros(batch_size, self.chunk_dim, device=self.device)
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return batch_size, self.chunk_dim
 
 
 class MeanPolicy(ChunkPolicy):

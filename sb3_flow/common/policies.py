@@ -75,12 +75,20 @@ class ChunkActor(ObservingModel, BasePolicy):
         """
 
     @abstractmethod
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Of the numbers that a batch of actions is made from, standard normal but for `cut_noise`."""
+
+    def cut_noise(self, noise: th.Tensor) -> th.Tensor:
+        """What standard normal numbers become before an action is made from them."""
+        return noise
+
     def sample_noise(self, batch_size: int) -> th.Tensor:
         """All the noise of one batch of actions, in one draw."""
+        return self.cut_noise(th.randn(self.noise_shape(batch_size), device=self.device))
 
-    @abstractmethod
     def fixed_noise(self, batch_size: int) -> th.Tensor:
         """The noise of the deterministic policy, without a draw: evaluation must not change the run it watches."""
+        return th.zeros(self.noise_shape(batch_size), device=self.device)
 
     def sample_line(self, batch_size: int) -> Line:
         """Noise and times for `sb3_flow.common.flow.matching_error`."""

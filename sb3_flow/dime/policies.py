@@ -86,11 +86,8 @@ class DIMEActor(ChunkActor):
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return th.tanh(simulate(self.process(obs), noise)[-1])
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        return th.randn(self.diffusion_steps + 1, batch_size, self.chunk_dim, device=self.device)
-
-    def fixed_noise(self, batch_size: int) -> th.Tensor:
-        return th.zeros(self.diffusion_steps + 1, batch_size, self.chunk_dim, device=self.device)
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return self.diffusion_steps + 1, batch_size, self.chunk_dim
 
 
 class DIMEPolicy(ChunkPolicy):

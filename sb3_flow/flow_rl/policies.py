@@ -66,11 +66,11 @@ class MidpointActor(ChunkActor):
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return self.action_in(self.field(obs), noise)
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        return th.randn(batch_size, self.chunk_dim, device=self.device).clamp(-1, 1)
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return batch_size, self.chunk_dim
 
-    def fixed_noise(self, batch_size: int) -> th.Tensor:
-        return th.zeros(batch_size, self.chunk_dim, device=self.device)
+    def cut_noise(self, noise: th.Tensor) -> th.Tensor:
+        return noise.clamp(-1, 1)
 
     def sample_line(self, batch_size: int) -> Line:
         x_0, t = super().sample_line(batch_size)

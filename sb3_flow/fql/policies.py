@@ -95,11 +95,8 @@ class OneStepActor(FQLActor):
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return self.mu(obs, noise).clamp(-1, 1)
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        return th.randn(batch_size, self.chunk_dim, device=self.device)
-
-    def fixed_noise(self, batch_size: int) -> th.Tensor:
-        return th.zeros(batch_size, self.chunk_dim, device=self.device)
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return batch_size, self.chunk_dim
 
 
 class BestOfNActor(FQLActor):
@@ -141,8 +138,8 @@ class BestOfNActor(FQLActor):
         best = critic.reduce(q).view(n, batch_size).argmax(dim=0)  # (B,)
         return candidates[best, th.arange(batch_size, device=best.device)]
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        return th.randn(self.best_of_n, batch_size, self.chunk_dim, device=self.device)
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return self.best_of_n, batch_size, self.chunk_dim
 
     def fixed_noise(self, batch_size: int) -> th.Tensor:
         return self.candidates.expand(-1, batch_size, -1)

@@ -71,12 +71,8 @@ class DiffusionActor(ChunkActor):
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return denoise(self.field(obs), noise, self.schedule, bound=1.0)
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        """All the noise of one batch of actions, (T, B, D), in one draw."""
-        return th.randn(self.diffusion_steps, batch_size, self.chunk_dim, device=self.device)
-
-    def fixed_noise(self, batch_size: int) -> th.Tensor:
-        return th.zeros(self.diffusion_steps, batch_size, self.chunk_dim, device=self.device)
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return self.diffusion_steps, batch_size, self.chunk_dim
 
     def sample_steps(self, batch_size: int) -> th.Tensor:
         """A step for each of B actions, uniform in 0 ... T - 1, (B, 1)."""

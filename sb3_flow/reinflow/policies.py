@@ -127,13 +127,11 @@ class ReinFlowActor(ChunkActor):
     def action(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         return self.ends(self.path(obs, noise)[-1])
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        noise = th.randn(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
-        noise[1:].clamp_(-HIGHEST_NOISE, HIGHEST_NOISE)
-        return noise
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return self.flow_steps + 1, batch_size, self.chunk_dim
 
-    def fixed_noise(self, batch_size: int) -> th.Tensor:
-        return th.zeros(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
+    def cut_noise(self, noise: th.Tensor) -> th.Tensor:
+        return th.cat([noise[:1], noise[1:].clamp(-HIGHEST_NOISE, HIGHEST_NOISE)])
 
     def _features(self, obs: PyTorchObs) -> th.Tensor:
         features: th.Tensor = self.norm(self.extract_features(obs, self.features_extractor))

@@ -128,9 +128,8 @@ class FlowActor(ChunkActor):
     def flow(self) -> Flow:
         return Flow(self.features_extractor, self.norm, self.velocity, squash=True, sde=self.rollout_kind == "sde")
 
-    def sample_noise(self, batch_size: int) -> th.Tensor:
-        """All the noise of one rollout, (K + 1, B, D), in one draw."""
-        return th.randn(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
+    def noise_shape(self, batch_size: int) -> tuple[int, ...]:
+        return self.flow_steps + 1, batch_size, self.chunk_dim
 
     @contextmanager
     def acting_with(self, noise: th.Tensor) -> Iterator[None]:
@@ -150,9 +149,6 @@ class FlowActor(ChunkActor):
         """Sampled actions (B, D) in [-1, 1] and their log-densities (B,), under the name SAC's actor has."""
         path = self.path(obs, self.sample_noise(n_observations(obs)))
         return th.tanh(path.x), path.log_prob
-
-    def fixed_noise(self, batch_size: int) -> th.Tensor:
-        return th.zeros(self.flow_steps + 1, batch_size, self.chunk_dim, device=self.device)
 
     def without_noise(self, obs: PyTorchObs, x_0: th.Tensor) -> th.Tensor:
         """Actions (B, D) in [-1, 1] at the ends of the ODE's paths.
