@@ -19,7 +19,7 @@ from sb3_flow.common.checks import extra, require
 from sb3_flow.common.policies import ActorPolicy
 
 Observation = th.Tensor | dict[str, th.Tensor]
-NOISE = "noise"  # the name of an input
+ACTION, NOISE = "action", "noise"  # names in the file
 ROWS = 2  # of an example: PyTorch takes a batch of one for a constant
 
 
@@ -102,17 +102,18 @@ def export_onnx(
     :param normalize: see `ActingPolicy`
     :param deterministic: False for the stochastic policy: the file has one more input then, "noise", for standard
         normal numbers, new ones for each decision, float32, of the shape that it states
-    :raises ValueError: if that is no model of this package, the folder does not exist, or observations have the key
-        "noise" beside the input of that name
+    :raises ValueError: if that is no model of this package, the folder does not exist, or an observation has a name
+        that the file has for something else
     :raises ImportError: without the packages of the extra "onnx"
     """
     require(isinstance(model, FlowAlgorithm), "model", model, "a model of sb3_flow; the path comes second")
     folder = Path(path).parent
     require(folder.is_dir(), "path", str(path), f"make the folder {folder} first")
     example = _example(model)
-    is_dict = isinstance(example, dict)
-    is_named_twice = not deterministic and is_dict and NOISE in example
-    require(not is_named_twice, "deterministic", deterministic, f"True, or no observation with the key {NOISE!r}")
+    names = list(example) if isinstance(example, dict) else ["observation"]
+    own = {ACTION} if deterministic else {ACTION, NOISE}
+    advice = "the file has that name for what is not observed; rename the observation"
+    require(own.isdisjoint(names), "model.observation_space", sorted(own.intersection(names)), advice)
     try:
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
@@ -128,11 +129,10 @@ def export_onnx(
     batch = th.export.Dim("batch")
     rows: Any = {0: batch}
     inputs: dict[str, Any] = {"observations": example}
-    shapes: dict[str, Any] = {"observations": dict.fromkeys(example, rows) if is_dict else rows}
-    names = list(example) if is_dict else ["observation"]
+    shapes: dict[str, Any] = {"observations": dict.fromkeys(names, rows) if isinstance(example, dict) else rows}
     if not deterministic:
         shape = policy.actor.noise_shape(ROWS)
-        inputs[NOISE], names = th.randn(shape), [*names, NOISE]
+        inputs[NOISE], names = th.zeros(shape), [*names, NOISE]
         (axis,) = (i for i, n in enumerate(policy.actor.noise_shape(ROWS + 1)) if n != shape[i])
         shapes[NOISE] = {axis: batch}
     try:
@@ -144,7 +144,7 @@ def export_onnx(
                 kwargs=inputs,
                 dynamo=True,
                 input_names=names,
-                output_names=["action"],
+                output_names=[ACTION],
                 dynamic_shapes=shapes,
                 external_data=False,
                 verbose=False,
@@ -181,3 +181,11 @@ def _normalizers(normalize: VecNormalize | None, device: th.device) -> dict[str,
         return {}
     rms = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
     return {key: _Normalizer(one, normalize, device) for key, one in rms.items()}
+
+
+def __getattr__(name: str) -> Any:
+    """The module under its name of 0.1, until 0.3."""
+    if name != "DeterministicPolicy":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.{name} has moved: it is ActingPolicy now", DeprecationWarning, stacklevel=2)
+    return ActingPolicy

@@ -80,7 +80,9 @@ def test_with_noise_the_module_acts_as_the_stochastic_policy(name: str) -> None:
 @pytest.mark.parametrize(("name", "horizon"), [("flow_t", 3), ("fql", 1), ("qc", 3), ("flow_rl", 1), ("reinflow", 3)])
 def test_the_stochastic_file_has_its_noise_as_an_input(name: str, horizon: int, tmp_path: Path) -> None:
     model = make_any(name, RandomEnv(action_space=ACTION), horizon_length=horizon).learn(20)
+    state = th.get_rng_state()
     export_onnx(model, tmp_path / "policy.onnx", deterministic=False)
+    assert th.equal(th.get_rng_state(), state)  # the run that is exported goes on as without
     for rows in (1, 5):
         obs = observations(model, rows)
         noise = 2 * th.randn(model.actor.noise_shape(rows))
@@ -153,7 +155,12 @@ def test_what_cannot_be_exported_is_refused_before_it_is_traced(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"path=.*make the folder .*nowhere first"):
         export_onnx(model, tmp_path / "nowhere" / "policy.onnx")
     noisy = make_any("flow_g", RandomEnv(spaces.Dict({"noise": VECTOR})), policy="MultiInputPolicy")
-    with pytest.raises(ValueError, match=r"deterministic=False is not allowed: .*no observation with the key 'noise'"):
+    with pytest.raises(
+        ValueError, match=r"model.observation_space=\['noise'\] is not allowed: .*rename the observation"
+    ):
         export_onnx(noisy, tmp_path / "policy.onnx", deterministic=False)
+    acting = make_any("flow_g", RandomEnv(spaces.Dict({"action": VECTOR})), policy="MultiInputPolicy")
+    with pytest.raises(ValueError, match=r"model.observation_space=\['action'\] is not allowed: .*rename"):
+        export_onnx(acting, tmp_path / "policy.onnx")
     with pytest.raises(ValueError, match=r"model='policy.onnx' is not allowed: a model of sb3_flow"):
         export_onnx("policy.onnx", model)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from helpers import VECTOR, RandomEnv, make_model
 
 from sb3_flow import FlowTPolicy, SACFlow
 from sb3_flow.common.buffers import ChunkDictReplayBuffer, ChunkReplayBuffer
+from sb3_flow.export import ActingPolicy
 from sb3_flow.sac_flow.policies import FlowActor
 
 # Made by 0.1, at commit d641420; `actions.npz` has what each model did then in the states of `OBSERVATIONS`
@@ -21,6 +22,12 @@ OBSERVATIONS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 MODULES = ["buffers", "checks", "compile", "flow", "layers", "losses", "normalize", "policies", "velocity"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:sb3_flow.* has moved:DeprecationWarning")
+
+
+def test_the_exported_module_has_its_old_name() -> None:
+    with pytest.warns(DeprecationWarning, match="has moved: it is ActingPolicy now"):
+        from sb3_flow.export import DeterministicPolicy
+    assert DeterministicPolicy is ActingPolicy
 
 
 def then(name: str) -> Any:
