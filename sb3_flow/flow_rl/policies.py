@@ -74,7 +74,7 @@ class MidpointActor(ChunkActor):
 
     def sample_line(self, batch_size: int) -> Line:
         x_0, t = super().sample_line(batch_size)
-        return Line(x_0.clamp(-1, 1), t)
+        return Line(self.cut_noise(x_0), t)
 
 
 class FlowRLPolicy(ChunkPolicy):
