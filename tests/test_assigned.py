@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dataset_files import regular_arrays, trajectories
-from helpers import EVERY_KIND, ONE_OF_EACH, RandomEnv, make_any, make_variant, taking
+from helpers import EVERY_KIND, ONE_OF_EACH, RandomEnv, make_any, make_variant, taking, warned
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 
@@ -34,8 +34,11 @@ def test_a_weight_of_the_data_that_is_assigned_acts(name: str) -> None:
 def test_alpha_and_the_critics_learning_rate_that_are_assigned_act(name: str) -> None:
     model: Any = make_variant(name).learn(12)
     learned = model.temperature.value.clone()
+    begun_with = model.ent_coef
     model.ent_coef, model.qf_learning_rate = "auto_0.7", 0.125
-    model.learn(1, reset_num_timesteps=False)
+    (message,) = warned(lambda: model.learn(1, reset_num_timesteps=False))
+    assert "ent_coef='auto_0.7' says where a new model begins; alpha goes on from" in message
+    assert model.ent_coef == begun_with
     assert abs(model.temperature.value - learned) < 0.1  # goes on
     assert model.critic.optimizer.param_groups[0]["lr"] == 0.125
     model.ent_coef = 0.7
@@ -73,6 +76,32 @@ def test_data_that_are_assigned_are_learned_from(name: str) -> None:
     model.learn(2, reset_num_timesteps=False)
     assert model._dataset is not None
     assert len(model._dataset.at(0)) == 30
+
+
+@pytest.mark.parametrize("name", taking("offline_ratio", ONE_OF_EACH))
+def test_data_that_are_taken_away_are_learned_from_no_more(name: str) -> None:
+    model = make_variant(name, offline_dataset=regular_arrays(trajectories([20])), learning_starts=0)
+    model.learn(12)
+    model.offline_dataset = None
+    (message,) = warned(lambda: model.learn(1, reset_num_timesteps=False))
+    assert "Learning goes on without the offline data" in message
+    assert model._dataset is None
+    assert model.experience.offline_share(256, 0) == 0
+
+
+def test_a_number_of_candidates_that_is_assigned_is_refused() -> None:
+    model: Any = make_variant("qc").learn(12)
+    model.best_of_n = 9
+    with pytest.raises(ValueError, match=r"best_of_n=9 is not allowed: the policy draws 4; save the model and give"):
+        model.learn(1, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("name", taking("bc_coef", ONE_OF_EACH))
+def test_a_weight_that_gets_to_nan_between_the_probes_is_named(name: str) -> None:
+    model = make_variant(name, learning_starts=0).learn(4)
+    model.bc_schedules = model.bc_schedules._replace(online=lambda progress: float("nan"))
+    with pytest.raises(ValueError, match="bc_coef"):
+        model.train(1, 8)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

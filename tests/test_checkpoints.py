@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import VARIANTS, RandomEnv, differences, make_model, make_variant, snapshot
+from helpers import EVERY_KIND, VARIANTS, RandomEnv, differences, make_any, make_model, make_variant, snapshot, warned
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -86,7 +86,6 @@ class CopyOfTheEnvironment(BaseCallback):
         self.env = deepcopy(env)
         if isinstance(env, VecNormalize):  # its copy lacks what is not pickled
             self.env.set_venv(deepcopy(env.venv))
-            self.env.returns = env.returns.copy()
 
 
 @pytest.mark.parametrize(("name", "phase", "n_envs"), RUNS)
@@ -105,6 +104,56 @@ def test_a_run_goes_on_from_a_checkpoint_bit_identically(name: str, phase: str, 
     for key in ("actions", "rewards", "dones"):
         np.testing.assert_array_equal(getattr(model.replay_buffer, key), getattr(resumed.replay_buffer, key))
     assert model._n_updates > 0
+
+
+def test_statistics_that_nobody_takes_are_pointed_out(tmp_path: Path) -> None:
+    env = VecNormalize(DummyVecEnv([RandomEnv]))
+    make_model(env=env).learn(12, callback=CheckpointCallback(6, tmp_path))
+    (message,) = warned(lambda: SACFlow.resume(tmp_path, device="cpu"))
+    assert "rl_model_vecnormalize_12_steps.pkl are not used: pass env to `resume`" in message
+    assert not warned(lambda: SACFlow.resume(tmp_path, RandomEnv(), device="cpu"))
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_refused_learn_counts_as_none(name: str, tmp_path: Path) -> None:
+    class Refuses(BaseCallback):
+        def _on_training_start(self) -> None:
+            raise ValueError("no")
+
+        def _on_step(self) -> bool:
+            return True
+
+    model = make_any(name, offline_dataset=data(), offline_steps=10, **({"bc_coef": 1.0} if name == "flow_t" else {}))
+    callback = CheckpointCallback(5, tmp_path)
+    model.learn(10, callback=callback)
+    with pytest.raises(ValueError, match="reset_num_timesteps=False"):
+        model.learn(10, callback=callback)
+    with pytest.raises(ValueError, match="no"):
+        model.learn(10, callback=Refuses())
+    assert model.num_timesteps == 10
+    model.learn(10, callback=callback, reset_num_timesteps=False)  # as the error says
+    assert model.num_timesteps == 20
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_refused_phase_of_data_leaves_the_planned_one(name: str) -> None:
+    model = make_any(name, offline_dataset=data(), offline_steps=7)
+    learn_offline = (lambda **kwargs: model.pretrain(data(), 3, **kwargs)) if name == "reinflow" else None
+    learn_offline = learn_offline or (lambda **kwargs: model.learn_offline(3, **kwargs))
+    with pytest.raises(TypeError):
+        learn_offline(log_intervall=1)
+    assert model.is_offline
+    assert model.offline_steps == 7
+    learn_offline()
+    assert model.offline_steps == 3
+
+
+def test_a_checkpoint_inside_of_another_callback_has_the_models_number(tmp_path: Path) -> None:
+    callback = EveryNTimesteps(10, CheckpointCallback(1, tmp_path, keep=None))
+    make_model(train_freq=7).learn(42, callback=callback)
+    assert [checkpoint.steps for checkpoint in checkpoints(tmp_path)] == [14, 21, 35, 42]
+    for checkpoint in checkpoints(tmp_path):
+        assert SACFlow.load(checkpoint.model).num_timesteps == checkpoint.steps
 
 
 def test_a_resumed_run_begins_with_a_reset_and_other_episodes_than_the_first(tmp_path: Path) -> None:

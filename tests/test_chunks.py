@@ -17,9 +17,11 @@ from helpers import (
     make_model,
     make_variant,
     snapshot,
+    warned,
 )
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -286,10 +288,41 @@ def test_a_policy_of_another_horizon_is_refused(name: str, tmp_path: Any) -> Non
             type(model).load(tmp_path / "model", horizon_length=horizon)
 
 
+@pytest.mark.parametrize("name", ["flow_t", "fql", "qsm"])
+@pytest.mark.parametrize("given", [{}, {"replay_buffer_class": None}])
+def test_chunks_are_not_given_to_a_saved_model_without(name: str, given: dict[str, Any], tmp_path: Any) -> None:
+    model = make_variant(name)
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"horizon_length=5 is not allowed: the policy's is 1; set it in"):
+        type(model).load(tmp_path / "model", horizon_length=5, **given)
+
+
+@pytest.mark.parametrize("given", [{"n_steps": 3}, {"replay_buffer_kwargs": {"n_steps": 3}}])
+def test_a_buffer_of_ones_own_with_n_step_returns_is_not_said_to_have_none(given: dict[str, Any]) -> None:
+    class OwnBuffer(NStepReplayBuffer):
+        pass
+
+    assert not warned(lambda: make_model(replay_buffer_class=OwnBuffer, **given))
+    buffer = make_model(replay_buffer_class=OwnBuffer, **given).replay_buffer
+    assert isinstance(buffer, OwnBuffer)
+    assert buffer.n_steps == 3
+
+
 def test_the_buffer_arguments_of_one_model_serve_the_next() -> None:
     shared: dict[str, Any] = {"handle_timeout_termination": True}
     make_model(horizon_length=3, replay_buffer_kwargs=shared)
     make_model(replay_buffer_kwargs=shared).learn(LEARNING_STARTS + 2)
+
+
+@pytest.mark.parametrize("kwargs", [{"horizon_length": 3}, {"n_steps": 3}])
+def test_a_reset_is_no_termination_where_time_limits_are(kwargs: dict[str, Any]) -> None:
+    buffer = {"replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    model = make_model(env=RandomEnv(episode_length=10), **buffer, **kwargs)
+    model.learn(15)
+    model.learn(15)
+    ended, cut = model.replay_buffer.dones[:30, 0], model.replay_buffer.timeouts[:30, 0]
+    assert np.flatnonzero(ended).tolist() == [9, 14, 24]
+    assert np.flatnonzero(cut).tolist() == [14]  # the environment's own are to be taken for terminations
 
 
 @pytest.mark.parametrize("kwargs", [{"horizon_length": 3}, {"n_steps": 3}])

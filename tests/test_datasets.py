@@ -29,6 +29,7 @@ from dataset_files import (
     write_robomimic,
 )
 from gymnasium import spaces
+from helpers import warned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -298,6 +299,12 @@ def test_a_bad_shard_is_an_error_before_its_turn_or_in_it(tmp_path: Path) -> Non
     np.savez(tmp_path / "cube-v0-002.npz", **arrays | {"actions": arrays["actions"][1:]})
     with pytest.raises(ValueError, match=r"cube-v0-002\.npz.*'actions'"):
         load_ogbench(tmp_path)
+    own = regular_arrays(trajectories([3])) | {"qpos": np.zeros((3, 2), np.float32)}
+    del own["next_observations"]
+    np.savez(tmp_path / "cube-v0-002.npz", **own)
+    dataset = load_ogbench(tmp_path, rotate_every=1)
+    with pytest.raises(ValueError, match=r"cube-v0-002\.npz: 'next_observations': give it"):
+        dataset.at(2)
     unknown = {key: values for key, values in arrays.items() if key != "qpos"}
     np.savez(tmp_path / "cube-v0-002.npz", **unknown)
     with pytest.raises(ValueError, match=r"cube-v0-002\.npz: 'next_observations'"):
@@ -350,6 +357,24 @@ def test_robomimic_without_next_obs(tmp_path: Path, dones: str) -> None:
         np.testing.assert_array_equal(steps[name], wanted[name][kept])
     bootstraps = steps["masks"] == 1
     np.testing.assert_array_equal(steps["next_observations"][bootstraps], wanted["next_observations"][kept][bootstraps])
+
+
+def test_robomimic_rewards_that_are_not_used_are_pointed_out(tmp_path: Path) -> None:
+    import h5py
+
+    path = tmp_path / "low_dim.hdf5"
+
+    def said(rewards: list[float]) -> list[str]:
+        write_robomimic(path, [4, 3, 5], dones="end")
+        with h5py.File(path, "r+") as file:
+            file["data/demo_1/rewards"][:] = rewards
+        return warned(lambda: load_robomimic(path))
+
+    assert not said([0, 1, 1])
+    (message,) = said([0.5, 0.75, 1])
+    assert "the rewards of 1 of 3 demos are not 0 or 1, and are not used: a step costs 1" in message
+    (message,) = said([0, 0, 0])
+    assert "1 of 3 demos end with dones = 1 and never had a reward. They are learned from as successes" in message
 
 
 def test_robomimic_filter_keys(tmp_path: Path) -> None:

@@ -139,6 +139,33 @@ def test_another_name_for_an_array_is_recognised(new: str, old: str, hint: str) 
         from_arrays(arrays)
 
 
+@pytest.mark.parametrize(("reward", "mask"), [(1.0, 1.0), (0.0, 0.0)])
+def test_a_robots_qpos_makes_no_published_file_of_ones_own(reward: float, mask: float, tmp_path: Path) -> None:
+    arrays = regular_arrays(trajectories([5, 5]))
+    del arrays["next_observations"]
+    arrays["rewards"], arrays["masks"] = np.zeros(10, np.float32), np.ones(10, np.float32)
+    arrays["rewards"][9], arrays["masks"][9] = reward, mask
+    np.savez(tmp_path / "data.npz", **arrays, qpos=np.zeros((10, 7), np.float32))
+    with pytest.raises(DataError, match=r"'next_observations': give it: .* but row 9 has a reward, or a mask of 0"):
+        load_dataset(tmp_path / "data.npz")
+
+
+def test_d4rls_arrays_are_told_what_masks_are() -> None:
+    arrays = regular_arrays(trajectories([3]))
+    arrays["timeouts"] = arrays.pop("masks")
+    with pytest.raises(DataError, match=r"masks = 1 - terminals, and then terminals = terminals \| timeouts"):
+        from_arrays(arrays)
+
+
+def test_a_minari_dataset_is_named_by_its_id() -> None:
+    class MinariDataset:
+        id = "mujoco/hopper/medium-v0"
+
+    MinariDataset.__module__ = "minari.dataset.minari_dataset"
+    with pytest.raises(ValueError, match='is not allowed: give "minari:mujoco/hopper/medium-v0"'):
+        load_dataset(MinariDataset())  # type: ignore[arg-type]
+
+
 def test_masks_that_seem_to_be_turned_around_are_told_of() -> None:
     arrays = regular_arrays(trajectories([20]))
     with pytest.warns(UserWarning, match=r"masks are 0 in 19 of 20 steps, which makes these terminal"):

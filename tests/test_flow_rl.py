@@ -119,6 +119,20 @@ def test_actor_loss_is_value_and_matching_by_weight(batch: int, dim: int, seed: 
     th.testing.assert_close(grads[1], 0.3 * 2 * weights[:, None] * error.detach() * mask / len(cells))
 
 
+def test_chunks_that_q_beta_knows_nothing_of_do_not_move_the_weights() -> None:
+    gains, valid = th.tensor([1.0, 100.0, 2.0]), th.tensor([1.0, 0.0, 1.0])
+    weights = matching_weights(gains, th.zeros(3), valid)
+    th.testing.assert_close(weights[::2], matching_weights(gains[::2], th.zeros(2)))
+
+
+@pytest.mark.parametrize(("scale", "lowest", "highest"), [(1.0, 0.0, 0.05), (100.0, 0.9, 1.0)])
+def test_the_log_says_how_many_weights_are_cut_off(scale: float, lowest: float, highest: float) -> None:
+    weights = matching_weights(scale * randn(400), th.zeros(400))
+    cut_off = actor_loss(th.zeros(400), th.zeros(400, 1), th.zeros(400, 1), weights, 0.1).cut_off
+    assert cut_off == ((weights <= 0.01) | (weights >= 10.0)).double().mean()
+    assert lowest <= cut_off <= highest
+
+
 def test_an_action_as_good_as_the_policy_s_own_is_followed_less_than_a_better_one() -> None:
     better = matching_weights(th.tensor([0.0, 2.0]), th.zeros(2))
     th.testing.assert_close(better, th.tensor([math.exp(-1.0), math.exp(1.0)]))

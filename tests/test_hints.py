@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch as th
 from dataset_files import regular_arrays, trajectories
-from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_any, make_model, make_variant, warned
+from helpers import ONE_OF_EACH, VARIANTS, RandomEnv, make_any, make_model, make_variant, taking, warned
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
 
 from sb3_flow.common.flow import auto_target_entropy, constant_entropy
 
@@ -144,8 +146,54 @@ def test_data_alone_that_hold_nothing_are_pointed_out() -> None:
         return make_model(offline_dataset=data, offline_steps=steps, bc_coef=bc_coef)
 
     for nothing in (0.0, [0.0, 3.0], lambda progress: 0.0):
-        (message,) = warned(lambda nothing=nothing: made(5, nothing))
-        assert "bc_coef=0 holds the policy to nothing while it learns from data alone" in message
+        for learn in (lambda model: model.learn(5), lambda model: model.learn_offline(5)):
+            (message,) = warned(lambda nothing=nothing, learn=learn: learn(made(5, nothing)))
+            assert "bc_coef=0 holds the policy to nothing while it learns from data alone" in message
     for bc_coef in (3.0, [3.0, 0.0], lambda progress: progress):
-        assert not warned(lambda bc_coef=bc_coef: made(5, bc_coef))
-    assert not warned(lambda: made(0, 0.0))
+        assert not warned(lambda bc_coef=bc_coef: made(5, bc_coef).learn(5))
+    assert not warned(lambda: made(0, 0.0).learn(11))
+    (message,) = warned(lambda: made(0, 0.0).learn_offline(1))  # which makes a phase of its own
+    assert "holds the policy to nothing" in message
+
+
+@pytest.mark.parametrize("name", taking("offline_steps", ONE_OF_EACH))
+def test_random_steps_after_a_phase_of_data_are_pointed_out(name: str) -> None:
+    def learn(learning_starts: int | None, steps: int) -> list[str]:
+        data = regular_arrays(trajectories([20]))
+        kwargs: dict[str, Any] = {"offline_dataset": data, "offline_steps": 5, "learning_starts": learning_starts}
+        return [message for message in warned(lambda: make_variant(name, **kwargs).learn(steps)) if "random" in message]
+
+    (message,) = learn(8, 10)
+    assert "After 5 updates from data the steps up to 8 are random, and no update is made" in message
+    assert "Set it to 0" in message
+    assert not learn(5, 10)
+    assert not learn(None, 10)
+    assert not learn(8, 5)
+
+
+@pytest.mark.parametrize("name", taking("start_training", ONE_OF_EACH))
+def test_steps_that_are_only_stored_are_pointed_out(name: str) -> None:
+    data = regular_arrays(trajectories([20]))
+    model = make_variant(name, offline_dataset=data, offline_steps=2, start_training=6, learning_starts=0)
+
+    def said(steps: int) -> list[str]:
+        return [message for message in warned(lambda: model.learn(steps)) if "start_training" in message]
+
+    assert not said(2)  # from data alone
+    (message,) = said(4)
+    assert "learn(4) only stores its steps of the environment: start_training waits for 6 of them" in message
+    assert model._n_updates == 2
+    assert not said(2)  # the sixth is learned from
+    assert model._n_updates == 3
+
+
+def test_hindsight_without_an_end_of_an_episode_is_pointed_out() -> None:
+    def model(buffer_size: int) -> Any:
+        env = BitFlippingEnv(n_bits=20, continuous=True, max_steps=10**6)
+        hindsight = {"replay_buffer_class": HerReplayBuffer, "buffer_size": buffer_size}
+        return make_model("MultiInputPolicy", env, **hindsight)  # type: ignore[arg-type]
+
+    (message,) = warned(lambda: model(100).learn(30))
+    assert "Nothing was learned in 30 timesteps: no episode has ended" in message
+    with pytest.raises(ValueError, match="buffer_size=20 is not allowed: no episode ends within it"):
+        model(20).learn(30)

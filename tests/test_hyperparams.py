@@ -206,7 +206,9 @@ QSM_WEIGHTS = {
     "cube-double-play-singletask-task2-v0": (1.0, 10.0),
     "cube-triple-play-singletask-v0": (10.0, 10.0),
     "cube-quadruple-play-100m-singletask-task3-v0": (1.0, 10.0),
-    "scene-play-singletask-task1-v0": (3.0, 30.0),
+    "scene-sparse-play-singletask-task1-v0": (3.0, 30.0),
+    "puzzle-3x3-sparse-play-singletask-task5-v0": (10.0, 30.0),
+    "puzzle-4x4-sparse-play-100m-singletask-v0": (10.0, 1.0),
 }
 
 
@@ -218,6 +220,7 @@ def test_qsm_s_offline_entries_have_the_published_weights(task, weights):
     data = regular_arrays(trajectories([20]))
     model = QSM(env=RandomEnv(), **{**hyperparams, "buffer_size": 10, "offline_dataset": data})
     assert (model.q_coef, model.bc_coef, model.horizon_length) == (*weights, 5)
+    assert (model.start_training, model.exploration_noise) == (5_000, 0.0)
     assert (model.policy.n_critics, model.policy.diffusion_steps) == (10, 10)
 
 

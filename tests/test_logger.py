@@ -37,7 +37,14 @@ FQL_KEYS = {
 ONE_STEP_KEYS = {"train/bc_loss", "train/saturated"}
 BEHAVIOR_KEYS = {
     f"train/{name}"
-    for name in ("behavior_critic_loss", "behavior_q_mean", "behavior_value_loss", "matching_weight", "saturated")
+    for name in (
+        "behavior_critic_loss",
+        "behavior_q_mean",
+        "behavior_value_loss",
+        "matching_weight",
+        "matching_weight_cut_off",
+        "saturated",
+    )
 }
 QSM_KEYS = FQL_KEYS - {"train/matching_loss"} | {"train/bc_loss", "train/gradient_size", "train/score_loss"}
 GUEST_KEYS = {"qc": FQL_KEYS, "flow_rl": FQL_KEYS | BEHAVIOR_KEYS, "qsm": QSM_KEYS}
@@ -101,6 +108,15 @@ def test_a_fixed_ent_coef_is_logged_without_a_loss() -> None:
     model.train(3, batch_size=8)
     assert model.logger.name_to_value["train/ent_coef"] == 0.25
     assert "train/ent_coef_loss" not in model.logger.name_to_value
+
+
+@pytest.mark.parametrize("name", ["flow_t", "qsm"])
+def test_on_a_cpu_a_callback_finds_floats(name: str) -> None:
+    model = make_variant(name).learn(10)
+    model.train(3, batch_size=8)
+    values = {key: value for key, value in model.logger.name_to_value.items() if key.startswith("train/")}
+    assert {type(value) for key, value in values.items() if key != "train/n_updates"} == {float}
+    assert json.loads(json.dumps(values)) == values
 
 
 def test_a_fixed_noise_is_logged() -> None:

@@ -1,5 +1,6 @@
 """Learning from offline data: what is sampled, what each phase does, and that nothing else is touched."""
 
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,14 @@ def test_data_are_sampled_alone_until_a_whole_chunk_is_stored() -> None:
     assert model.experience.offline_share(8, update=0) == 8
     model.learn(4, reset_num_timesteps=False)
     assert model.experience.offline_share(8, update=0) == 0
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 0.97])
+def test_a_share_that_is_no_whole_number_is_met_on_average(ratio: float) -> None:
+    model = offline_model(offline_ratio=ratio, offline_steps=0).learn(20)
+    shares = [model.experience.offline_share(8, update=0) for _ in range(2000)]
+    assert set(shares) <= {math.floor(8 * ratio), math.ceil(8 * ratio)}
+    assert np.mean(shares) == pytest.approx(8 * ratio, abs=0.05)
 
 
 def test_of_data_in_shards_the_resident_one_is_weighed(tmp_path: Path) -> None:

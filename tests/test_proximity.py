@@ -88,6 +88,17 @@ def test_the_distance_is_to_the_action_for_the_same_noise(noise_std: float | Non
     assert_close(loss.loss, 2 * (own - near).square().mean() - q.mean())
 
 
+def test_a_policy_that_was_held_may_be_let_loose() -> None:
+    model = behavior_model()
+    model.learn_offline(3)
+    model.bc_coef = 0.0
+    model.learn(3)
+    assert model._bc_coef_now() == 0
+    model.proximity = "data"
+    with pytest.raises(ValueError, match="a saved model keeps its own, and so does this one"):
+        model.learn(3)
+
+
 def test_the_policys_loss_has_no_gradient_in_the_flow() -> None:
     model = behavior_model().learn(20)
     assert model.behavior is not None

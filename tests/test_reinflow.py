@@ -19,6 +19,7 @@ from helpers import (
     make_variant,
     observations,
     snapshot,
+    warned,
 )
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
@@ -306,6 +307,21 @@ def test_a_flow_of_another_model_is_in_training_mode_while_it_clones() -> None:
     before = int(model.actor.norm.steps)
     model.pretrain(regular_arrays(trajectories([20])), 3)
     assert model.actor.norm.steps == before + 3
+
+
+def test_a_start_from_a_flow_of_another_k_is_pointed_out() -> None:
+    source = make_variant("flow_t", net={"flow_steps": 5})
+    (message,) = warned(lambda: make_any("reinflow").start_from(source))
+    assert "flow_steps=2 here and 5 in the SACFlow" in message
+    assert "policy_kwargs={'flow_steps': 5}" in message
+    assert not warned(lambda: make_any("reinflow", net={"flow_steps": 5}).start_from(source))
+
+
+def test_data_that_would_not_be_cloned_are_refused() -> None:
+    data = regular_arrays(trajectories([20]))
+    with pytest.raises(ValueError, match="offline_steps=0 is not allowed: no update would be made from the data"):
+        make_any("reinflow", offline_dataset=data)
+    make_any("reinflow", offline_dataset=data, offline_steps=1)
 
 
 @pytest.mark.parametrize("name", [*SAC_FLOWS, "fql", "qc_fql", "qc", "reinflow"])

@@ -153,6 +153,16 @@ CASES = {
 }
 
 
+def test_the_width_goes_with_the_heads_of_the_yaml() -> None:
+    def widths(**policy_kwargs: Any) -> Any:
+        space = ALGORITHMS["sac_flow"].search.space({"policy": "FlowTPolicy", "policy_kwargs": str(policy_kwargs)}, 2)
+        return space["d_model"].choices if "d_model" in space else None
+
+    assert widths() == (32, 64, 128)
+    assert widths(n_heads=64) == (64, 128)
+    assert widths(n_heads=3, d_model=48) is None
+
+
 def test_alpha_is_searched_on_the_scale_of_the_critic() -> None:
     search = ALGORITHMS["sac_flow"].search
     ranges = {}

@@ -381,6 +381,13 @@ def test_what_concerns_the_environment_alone_is_not_searched_where_it_is_never_s
     assert "bc_coef" in drawn[100]
 
 
+def test_reinflow_is_not_searched_where_it_would_only_clone(tmp_path):
+    manager = make_manager(str(tmp_path / "study.log"), tmp_path, algo="reinflow", timesteps=100)
+    manager._hyperparams |= {"offline_dataset": "ogbench:x", "offline_steps": 500}
+    with pytest.raises(ValueError, match="n_timesteps=100 is not allowed: all of them clone data"):
+        manager.hyperparameters_optimization()
+
+
 # --- Journal files ---
 
 

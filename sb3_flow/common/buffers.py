@@ -256,7 +256,7 @@ def end_episodes(buffer: ReplayBuffer) -> None:
             buffer.truncate_last_trajectory()
     elif (isinstance(buffer, (ChunkSampling, NStepReplayBuffer)) or buffer.optimize_memory_usage) and buffer.size() > 0:
         last = buffer.pos - 1
-        if buffer.handle_timeout_termination:
+        if not buffer.optimize_memory_usage:  # which samples as if the steps around a seam were one episode
             buffer.timeouts[last] = np.where(buffer.dones[last], buffer.timeouts[last], 1)
         buffer.dones[last] = 1
 

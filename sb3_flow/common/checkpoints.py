@@ -19,6 +19,7 @@ from sb3_flow.common.files import remove_leftovers, write_pickle
 from sb3_flow.common.normalize import TAUGHT
 
 MODEL = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
+RETURNS = "returns_at_checkpoint"  # attribute of a saved VecNormalize: SB3 leaves out the running returns
 
 
 class Generators(NamedTuple):
@@ -159,7 +160,8 @@ class CheckpointCallback(SB3CheckpointCallback):
         there = checkpoints(self.save_path, self.name_prefix)
         further = [checkpoint.model.name for checkpoint in there if checkpoint.steps > self.model.num_timesteps]
         advice = (
-            f"it has checkpoints of a run that was further ({', '.join(further)}): resume that, or take a new folder"
+            f"it has checkpoints of a run that was further ({', '.join(further)}): resume that, or take a new folder; "
+            "if this model is that run's, learn with reset_num_timesteps=False"
         )
         require(not further, "save_path", self.save_path, advice)
 
@@ -170,15 +172,17 @@ class CheckpointCallback(SB3CheckpointCallback):
         return True
 
     def _save(self) -> None:
-        if self.num_timesteps == self._saved_at:  # on-policy several calls may have waited for the end of one rollout
-            return
-        self._saved_at = self.num_timesteps
         model: Any = self.model
-        checkpoint = Checkpoint(Path(self.save_path), self.name_prefix, self.num_timesteps)
+        # The model's own number: inside of another callback ours may be that of an earlier step
+        if model.num_timesteps == self._saved_at:  # on-policy several calls may have waited for the end of one rollout
+            return
+        self._saved_at = model.num_timesteps
+        checkpoint = Checkpoint(Path(self.save_path), self.name_prefix, model.num_timesteps)
         if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):
             model.save_replay_buffer(checkpoint.replay_buffer)
         normalize = model.get_vec_normalize_env()
         if self.save_vecnormalize and normalize is not None:
+            setattr(normalize, RETURNS, normalize.returns.copy())
             write_pickle(checkpoint.vecnormalize, normalize)
         model.save_checkpoint(checkpoint.model)
         if self.verbose >= 2:
@@ -206,11 +210,12 @@ def with_statistics(env: VecEnv, path: Path) -> VecEnv:
     :param path: of the saved VecNormalize
     """
     there = unwrap_vec_normalize(env)
-    if there is None:
-        return VecNormalize.load(str(path), env)
-    saved = VecNormalize.load(str(path), there.venv)
-    # Not the running returns: they are of the episodes that the environments are in
+    saved = VecNormalize.load(str(path), env if there is None else there.venv)
+    normalize = saved if there is None else there
     for name in ("obs_rms", "ret_rms", TAUGHT):
         if name in vars(saved):
-            setattr(there, name, getattr(saved, name))
-    return env
+            setattr(normalize, name, getattr(saved, name))
+    returns = vars(saved).get(RETURNS)
+    if returns is not None and returns.shape == normalize.returns.shape:
+        normalize.returns = returns.copy()  # of episodes that go on; a reset forgets them
+    return saved if there is None else env

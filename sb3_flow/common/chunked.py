@@ -27,10 +27,11 @@ class ChunkedAlgorithm(PersistentOffPolicyAlgorithm):
         super().__init__(*args, **kwargs)
         self.horizon_length = horizon_length
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
+        self._built_horizon: int | None = None  # that of the policy
 
     def _check_chunks(self) -> None:
         h, buffer = self.horizon_length, self.replay_buffer_class
-        built_for = self.policy_kwargs.get("horizon_length", h)
+        built_for = self.policy_kwargs.get("horizon_length", self._built_horizon or h)
         name = type(self).__name__
         advice = f"the policy's is {built_for}; set it in {name}, not in policy_kwargs and not when loading"
         require(built_for == h, "horizon_length", h, advice)

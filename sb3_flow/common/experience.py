@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flow.common.buffers import Batch, join, sample_dataset, to_batch
-from sb3_flow.common.checks import check_finite
+from sb3_flow.common.checks import check_finite, require
 from sb3_flow.datasets import Dataset
 
 
@@ -26,9 +26,18 @@ class Experience(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the first chunk, or hindsight's first episode, is not complete, of a buffer that began empty."""
+        """Whether the first chunk, or hindsight's first episode, is not complete, of a buffer that began empty.
+
+        :raises ValueError: if hindsight's first episode never will be
+        """
         if isinstance(self.buffer, HerReplayBuffer):
-            return not bool((self.buffer.ep_length > 0).any())
+            ended = bool((self.buffer.ep_length > 0).any())
+            size, advice = (
+                self.buffer.buffer_size,
+                "no episode ends within it; choose a larger one, or set a time limit",
+            )
+            require(ended or not self.buffer.full, "buffer_size", size * self.buffer.n_envs, advice)
+            return not ended
         return self.dataset is None and 0 < self.buffer.size() < self.horizon_length
 
     def offline_share(self, batch_size: int, update: int) -> int:
@@ -44,7 +53,8 @@ class Experience(NamedTuple):
         if self.offline or stored <= 0:
             return batch_size
         if self.offline_ratio is not None:
-            return round(self.offline_ratio * batch_size)
+            exact = self.offline_ratio * batch_size
+            return int(exact) + int(exact % 1 > 0 and np.random.random() < exact % 1)
         resident = len(self.dataset.at(update))
         return int(np.random.binomial(batch_size, resident / (resident + stored)))
 

@@ -64,13 +64,19 @@ def arguments_of(cls: type[Any]) -> list[str]:
 
 
 def learning_hints(
-    total_timesteps: int, learning_starts: int, offline_left: int, online_only: Iterable[str], goes_on: bool
+    total_timesteps: int,
+    learning_starts: int,
+    offline_left: int,
+    stores: int,
+    online_only: Iterable[str],
+    goes_on: bool,
 ) -> Iterator[str]:
     """What a run of so many timesteps will not do, or do again.
 
     :param total_timesteps: of the run
     :param learning_starts: random steps before learning
     :param offline_left: updates of the offline phase that come first
+    :param stores: steps of the environment that are only stored, after that phase
     :param online_only: arguments that were given for the phase in the environment alone
     :param goes_on: whether the model had learned in an environment when it was loaded
     """
@@ -83,6 +89,16 @@ def learning_hints(
         yield (
             f"learn({total_timesteps}) counts anew: its first {learning_starts} steps are random, though this model "
             "has learned. To go on, pass reset_num_timesteps=False, or set learning_starts to 0."
+        )
+    if 0 < offline_left < min(learning_starts, total_timesteps):
+        yield (
+            f"After {offline_left} updates from data the steps up to {learning_starts} are random, and no update is "
+            "made: learning_starts counts from the start of the offline phase. Set it to 0."
+        )
+    if stores > 0 and offline_left < total_timesteps < offline_left + stores:
+        yield (
+            f"learn({total_timesteps}) only stores its steps of the environment: start_training waits for {stores} of "
+            "them. Lower it, or learn longer."
         )
     unused = ", ".join(online_only)
     if total_timesteps < offline_left and unused:

@@ -139,7 +139,7 @@ class Residual(nn.Sequential):
         return x + out
 
 
-Linear = TypeVar("Linear", nn.Linear, EnsembleLinear)
+Linear = TypeVar("Linear", bound=nn.Linear | EnsembleLinear)
 
 
 def xavier(layer: Linear) -> Linear:

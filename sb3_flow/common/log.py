@@ -100,12 +100,13 @@ class Log:
             self._sums[names] = Sum(values.detach().clone())
 
     def record(self, logger: Logger) -> None:
-        """Hand the means to a logger, which reads them from the device when it writes them."""
+        """Hand the means to a logger, which reads them from a device that computes by itself when it writes them."""
         if not any(isinstance(output, _Reader) for output in logger.output_formats):
             logger.output_formats.insert(0, _Reader())
         for names, numbers in self._sums.items():
+            waits = numbers.total.device.type != "cpu"
             for index, name in enumerate(names):
-                logger.record(f"train/{name}", OnDevice(numbers, index))
+                logger.record(f"train/{name}", OnDevice(numbers, index) if waits else numbers.means()[index])
 
 
 class _Reader(KVWriter):

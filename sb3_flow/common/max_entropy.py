@@ -1,6 +1,7 @@
 """What the maximum-entropy algorithms share: a temperature, its arguments, and how both are saved."""
 
 import math
+import warnings
 from abc import abstractmethod
 from io import BufferedIOBase
 from pathlib import Path
@@ -95,9 +96,17 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
 
     def _follow_ent_coef(self) -> None:
         """Set the temperature anew, unless it is learned before and after."""
-        if not (isinstance(self.ent_coef, str) and self.temperature.log_ent_coef is not None):
+        log_ent_coef = self.temperature.log_ent_coef
+        if not (isinstance(self.ent_coef, str) and log_ent_coef is not None):
             self._temperature_of = self.ent_coef
             self._setup_temperature()
+        elif self.ent_coef != self._temperature_of:
+            warnings.warn(
+                f"ent_coef={self.ent_coef!r} says where a new model begins; alpha goes on from "
+                f"{float(self.temperature.value):.3g}. To set it: model.log_ent_coef.data.fill_(math.log(alpha))",
+                stacklevel=4,
+            )
+            self.ent_coef = self._temperature_of
 
     @property
     def _schedules(self) -> dict[str, Schedule]:

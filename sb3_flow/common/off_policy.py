@@ -126,7 +126,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         """The weight of the phase and the progress: a tensor, for torch.compile would make a graph for every number."""
         schedule = self.bc_schedules.offline if self.is_offline else self.bc_schedules.online
         # Not th.tensor, which waits for the device to copy the number
-        return th.full((), schedule(self._current_progress_remaining), device=self.device)
+        return th.full((), self._value_now("bc_coef", schedule), device=self.device)
 
     def _batches(self, gradient_steps: int, batch_size: int) -> Iterator[tuple[Batch, Log]]:
         """The batches of one call of `train`, and what logs the updates that are made between them.
@@ -135,7 +135,8 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
 
         :param gradient_steps: how many
         :param batch_size: B >= 2
-        :raises NonFiniteError: if a batch, a loss or a gradient was not finite; nothing has changed since
+        :raises NonFiniteError: if a batch, a loss or a gradient was not finite; `n_updates` says in which update, and
+            nothing else has changed since
         """
         if self._only_stores or self.experience.is_empty:
             return

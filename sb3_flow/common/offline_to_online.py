@@ -1,6 +1,7 @@
 """Learning in two phases, from data and then in an environment."""
 
 import warnings
+from collections.abc import Iterator
 from copy import copy
 from os import PathLike
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -139,7 +141,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
                     "them, pass offline_dataset to `load`.",
                     stacklevel=3,
                 )
-                self._dataset_name, self.offline_ratio = "", None
+                self._dataset, self._dataset_of, self._dataset_name, self.offline_ratio = None, None, "", None
         elif self._dataset is None or self._dataset_of is not self.offline_dataset:
             require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
             dataset = load_fitting(self.offline_dataset, self.observation_space, self.action_space, self.horizon_length)
@@ -150,6 +152,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         self._check_arguments()
         self._complete_arguments()
         super()._setup_model()
+        self._built_horizon = self.horizon_length
 
     @property
     def is_offline(self) -> bool:
@@ -266,20 +269,18 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         """
         self._follow_arguments()
         self._load_dataset()
-        if reset_num_timesteps:
-            self._offline_before = self._n_offline
-        self._give_hints(int(total_timesteps), reset_num_timesteps)
-        if self._dataset is not None and self._vec_normalize_env is not None:
-            learn_statistics(self._vec_normalize_env, self._dataset)
-        if self._dataset is not None and self.reward_scale is not None and not self._scale_knows_data:
-            self.reward_scale.see(running_returns(self._dataset.at(0), self.gamma))
-            self._scale_knows_data = True
-        if reset_num_timesteps or self._last_obs is None:
-            end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
-            if self.reward_scale is not None:
-                self.reward_scale.begin(self.n_envs)
-        self._between_steps.clear()
-        try:
+        n_updates = self._n_updates
+        with self._learning():
+            if reset_num_timesteps:
+                self._offline_before = self._n_offline
+            for hint in self._hints(int(total_timesteps), reset_num_timesteps):
+                warnings.warn(hint, stacklevel=2)
+            self._learn_scales()
+            if reset_num_timesteps or self._last_obs is None:
+                end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
+                if self.reward_scale is not None:
+                    self.reward_scale.begin(self.n_envs)
+            self._between_steps.clear()
             super().learn(
                 total_timesteps=int(total_timesteps),
                 callback=callback,
@@ -288,28 +289,44 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
-        except BaseException:
-            self._last_obs = None  # a step may have been made that was not stored, see `collect_rollouts`
-            raise
-        self._call_between_steps()
+        self._say_if_nothing_was_learned(n_updates)
         return self
 
-    def _give_hints(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
-        if self._n_updates > 0 and knows_nothing(self._vec_normalize_env) and self._dataset is None:
+    def _learn_scales(self) -> None:
+        """What is normalised by running statistics is normalised by those of the data, too."""
+        if self._dataset is None:
+            return
+        if self._vec_normalize_env is not None:
+            learn_statistics(self._vec_normalize_env, self._dataset)
+        if self.reward_scale is not None and not self._scale_knows_data:
+            self.reward_scale.see(running_returns(self._dataset.at(0), self.gamma))
+            self._scale_knows_data = True
+
+    def _say_if_nothing_was_learned(self, n_updates: int) -> None:
+        hindsight = isinstance(self.replay_buffer, HerReplayBuffer)
+        waits = self._n_updates == n_updates and self.num_timesteps > self.learning_starts
+        if hindsight and waits and self.experience.is_empty:
             warnings.warn(
-                "The VecNormalize has seen nothing yet, but this model has learned: load the statistics that it "
-                "learned with (VecNormalize.load), or go on from a checkpoint with `resume`.",
+                f"Nothing was learned in {self.num_timesteps} timesteps: no episode has ended, and hindsight learns "
+                "from whole ones. Learn longer, or give the environment a time limit.",
                 stacklevel=3,
+            )
+
+    def _hints(self, total_timesteps: int, reset_num_timesteps: bool) -> Iterator[str]:
+        """What the user would else find out late."""
+        if self._n_updates > 0 and knows_nothing(self._vec_normalize_env) and self._dataset is None:
+            yield (
+                "The VecNormalize has seen nothing yet, but this model has learned: load the statistics that it "
+                "learned with (VecNormalize.load), or go on from a checkpoint with `resume`."
             )
         if reset_num_timesteps:  # else it may be one of many short calls
             left = max(0, self.offline_steps - self._n_offline)
             goes_on = self._n_updates > 0 and self._n_online > 0 and self._last_obs is None  # after `load`
-            hints = learning_hints(total_timesteps, self.learning_starts, left, self._online_only, goes_on)
+            stores = max(0, self.start_training - self._n_online)
+            yield from learning_hints(total_timesteps, self.learning_starts, left, stores, self._online_only, goes_on)
         else:
             end = self.num_timesteps + total_timesteps
-            hints = jumps(self._schedules, self.num_timesteps, self._total_timesteps, end)
-        for hint in hints:
-            warnings.warn(hint, stacklevel=3)
+            yield from jumps(self._schedules, self.num_timesteps, self._total_timesteps, end)
 
     @property
     def _schedules(self) -> dict[str, Schedule]:
@@ -336,11 +353,12 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         require_whole("steps", steps)
         # Before the phase is lengthened: if the data are refused, nothing has changed
         self._load_dataset()
-        self.offline_steps = self._n_offline + int(steps)
+        before, done = self.offline_steps, self._n_offline
+        self.offline_steps = done + int(steps)
         try:
             return self.learn(steps, **kwargs)
         finally:
-            self.offline_steps = self._n_offline
+            self.offline_steps = before if self._n_offline == done else self._n_offline
 
     def _excluded_save_params(self) -> list[str]:
         # A name of data is kept, data are not

@@ -4,7 +4,8 @@ import inspect
 import io
 import pickle
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase
 from os import PathLike
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import gymnasium as gym
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
@@ -27,6 +28,7 @@ from sb3_flow.common.hints import check_known
 SelfPersistent = TypeVar("SelfPersistent", bound="PersistentAlgorithm")
 
 NOT_YET: Any = object()  # a replay buffer that SB3 takes for one
+COUNTERS = ("num_timesteps", "_episode_num", "_offline_before")  # which `learn` may set to 0 at its start
 
 
 class PersistentAlgorithm(BaseAlgorithm):
@@ -86,6 +88,19 @@ class PersistentAlgorithm(BaseAlgorithm):
         for function in functions:
             function()
 
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """Around SB3's `learn`: a run that fails before its first step, as a callback may refuse it, counts as none."""
+        counters = {name: vars(self)[name] for name in COUNTERS if name in vars(self)}
+        try:
+            yield
+        except BaseException:
+            self._last_obs = None  # begin new episodes: a step, or a rollout, may have been made that was not stored
+            if self.num_timesteps == self._num_timesteps_at_start:
+                vars(self).update(counters)
+            raise
+        self._call_between_steps()
+
     def save_checkpoint(self, path: str | Path) -> None:
         """Save the model as `save` does, with the states of the random generators, for `resume`.
 
@@ -119,8 +134,15 @@ class PersistentAlgorithm(BaseAlgorithm):
         :raises ValueError: if there is no checkpoint
         """
         checkpoint = newest_checkpoint(path)
-        if env is not None and checkpoint.vecnormalize.exists():
-            env = with_statistics(_vectorized(env), checkpoint.vecnormalize)
+        if checkpoint.vecnormalize.exists():
+            if env is not None:
+                env = with_statistics(_vectorized(env), checkpoint.vecnormalize)
+            else:
+                warnings.warn(
+                    f"The statistics of VecNormalize in {checkpoint.vecnormalize} are not used: pass env to `resume`. "
+                    "An environment that is set later shows what nobody has normalised.",
+                    stacklevel=2,
+                )
         model = cls.load(checkpoint.model, env=env, device=device, force_reset=force_reset, **kwargs)
         model._load_experience(checkpoint, force_reset)
         if model.env is not None and model.seed is not None:
@@ -169,7 +191,10 @@ class PersistentOffPolicyAlgorithm(PersistentAlgorithm, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         buffer = self.__dict__["replay_buffer"]
         self.replay_buffer = NOT_YET
-        super()._setup_model()
+        with warnings.catch_warnings():
+            if issubclass(self.replay_buffer_class or ReplayBuffer, NStepReplayBuffer):  # it will be tied to n_steps
+                warnings.filterwarnings("ignore", r"`n_steps=\d+` is ignored because a custom `replay_buffer_class`")
+            super()._setup_model()
         self.replay_buffer = buffer
 
     def _make_replay_buffer(self) -> ReplayBuffer:

@@ -68,6 +68,30 @@ class VelocityNet(nn.Module):
         raise NotImplementedError
 
 
+class ODEVelocity(VelocityNet):
+    """The velocity of a flow without noise of its own: layers on [s, x, time].
+
+    :param first: on s and [x, time]; the state's share is computed once
+    :param rest: what follows, up to D numbers
+    :param time: of t, (*, 1) -> (*, any width); None for t itself
+    """
+
+    def __init__(self, first: ContextLinear, rest: nn.Module, time: nn.Module | None = None):
+        super().__init__()
+        self.time = nn.Identity() if time is None else time
+        self.first = first
+        self.rest = rest
+
+    def encode(self, features: th.Tensor) -> Context:
+        return self.first.context(features)
+
+    def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
+        time = self.time(t)
+        x_t = th.cat([x, time.expand(*x.shape[:-1], time.shape[-1])], dim=-1)
+        v = self.rest(self.first(context, x_t))
+        return Velocity(v.to(x.dtype), x.new_full((1, 1), -math.inf))
+
+
 @th.no_grad()
 def check_velocity(net: VelocityNet, features_dim: int, action_dim: int, maker: str) -> None:
     """Refuse what is no velocity net, by calling it once with each shape of the time.

@@ -37,6 +37,8 @@ def missing_array(source: str | Path, key: str, present: Iterable[str]) -> DataE
     shorter = [other for other in names if name.startswith(other)]  # obs, action, reward
     if key in ("masks", "terminals") and "dones" in names:
         hint = "; dones say less than masks and terminals, which docs/own_data.md explains"
+    elif key == "masks" and "timeouts" in names:  # D4RL's
+        hint = "; with timeouts beside them, masks = 1 - terminals, and then terminals = terminals | timeouts"
     else:
         hint = f"; rename {shorter[0]} if it is that" if shorter else ""
     return DataError(source, key, f"it is missing; there are {', '.join(names) or 'no arrays'}{hint}")

@@ -37,7 +37,9 @@ def load_dataset(spec: DatasetSpec) -> Dataset:
     if isinstance(spec, Mapping):
         return from_arrays(spec)
     if not isinstance(spec, (str, PathLike)) or spec == "":  # as a path "" would be the working folder
-        raise ValueError(f"offline_dataset={spec!r} is not allowed: give {FORMS}, a dict of arrays, or a dataset")
+        name = getattr(spec, "id", "") if type(spec).__module__.partition(".")[0] == "minari" else ""
+        remedy = f'give "minari:{name}"' if name else f"give {FORMS}, a dict of arrays, or a dataset"
+        raise ValueError(f"offline_dataset={spec!r} is not allowed: {remedy}")
     text = str(spec)
     suite, colon, rest = text.partition(":")
     if not (colon and suite in LOADERS):

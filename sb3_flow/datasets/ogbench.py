@@ -123,6 +123,19 @@ def _check_layout(path: Path, file: NpzReader) -> None:
         raise DataError(path, "next_observations", problem)
 
 
+def _check_final_rows(path: Path, rewards: Array, masks: Array, final: Array) -> None:
+    """Refuse a regular file that a robot's qpos makes look like a published one: it would lose its last steps."""
+    if not rewards.shape == masks.shape == final.shape:  # which the dataset refuses by name
+        return
+    lost = final & ((rewards != 0) | (masks != 1))
+    if lost.any():
+        problem = (
+            f"give it: a file with {PUBLISHED} and without it is read as OGBench publishes them, where a row with "
+            f"terminals = 1 only holds the final observation, but row {lost.argmax()} has a reward, or a mask of 0"
+        )
+        raise DataError(path, "next_observations", problem)
+
+
 def _check_single_layout(path: Path, file: NpzReader) -> None:
     """Refuse both layouts at once: it would not be known which rows are steps."""
     if "next_observations" in file and "valids" in file:
@@ -191,17 +204,20 @@ def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
             _check_layout(path, file)
         ends = flag_array(path, "terminals", file.read("terminals"), rows)
         is_step = following = None
+        published = not ("next_observations" in file or "valids" in file)
         if "next_observations" in file:
             following = file.read("next_observations", observations.dtype.type)
         elif "valids" in file:
             is_step = file.read("valids")
-        else:
-            # As published: the mark is on the row after the last step
-            is_step, ends = ~ends, np.append(ends[1:], False)
+        final = ends
+        if published:  # the mark is on the row after the last step
+            is_step, ends = ~final, np.append(final[1:], False)
         if task is not None:
             rewards, masks = task.label(path, file, rows)
         elif "rewards" in file:
             rewards, masks = file.read("rewards", np.float32), file.read("masks")
+            if published:
+                _check_final_rows(path, rewards, masks, final)
         else:
             raise DataError(path, "rewards", "it is missing; name a task to make it: ogbench:<task>@<this path>")
         dataset = OfflineDataset(

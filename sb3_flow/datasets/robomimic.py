@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -34,7 +35,7 @@ def load_robomimic(
     filter_key: str | None = None,
     observation_keys: Sequence[str] = OBSERVATION_KEYS,
 ) -> OfflineDataset:
-    """Read demonstrations: reward -1 a step, no bootstrap where `dones` is 1.
+    """Read demonstrations: reward -1 a step, no bootstrap where `dones` is 1. Rewards in the file are not used.
 
     :param path: an HDF5 file with data/demo_<i>/{actions,dones,obs,next_obs}
     :param task: "lift", "can" or "square", to be sure that it is that one's data; None accepts any
@@ -52,6 +53,7 @@ def load_robomimic(
         names = _demo_names(path, file, filter_key)
         demos = [_read_demo(path, file["data"][name], name, observation_keys) for name in names]
         _check_widths(path, file["data"], names, observation_keys)
+        _warn_of_rewards(path, file["data"], names)
     with reading(path):
         observations, actions, masks, ends, is_step = map(np.concatenate, zip(*demos, strict=True))
     rewards = np.full(len(actions), STEP_REWARD, dtype=np.float32)
@@ -200,6 +202,29 @@ def _read_demo(path: Path, demo: Any, name: str, keys: Sequence[str]) -> tuple[A
     masks = np.ones(rows, dtype=np.bool_)
     masks[:frames] = ~done
     return np.hstack(columns), np.pad(actions, ((0, rows - frames), (0, 0))), masks, ends, is_step
+
+
+def _warn_of_rewards(path: Path, data: Any, names: list[str]) -> None:
+    """Point out what a reward of -1 a step does not say."""
+    shaped = failed = 0
+    for name in names:
+        if "rewards" not in data[name]:
+            continue
+        rewards = float_array(path, f"data/{name}/rewards", _read(path, data[name], f"data/{name}", "rewards"))
+        shaped += bool(((rewards != 0) & (rewards != 1)).any())
+        failed += bool(data[name]["dones"][-1] == 1 and not (rewards > 0).any())
+    if shaped:
+        warnings.warn(
+            f"{path}: the rewards of {shaped} of {len(names)} demos are not 0 or 1, and are not used: a step costs 1. "
+            "To learn from them, give arrays (docs/own_data.md).",
+            stacklevel=4,
+        )
+    if failed:
+        warnings.warn(
+            f"{path}: {failed} of {len(names)} demos end with dones = 1 and never had a reward. They are learned from "
+            "as successes; if they failed, set their dones to 0.",
+            stacklevel=4,
+        )
 
 
 def _check_widths(path: Path, data: Any, names: list[str], keys: Sequence[str]) -> None:

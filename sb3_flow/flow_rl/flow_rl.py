@@ -209,7 +209,7 @@ class FlowRL(OffPolicyFlowAlgorithm):
         actions = self.actor.action_in(velocity, noise)
         q = self.critic.reduce(self.critic(batch.observations, actions))
         error = matching_error(velocity, batch.actions, line, "raw")
-        weights = losses.matching_weights(behavior_q, q)
+        weights = losses.matching_weights(behavior_q, q, batch.valid)
         return losses.actor_loss(q, actions, error, weights, bc_coef, batch.in_episode)
 
     @property

@@ -54,6 +54,7 @@ class ActorLoss(NamedTuple):
     loss: th.Tensor  # ()
     q: th.Tensor  # (B,) of the policy's actions
     weights: th.Tensor  # (B,) f, without lambda
+    cut_off: th.Tensor  # (), share of f at its bounds
     matching_loss: th.Tensor  # (), unweighted
     saturated: th.Tensor  # (), share of the action's numbers close to their bounds
 
@@ -67,6 +68,7 @@ class ActorLoss(NamedTuple):
             "actor_loss": self.loss,
             "matching_loss": self.matching_loss,
             "matching_weight": self.weights,
+            "matching_weight_cut_off": self.cut_off,
             "saturated": self.saturated,
         }
 
@@ -85,16 +87,17 @@ def value_loss(v: th.Tensor, q: th.Tensor, expectile: float, valid: th.Tensor | 
     return ValueLoss(masked_mean(weight * error.square(), valid), q.detach())
 
 
-def matching_weights(behavior_q: th.Tensor, q: th.Tensor) -> th.Tensor:
+def matching_weights(behavior_q: th.Tensor, q: th.Tensor, valid: th.Tensor | None = None) -> th.Tensor:
     """f, how much each replayed action is worth following, (B,), without gradient.
 
     It is `exp(g - mean g)` within `WEIGHT_RANGE`, with `g = max(0, Q_beta(s, a) - Q(s, pi(s)))`.
 
     :param behavior_q: (B,) verdict of Q_beta on the replayed actions
     :param q: (B,) verdict of Q on the policy's actions in the same states
+    :param valid: (B,) 0 for chunks of which Q_beta knows nothing, which the mean leaves out; None: 1 everywhere
     """
     gain = (behavior_q - q).detach().relu()
-    return (gain - gain.mean()).exp().clamp(*WEIGHT_RANGE)
+    return (gain - masked_mean(gain, valid)).exp().clamp(*WEIGHT_RANGE)
 
 
 def actor_loss(
@@ -117,4 +120,6 @@ def actor_loss(
     squares = error.square()
     loss = -q.mean() + bc_coef * masked_mean(weights[:, None] * squares, in_episode)
     matching_loss = masked_mean(squares.detach(), in_episode)
-    return ActorLoss(loss, q.detach(), weights, matching_loss, saturated_share(actions))
+    low, high = WEIGHT_RANGE
+    cut_off = ((weights <= low) | (weights >= high)).to(weights.dtype).mean()
+    return ActorLoss(loss, q.detach(), weights, cut_off, matching_loss, saturated_share(actions))

@@ -3,7 +3,6 @@
 Source: bytedance/FlowRL, model/model.py. Shapes: B batch, N members, D numbers in an action chunk.
 """
 
-import math
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +13,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_flow.common.encoding import ObservingModel
-from sb3_flow.common.flow import Velocity, VelocityFn
+from sb3_flow.common.flow import VelocityFn
 from sb3_flow.common.layers import ContextLinear, EnsembleLayerNorm, EnsembleLinear, xavier
-from sb3_flow.common.velocity import Context, VelocityNet
+from sb3_flow.common.velocity import ODEVelocity
 
 
 def value_mlp(n_members: int, in_features: int, net_arch: list[int]) -> nn.Sequential:
@@ -39,7 +38,7 @@ def value_mlp(n_members: int, in_features: int, net_arch: list[int]) -> nn.Seque
     return nn.Sequential(*layers, xavier(EnsembleLinear(n_members, net_arch[-1], 1)))
 
 
-class PolicyVelocity(VelocityNet):
+class PolicyVelocity(ODEVelocity):
     """The velocity v(s, x, t) of the policy, an MLP with ELU.
 
     :param features_dim: width of the state features
@@ -48,21 +47,11 @@ class PolicyVelocity(VelocityNet):
     """
 
     def __init__(self, features_dim: int, chunk_dim: int, net_arch: list[int]):
-        super().__init__()
-        self.first = ContextLinear(features_dim, chunk_dim + 1, net_arch[0])
-        xavier(self.first)
+        first = xavier(ContextLinear(features_dim, chunk_dim + 1, net_arch[0]))
         layers: list[nn.Module] = [nn.LayerNorm(net_arch[0]), nn.ELU()]
         for width_in, width in pairwise(net_arch):
             layers += [xavier(nn.Linear(width_in, width)), nn.LayerNorm(width), nn.ELU()]
-        self.rest = nn.Sequential(*layers, xavier(nn.Linear(net_arch[-1], chunk_dim)))
-
-    def encode(self, features: th.Tensor) -> Context:
-        return self.first.context(features)
-
-    def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
-        x_t = th.cat([x, t.expand(x.shape[0], 1)], dim=1)
-        v = self.rest(self.first(context, x_t))
-        return Velocity(v.to(x.dtype), x.new_full((1, 1), -math.inf))  # an ODE: no noise
+        super().__init__(first, nn.Sequential(*layers, xavier(nn.Linear(net_arch[-1], chunk_dim))))
 
 
 def midpoint(velocity: VelocityFn, x: th.Tensor, steps: int) -> th.Tensor:

@@ -175,6 +175,12 @@ class FQL(OffPolicyFlowAlgorithm):
             advice = "a saved model with a one-step policy keeps it; one without may have any number, but not None"
             require(self._has_one_step == (n is None), "best_of_n", n, advice)
 
+    def _follow_arguments(self) -> None:
+        super()._follow_arguments()
+        built = self.policy.best_of_n
+        advice = f"the policy draws {built}; save the model and give another number to `load`"
+        require(self.best_of_n == built, "best_of_n", self.best_of_n, advice)
+
     def _phase_schedules(self) -> PhaseSchedules:
         if self.best_of_n is not None:
             return phase_schedules(0.0)

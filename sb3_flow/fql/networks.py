@@ -3,16 +3,13 @@
 Source: seohongpark/fql, utils/networks.py. Shapes: B batch, N critics, D numbers in an action chunk.
 """
 
-import math
 from itertools import pairwise
 
-import torch as th
 from torch import nn
 
 from sb3_flow.common.activations import TanhGELU
-from sb3_flow.common.flow import Velocity
 from sb3_flow.common.layers import ContextLinear, EnsembleLayerNorm, EnsembleLinear, xavier
-from sb3_flow.common.velocity import Context, VelocityNet
+from sb3_flow.common.velocity import ODEVelocity
 
 
 def critic_mlp(n_members: int, in_features: int, net_arch: list[int]) -> nn.Sequential:
@@ -35,7 +32,7 @@ def actor_mlp(in_features: int, net_arch: list[int], out_features: int) -> nn.Se
     return nn.Sequential(xavier(nn.Linear(in_features, net_arch[0])), *_after_first(net_arch, out_features))
 
 
-class BehaviorFlow(VelocityNet):
+class BehaviorFlow(ODEVelocity):
     """The velocity v(s, x, t) of the flow that clones the data.
 
     :param features_dim: width of the state features
@@ -44,18 +41,8 @@ class BehaviorFlow(VelocityNet):
     """
 
     def __init__(self, features_dim: int, chunk_dim: int, net_arch: list[int]):
-        super().__init__()
-        self.first = ContextLinear(features_dim, chunk_dim + 1, net_arch[0])
-        xavier(self.first)
-        self.rest = nn.Sequential(*_after_first(net_arch, chunk_dim))
-
-    def encode(self, features: th.Tensor) -> Context:
-        return self.first.context(features)
-
-    def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
-        x_t = th.cat([x, t.expand(*x.shape[:-1], 1)], dim=-1)
-        v = self.rest(self.first(context, x_t))
-        return Velocity(v.to(x.dtype), x.new_full((1, 1), -math.inf))  # an ODE: no noise
+        first = xavier(ContextLinear(features_dim, chunk_dim + 1, net_arch[0]))
+        super().__init__(first, nn.Sequential(*_after_first(net_arch, chunk_dim)))
 
 
 def _after_first(net_arch: list[int], out_features: int) -> list[nn.Module]:

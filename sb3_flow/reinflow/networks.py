@@ -4,8 +4,6 @@ Source: ReinFlow/ReinFlow, model/flow/mlp_flow.py and model/common/mlp.py. Shape
 chunk.
 """
 
-import math
-
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
@@ -15,9 +13,8 @@ from torch import nn
 from sb3_flow.common.activations import Mish, ReLU
 from sb3_flow.common.checks import require
 from sb3_flow.common.encoding import ObservingModel
-from sb3_flow.common.flow import Velocity
 from sb3_flow.common.layers import ContextLinear, Residual
-from sb3_flow.common.velocity import Context, VelocityNet
+from sb3_flow.common.velocity import ODEVelocity
 
 TIME_DIM = 16
 LONGEST_PERIOD = 10_000.0
@@ -38,8 +35,8 @@ class Sinusoid(nn.Module):
         return th.cat([phase.sin(), phase.cos()], dim=-1)
 
 
-class ResidualVelocity(VelocityNet):
-    """The velocity v(s, x, t): a residual MLP on [s, x, embedding of t].
+class ResidualVelocity(ODEVelocity):
+    """The velocity v(s, x, t): a residual MLP on [s, x, embedding of t]. Its noise is the noise net's.
 
     :param features_dim: width of the state features
     :param chunk_dim: D
@@ -47,21 +44,10 @@ class ResidualVelocity(VelocityNet):
     """
 
     def __init__(self, features_dim: int, chunk_dim: int, net_arch: list[int]):
-        super().__init__()
         check_residual(net_arch)
-        self.time = nn.Sequential(
-            Sinusoid(), nn.Linear(TIME_DIM, 2 * TIME_DIM), Mish(), nn.Linear(2 * TIME_DIM, TIME_DIM)
-        )
-        self.first = ContextLinear(features_dim, chunk_dim + TIME_DIM, net_arch[0])
-        self.rest = nn.Sequential(*_after_first(net_arch, ReLU, chunk_dim))
-
-    def encode(self, features: th.Tensor) -> Context:
-        return self.first.context(features)
-
-    def forward(self, context: Context, x: th.Tensor, t: th.Tensor) -> Velocity:
-        time = self.time(t).expand(*x.shape[:-1], TIME_DIM)
-        v = self.rest(self.first(context, th.cat([x, time], dim=-1)))
-        return Velocity(v, x.new_full((1, 1), -math.inf))  # an ODE: its noise is the noise net's
+        time = nn.Sequential(Sinusoid(), nn.Linear(TIME_DIM, 2 * TIME_DIM), Mish(), nn.Linear(2 * TIME_DIM, TIME_DIM))
+        first = ContextLinear(features_dim, chunk_dim + TIME_DIM, net_arch[0])
+        super().__init__(first, nn.Sequential(*_after_first(net_arch, ReLU, chunk_dim)), time)
 
 
 class NoiseNet(nn.Module):

@@ -1,6 +1,7 @@
 """What ReinFlow begins with: a flow that clones data, or another model's."""
 
 import math
+import warnings
 from copy import deepcopy
 from os import PathLike
 from typing import Any, Literal, TypeVar
@@ -96,6 +97,13 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         require(ours == theirs, "model", f"{type(model).__name__} with normalize_images={theirs}", f"it is {ours} here")
         if isinstance(flow.features_extractor, SharedFeatures):
             flow = flow._replace(features_extractor=flow.features_extractor.extractor)
+        ours, theirs = self.actor.flow_steps, getattr(model.policy, "flow_steps", self.actor.flow_steps)
+        if ours != theirs:
+            warnings.warn(
+                f"flow_steps={ours} here and {theirs} in the {type(model).__name__}: the same flow comes to other "
+                f"actions. To begin with that one's, give policy_kwargs={{'flow_steps': {theirs}}}.",
+                stacklevel=2,
+            )
         # On the CPU, for it is saved with policy_kwargs and may be loaded where there is nothing else
         copy = deepcopy(flow)
         for net in (copy.features_extractor, copy.norm, copy.velocity):
@@ -116,12 +124,12 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         # Before anything changes, for the data may be refused
         self._dataset, self._dataset_of = self._read(dataset), dataset
         self.offline_dataset = dataset
-        self._offline_from = self._n_offline
+        before, self._offline_from = self.offline_steps, self._n_offline
         self.offline_steps = self._n_offline + int(steps)
         try:
             return self.learn(int(steps), **kwargs)
         finally:
-            self.offline_steps = self._n_offline
+            self.offline_steps = before if self._n_offline == self._offline_from else self._n_offline
 
     def learn(
         self: SelfPretrained,
@@ -141,12 +149,12 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         """
         self._follow_arguments()
         self._load_dataset()
-        if reset_num_timesteps:
-            self._offline_before = self._n_offline
-        if self._dataset is not None and self._vec_normalize_env is not None:
-            learn_statistics(self._vec_normalize_env, self._dataset)
-        self._between_steps.clear()
-        try:
+        with self._learning():
+            if reset_num_timesteps:
+                self._offline_before = self._n_offline
+            if self._dataset is not None and self._vec_normalize_env is not None:
+                learn_statistics(self._vec_normalize_env, self._dataset)
+            self._between_steps.clear()
             super().learn(
                 total_timesteps=int(total_timesteps),
                 callback=callback,
@@ -155,10 +163,6 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
-        except BaseException:
-            self._last_obs = None  # a later `learn` begins new episodes: a rollout was lost on the way
-            raise
-        self._call_between_steps()
         return self
 
     def _follow_arguments(self) -> None:

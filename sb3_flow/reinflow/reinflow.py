@@ -164,6 +164,8 @@ class ReinFlow(PretrainedAlgorithm):
         self.compile = compile
         self._n_rollouts = 0  # that were learned from
         if _init_setup_model:
+            advice = "no update would be made from the data; say how many, or leave them out and call pretrain"
+            require(offline_dataset is None or offline_steps > 0, "offline_steps", offline_steps, advice)
             self._setup_model()
             self._load_dataset()
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
@@ -215,10 +216,12 @@ class SACFlow(MaxEntropyAlgorithm):
         require_choice("proximity", self.proximity, PROXIMITIES)
         behavior = self.proximity == "behavior"
         same = self._has_behavior is None or self._has_behavior == behavior
-        require(same, "proximity", self.proximity, "a saved model keeps its own: it has, or has not, a behaviour flow")
-        weighs = any(map(is_ever_positive, self._phase_schedules()))
+        advice = "a saved model keeps its own, and so does this one: it has, or has not, a behaviour flow"
+        require(same, "proximity", self.proximity, advice)
+        # A model that has one may be let loose
+        weighs = self._has_behavior or any(map(is_ever_positive, self._phase_schedules()))
         advice = "with bc_coef=0 nothing is held to the behaviour flow; give it a weight, or leave proximity at 'data'"
-        require(not behavior or weighs, "proximity", self.proximity, advice)
+        require(not behavior or bool(weighs), "proximity", self.proximity, advice)
 
     def _complete_arguments(self) -> None:
         super()._complete_arguments()
@@ -231,7 +234,6 @@ class SACFlow(MaxEntropyAlgorithm):
         self._complete_defaults()
         self._warn_of_target_entropy()
         self._warn_of_tau()
-        self._warn_of_bc_coef()
         self._setup_qf_lr_schedule()
         self._setup_temperature()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
@@ -277,13 +279,13 @@ class SACFlow(MaxEntropyAlgorithm):
                 stacklevel=2,
             )
 
-    def _warn_of_bc_coef(self) -> None:
-        if self.offline_steps > 0 and not is_ever_positive(self.bc_schedules.offline):
-            warnings.warn(
+    def _hints(self, total_timesteps: int, reset_num_timesteps: bool) -> Iterator[str]:
+        yield from super()._hints(total_timesteps, reset_num_timesteps)
+        if self.is_offline and not is_ever_positive(self.bc_schedules.offline):
+            yield (
                 "bc_coef=0 holds the policy to nothing while it learns from data alone: it comes to actions that "
                 "no one took and critics overrate (docs/results.md). The paper has 300 for OGBench's tasks, 10,000 for "
-                "Robomimic's.",
-                stacklevel=2,
+                "Robomimic's."
             )
 
     def _make_temperature(self, ent_coef: str | float) -> Temperature:

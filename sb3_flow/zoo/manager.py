@@ -186,6 +186,9 @@ class FlowExperimentManager(ExperimentManager):
     def _say_what_is_not_searched(self) -> None:
         fixed = Fixed({name: str(value) for name, value in self._hyperparams.items()} | self._budget, self.n_actions)
         if fixed.is_offline and not fixed.is_online:
+            searches = not issubclass(ALGORITHMS[self.algo].algorithm, ReinFlow)
+            advice = "all of them clone data, for which nothing is searched; give more, or fewer offline_steps"
+            require(searches, "n_timesteps", self.n_timesteps, advice)
             warnings.warn(
                 f"A trial has {self.n_timesteps} timesteps, all of them in the offline phase: what concerns the "
                 "environment alone (offline_ratio, a second bc_coef) is not searched.",

@@ -12,6 +12,7 @@ from sb3_flow.sac_flow.policies import LOG_STD_RANGES, FlowTPolicy
 from sb3_flow.zoo.search.base import FLOW_STEPS, Fixed, SearchSpace, Space, bc_coef_parameters, convert_temperature
 
 FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
+WIDTHS = (32, 64, 128)  # of Flow-T
 BETA = FloatDistribution(1.0, 1e5, log=True)
 ALPHA = FloatDistribution(1e-2, 1.0, log=True)
 SCALED_ALPHA = FloatDistribution(1e-3, 1e-1, log=True)  # of rewards that a categorical critic has scaled
@@ -35,7 +36,10 @@ class SACFlowSearch(SearchSpace):
             **_entropy_parameters(fixed),
         }
         if fixed.text("policy", FLOW_T[0]) in FLOW_T:
-            space["d_model"] = CategoricalDistribution((32, 64, 128))
+            n_heads = fixed.policy_kwargs.get("n_heads", 1)
+            widths = [width for width in WIDTHS if n_heads and width % n_heads == 0]
+            if widths:  # else the YAML's d_model stays
+                space["d_model"] = CategoricalDistribution(widths)
             space["n_layers"] = IntDistribution(1, 3)
         if fixed.is_offline:
             space |= bc_coef_parameters(fixed, BETA)
