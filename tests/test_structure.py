@@ -111,18 +111,7 @@ class MeanActor(ChunkActor):
 class MeanPolicy(ChunkPolicy):
     """That actor with the critics of Q-chunking."""
 
-    def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, **kwargs: Any):
-        defaults: dict[str, Any] = {
-            "net_arch": [8],
-            "horizon_length": 1,
-            "n_critics": 2,
-            "features_extractor_class": None,
-            "features_extractor_kwargs": None,
-            "normalize_images": True,
-            "optimizer_class": th.optim.Adam,
-            "optimizer_kwargs": None,
-        }
-        super().__init__(observation_space, action_space, lr_schedule, CRITIC_KINDS["target"], **(defaults | kwargs))
+    critic_kind = CRITIC_KINDS["target"]._replace(net_arch=[8])
 
     def _make_actor(self) -> MeanActor:
         extractor = self.make_features_extractor()

@@ -120,11 +120,11 @@ class ActorPolicy(BasePolicy):
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of actor and critic
     :param optimizer_kwargs: its arguments except the learning rate
-    :param adam_beta1: of Adam and AdamW, unless optimizer_kwargs say otherwise
     :raises ValueError: for values outside of what is stated here
     """
 
     nets: ClassVar[tuple[str, str]] = ("pi", "qf")  # keys of net_arch
+    adam_beta1: float = 0.9  # of Adam and AdamW, unless optimizer_kwargs say otherwise
     action_space: spaces.Box
     actor: ChunkActor
     critic: BaseModel
@@ -138,20 +138,19 @@ class ActorPolicy(BasePolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         *,
-        net_arch: list[int] | dict[str, list[int]] | None,
-        horizon_length: int,
-        features_extractor_class: type[BaseFeaturesExtractor] | None,
-        features_extractor_kwargs: dict[str, Any] | None,
-        normalize_images: bool,
-        optimizer_class: type[th.optim.Optimizer],
-        optimizer_kwargs: dict[str, Any] | None,
-        adam_beta1: float = 0.9,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        horizon_length: int = 1,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
     ):
         require_integer("horizon_length", horizon_length)
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
             # One kernel for all parameters instead of a dozen for each
             given = optimizer_kwargs or {}
-            optimizer_kwargs = {"betas": (adam_beta1, 0.999), "fused": not given.get("foreach"), **given}
+            optimizer_kwargs = {"betas": (self.adam_beta1, 0.999), "fused": not given.get("foreach"), **given}
         super().__init__(
             observation_space,
             action_space,
@@ -279,7 +278,6 @@ class ChunkPolicy(ActorPolicy):
     """An actor and critics of its actions; the subclasses say which.
 
     :param lr_schedule: learning rate schedule; the algorithm sets the optimizers' rates at every update
-    :param critic_kind: what the critics are
     :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the verdict of the kind of critic
     :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
@@ -289,6 +287,7 @@ class ChunkPolicy(ActorPolicy):
     The other parameters are those of `ActorPolicy`.
     """
 
+    critic_kind: CriticKind
     critic: FlowCritic
     critic_target: FlowCritic | None
 
@@ -297,9 +296,8 @@ class ChunkPolicy(ActorPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
-        critic_kind: CriticKind,
         *,
-        n_critics: int,
+        n_critics: int = 2,
         critic_pessimism: float | None = None,
         share_features_extractor: bool = False,
         **kwargs: Any,
@@ -310,7 +308,6 @@ class ChunkPolicy(ActorPolicy):
             allowed = "a number >= 0, or None for the lowest or the mean, as the kind of critic has it"
             require_number("critic_pessimism", critic_pessimism, 0, math.inf, allowed)
         super().__init__(observation_space, action_space, **kwargs)
-        self.critic_kind = critic_kind
         self.n_critics = n_critics
         self.critic_pessimism = critic_pessimism
         self.share_features_extractor = share_features_extractor

@@ -148,25 +148,16 @@ class BestOfNActor(FQLActor):
 class FQLPolicy(ChunkPolicy):
     """Actor and critics of FQL.
 
-    :param observation_space: observation space
-    :param action_space: action space, a bounded Box
-    :param lr_schedule: learning rate schedule; FQL sets the optimizers' rates at every update
     :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the paper's 4 x 512
-    :param horizon_length: h >= 1, actions that are decided at once and executed open loop; FQL sets it
     :param best_of_n: n >= 1 samples of the behaviour flow to choose from; None for a one-step policy; FQL sets it
     :param flow_steps: K >= 1, Euler steps of the behaviour flow
-    :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
-    :param features_extractor_kwargs: its arguments
-    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
-        its own
-    :param normalize_images: divide images by 255
-    :param optimizer_class: optimizer of actor and critics
-    :param optimizer_kwargs: its arguments except the learning rate
     :raises ValueError: for values outside of what is stated here
+
+    The other parameters are those of `ChunkPolicy`.
     """
 
+    critic_kind = CRITIC
     actor: OneStepActor | BestOfNActor
 
     def __init__(
@@ -175,18 +166,9 @@ class FQLPolicy(ChunkPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         *,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        horizon_length: int = 1,
         best_of_n: int | None = None,
         flow_steps: int = 10,
-        n_critics: int = 2,
-        critic_pessimism: float | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        share_features_extractor: bool = False,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
         require_integer("flow_steps", flow_steps)
         if best_of_n is not None:
@@ -194,22 +176,7 @@ class FQLPolicy(ChunkPolicy):
         # Before super().__init__(), which builds the nets
         self.flow_steps = flow_steps
         self.best_of_n = best_of_n
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            CRITIC,
-            net_arch=net_arch,
-            horizon_length=horizon_length,
-            n_critics=n_critics,
-            critic_pessimism=critic_pessimism,
-            features_extractor_class=features_extractor_class,
-            features_extractor_kwargs=features_extractor_kwargs,
-            share_features_extractor=share_features_extractor,
-            normalize_images=normalize_images,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-        )
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)

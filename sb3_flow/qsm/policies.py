@@ -82,24 +82,15 @@ class DiffusionActor(ChunkActor):
 class QSMPolicy(ChunkPolicy):
     """Actor and critics of QSM.
 
-    :param observation_space: observation space
-    :param action_space: action space, a bounded Box
-    :param lr_schedule: learning rate schedule; QSM sets the optimizers' rates at every update
     :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the authors' 512, 512
-    :param horizon_length: h >= 1, actions that are decided at once and executed open loop; QSM sets it
     :param diffusion_steps: T >= 1
-    :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict in the target is mean - rho std; None for the lowest
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
-    :param features_extractor_kwargs: its arguments
-    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
-        its own
-    :param normalize_images: divide images by 255
-    :param optimizer_class: optimizer of actor and critics
-    :param optimizer_kwargs: its arguments except the learning rate
     :raises ValueError: for values outside of what is stated here
+
+    The other parameters are those of `ChunkPolicy`.
     """
 
+    critic_kind = CRITIC
     actor: DiffusionActor
 
     def __init__(
@@ -108,36 +99,12 @@ class QSMPolicy(ChunkPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         *,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        horizon_length: int = 1,
         diffusion_steps: int = 5,
-        n_critics: int = 2,
-        critic_pessimism: float | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        share_features_extractor: bool = False,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
         require_integer("diffusion_steps", diffusion_steps)
         self.diffusion_steps = diffusion_steps  # before super().__init__(), which builds the nets
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            CRITIC,
-            net_arch=net_arch,
-            horizon_length=horizon_length,
-            n_critics=n_critics,
-            critic_pessimism=critic_pessimism,
-            features_extractor_class=features_extractor_class,
-            features_extractor_kwargs=features_extractor_kwargs,
-            share_features_extractor=share_features_extractor,
-            normalize_images=normalize_images,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-        )
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _make_actor(self) -> DiffusionActor:
         extractor = self.make_features_extractor()

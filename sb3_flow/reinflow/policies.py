@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -141,23 +140,16 @@ class ReinFlowActor(ChunkActor):
 class ReinFlowPolicy(ActorPolicy):
     """Actor and value net of ReinFlow.
 
-    :param observation_space: observation space
-    :param action_space: action space, a bounded Box
     :param lr_schedule: learning rate schedule; ReinFlow sets the optimizers' rates at every update
     :param net_arch: hidden widths, a list for both nets or `dict(pi=..., vf=...)`, see
         `sb3_flow.reinflow.networks.check_residual`; None for the paper's, 3 x 512 and 3 x 256
-    :param horizon_length: h >= 1, actions that are decided at once and executed open loop; ReinFlow sets it
     :param flow_steps: K >= 1, Euler steps of the flow
     :param noise_std_range: lowest and highest sigma of the noise in a step, 0 < lowest < highest
     :param flow: nets to begin with, which are copied, and of which net_arch is not the actor's; None for new ones.
         `ReinFlow.start_from` sets it
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space; both nets
-        have their own
-    :param features_extractor_kwargs: its arguments
-    :param normalize_images: divide images by 255
-    :param optimizer_class: optimizer of both nets
-    :param optimizer_kwargs: its arguments except the learning rate
     :raises ValueError: for values outside of what is stated here
+
+    The other parameters are those of `ActorPolicy`.
     """
 
     nets: ClassVar[tuple[str, str]] = ("pi", "vf")
@@ -170,29 +162,13 @@ class ReinFlowPolicy(ActorPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         *,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        horizon_length: int = 1,
         flow_steps: int = 4,
         noise_std_range: tuple[float, float] = (0.1, 0.24),
         flow: Flow | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
         require_integer("flow_steps", flow_steps)
-        super().__init__(
-            observation_space,
-            action_space,
-            net_arch=net_arch,
-            horizon_length=horizon_length,
-            features_extractor_class=features_extractor_class,
-            features_extractor_kwargs=features_extractor_kwargs,
-            normalize_images=normalize_images,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-        )
+        super().__init__(observation_space, action_space, **kwargs)
         self.flow_steps = flow_steps
         self.noise_std_range = check_noise(noise_std_range)
         self.flow = flow

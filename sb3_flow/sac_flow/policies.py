@@ -166,11 +166,7 @@ class FlowActor(ChunkActor):
 class FlowPolicy(ChunkPolicy):
     """Actor and critics of SAC Flow; the subclasses choose the velocity net.
 
-    :param observation_space: observation space
-    :param action_space: action space, a bounded Box
-    :param lr_schedule: learning rate schedule; SACFlow sets the optimizers' rates at every update
     :param net_arch: hidden widths, a list for all nets or `dict(pi=..., qf=...)`; None for the paper's
-    :param horizon_length: h >= 1, actions that are decided at once and executed open loop; SACFlow sets it
     :param flow_steps: K >= 1, Euler steps of the rollout
     :param rollout: "sde" (paper, Eq. 13) or "noise" (the authors' code: no drift correction)
     :param likelihood: whose entropy is regularised: "path" (paper, Eq. 15), or "action", which is less than that of the
@@ -181,16 +177,10 @@ class FlowPolicy(ChunkPolicy):
     :param has_behavior: whether there is a second flow, which clones the replayed actions; SACFlow sets it
     :param critic: "crossq" (from scratch), "target" (offline-to-online), or with a distribution of returns
         "categorical", which is CrossQ's net, "xqc", or "flashsac", whose net has residual blocks
-    :param n_critics: number of critics
     :param critic_pessimism: rho >= 0, their verdict is mean - rho std; None for the mean with "target", else the lowest
-    :param features_extractor_class: None for Flatten, NatureCNN or Combined, after the observation space
-    :param features_extractor_kwargs: its arguments
-    :param share_features_extractor: whether there is one for all nets, trained by the critics' loss; else each net has
-        its own
-    :param normalize_images: divide images by 255
-    :param optimizer_class: optimizer of actor and critics
-    :param optimizer_kwargs: its arguments except the learning rate
     :raises ValueError: for values outside of what is stated here
+
+    The other parameters are those of `ChunkPolicy`.
     """
 
     actor: FlowActor
@@ -202,8 +192,6 @@ class FlowPolicy(ChunkPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         *,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        horizon_length: int = 1,
         flow_steps: int = 4,
         rollout: RolloutKind = "sde",
         likelihood: Likelihood = "action",
@@ -211,14 +199,7 @@ class FlowPolicy(ChunkPolicy):
         log_std_range: tuple[float, float] | None = None,
         has_behavior: bool = False,
         critic: str = "crossq",
-        n_critics: int = 2,
-        critic_pessimism: float | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        share_features_extractor: bool = False,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
         require_integer("flow_steps", flow_steps)
         require_choice("rollout", rollout, ROLLOUT_KINDS)
@@ -235,24 +216,9 @@ class FlowPolicy(ChunkPolicy):
         self.noise_std = noise_std
         self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
         self.has_behavior = has_behavior
-        self.critic_name = critic
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            CRITIC_KINDS[critic],
-            net_arch=net_arch,
-            horizon_length=horizon_length,
-            n_critics=n_critics,
-            critic_pessimism=critic_pessimism,
-            features_extractor_class=features_extractor_class,
-            features_extractor_kwargs=features_extractor_kwargs,
-            share_features_extractor=share_features_extractor,
-            normalize_images=normalize_images,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-            adam_beta1=DEFAULTS[critic].adam_beta1,
-        )
+        self.critic_name, self.critic_kind = critic, CRITIC_KINDS[critic]
+        self.adam_beta1 = DEFAULTS[critic].adam_beta1
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     @abstractmethod
     def make_velocity(self, features_dim: int) -> VelocityNet:
