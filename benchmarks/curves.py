@@ -2,12 +2,13 @@
 
 import csv
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from records import read_records
+from records import read_records, what_counts
 
 Curves = dict[tuple[str, str], dict[int, NDArray[np.float64]]]  # (task, algo) -> seed -> (evaluations, 2): step, value
 RETURN, SUCCESS, STOCHASTIC = "deterministic_return", "success_rate", "stochastic_success_rate"
@@ -20,7 +21,7 @@ def read_curves(folder: Path, column: str = RETURN) -> Curves:
     :param column: which number is followed; runs without it are left out
     """
     curves: Curves = defaultdict(dict)
-    for path in sorted(folder.glob("*/*/*.csv")):
+    for path in sorted(folder.glob("*/*/*.csv"), key=lambda path: (path.parent, int(path.stem))):
         with open(path) as f:
             rows = {float(row["step"]): float(row[column]) for row in csv.DictReader(f) if row.get(column)}
         if rows:
@@ -59,6 +60,20 @@ def finished(curves: Curves, folder: Path) -> Curves:
         if whole:
             done[key] = whole
     return done
+
+
+def differing_settings(folder: Path, seeds: Iterable[int]) -> list[str]:
+    """Names of the settings in which an algorithm's runs on a task differ, but for those that leave numbers alone.
+
+    :param folder: with the records of the runs
+    :param seeds: of the runs
+    """
+    records = [folder / f"{seed}.jsonl" for seed in seeds]
+    settings = [what_counts(read_records(path)[-1]) for path in records if path.exists()]
+    for each in settings:
+        each["overrides"].pop("compile", None)
+    names = {name for each in settings for name in each} - {"seed"}
+    return sorted(name for name in names if any(each.get(name) != settings[0].get(name) for each in settings))
 
 
 def left_out(curves: Curves, done: Curves) -> list[str]:

@@ -32,7 +32,7 @@ from contenders import OURS, merged, ours_of
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
 from numpy.typing import NDArray
 from on_policy import evaluated_in, make_env, ppo_settings
-from records import append_record, append_rows, read_records, refuse_other_settings
+from records import append_record, append_rows, read_records, refuse_other_settings, what_counts
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import CrossQ
 from spread import action_spread
@@ -120,15 +120,6 @@ class Run:
     def is_done(self) -> bool:
         # What is done has no buffer left: a kill between the last row and the last checkpoint leaves the one before
         return self.done_steps() >= self.steps and not (self.checkpoint / BUFFER).exists()
-
-
-def what_counts(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide a run's numbers; results may be moved, data too, and a baseline takes no overrides."""
-    overrides = {} if settings["algo"] in BASELINES else dict(settings["overrides"])
-    if "offline_dataset" in overrides:
-        name, at, path = str(overrides["offline_dataset"]).partition("@")
-        overrides["offline_dataset"] = name + at + Path(path).name
-    return {**{name: value for name, value in settings.items() if name != "out"}, "overrides": overrides}
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -289,19 +280,33 @@ def success_rate(successes: list[bool]) -> float | str:
     return round(float(np.mean(successes)), 3) if successes else ""
 
 
+def check_can_go_on(run: Run) -> None:
+    """Refuse a run that would make one CSV of two.
+
+    :raises SystemExit: if it was begun with other settings, or has no checkpoint to go on from
+    """
+    if run.csv.exists() and run.record.exists():
+        before = read_records(run.record)[-1]
+        refuse_other_settings(run.name, run.record, what_counts(before), what_counts(asdict(run)))
+    # One row alone is replaced: a kill came before the first checkpoint
+    if run.done_steps() > run.eval_freq and not run.is_done and not run.can_go_on:
+        raise SystemExit(
+            f"{run.name}: {run.csv} has {run.done_steps()} of {run.steps} steps, but {run.checkpoint} has no "
+            "checkpoint to go on from: delete the CSV, or give another --out"
+        )
+
+
 def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
     """Train everything that is not finished, with one bar a run.
 
     :param runs: the runs; what an earlier command has finished is left as it is
     :param jobs: processes at a time
     :param ray: address of a Ray cluster that trains them instead, see `executors.RayCluster`
-    :raises SystemExit: if a run was begun with other settings, before any is trained; or if one failed, after all
-        others are done
+    :raises SystemExit: if a run was begun with other settings, or has no checkpoint to go on from, before any is
+        trained; or if one failed, after all others are done
     """
     for run in runs:
-        if run.csv.exists() and run.record.exists():
-            before = read_records(run.record)[-1]
-            refuse_other_settings(run.name, run.record, what_counts(before), what_counts(asdict(run)))
+        check_can_go_on(run)
     # An exception ends the children, a signal would leave them running
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     executor: Executor = LocalPool(jobs) if ray is None else RayCluster(ray, jobs)

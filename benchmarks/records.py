@@ -11,6 +11,8 @@ from typing import Any
 
 from sb3_flow.common.files import append_text
 
+BASELINES = ("crossq", "sac", "ppo")
+
 
 def machine() -> str:
     """One line on the machine, for the record beside a result."""
@@ -57,6 +59,16 @@ def append_rows(path: Path, fields: Sequence[str], rows: Iterable[dict[str, Any]
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of records, oldest first."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def what_counts(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's numbers; results may be moved, data too, and a baseline takes no overrides."""
+    overrides = {} if settings.get("algo") in BASELINES else dict(settings["overrides"])
+    if "offline_dataset" in overrides:
+        name, at, path = str(overrides["offline_dataset"]).partition("@")
+        overrides["offline_dataset"] = name + at + Path(path).name
+    counting = {name: value for name, value in settings.items() if name not in ("out", "commit", "machine")}
+    return {**counting, "overrides": overrides}
 
 
 def refuse_other_settings(name: str, record: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -16,9 +16,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from curves import RETURN, SUCCESS, Curves, final_scores, finished, left_out, offline_steps, read_curves
+from curves import (
+    RETURN,
+    SUCCESS,
+    Curves,
+    differing_settings,
+    final_scores,
+    finished,
+    left_out,
+    offline_steps,
+    read_curves,
+)
 from figures import LABELS, in_order, plot_curves, plot_improvement, plot_profiles
-from records import machine
+from records import BASELINES, machine
 from scores import improvement, iqm_and_ci, shared_tasks
 
 
@@ -35,7 +45,6 @@ METRICS = {
     "return": Metric(RETURN, "evaluation return", 0, None),
     "success": Metric(SUCCESS, "success rate", 2, (0, 1)),
 }
-BASELINES = ("crossq", "sac", "ppo")
 SUMMARY = ["task", "algo", "seeds", "steps", "final_iqm", "ci_low", "ci_high", "final_mean", "last_five_mean"]
 
 
@@ -94,7 +103,8 @@ def check_comparable(curves: Curves, results: Path) -> None:
 
     :param curves: the runs
     :param results: their folder
-    :raises SystemExit: for a folder that no algorithm made, and for seeds that were evaluated at different steps
+    :raises SystemExit: for a folder that no algorithm made, and for seeds that were evaluated at different steps, or
+        trained with different settings
     """
     for (task, algo), seeds in curves.items():
         folder = results / task / algo
@@ -104,6 +114,9 @@ def check_comparable(curves: Curves, results: Path) -> None:
             )
         if len({tuple(run[:, 0]) for run in seeds.values()}) > 1:
             raise SystemExit(f"{folder}: its seeds were evaluated at different steps; keep those alike in one folder")
+        differing = differing_settings(folder, seeds)
+        if differing:
+            raise SystemExit(f"{folder}: its seeds differ in {', '.join(differing)}; keep those alike in one folder")
 
 
 def report(results: Path, figure: Path, metric: str = "return") -> Curves:

@@ -50,13 +50,14 @@ class StopAfter(BaseCallback):
 
 def committed_curves(env_id: str) -> dict[str, Curve]:
     """Mean return over seeds of the runs in the repository, by label; none for a task that has none there."""
-    folder = RESULTS / f"{env_id.rpartition('-')[0]}-v4"
+    task = f"{env_id.rpartition('-')[0]}-v4"
+    folder = RESULTS / task
     curves = {}
     for name, (label, _) in SHOWN.items():
         runs = [np.genfromtxt(path, delimiter=",", names=True) for path in sorted((folder / name).glob("*.csv"))]
         if runs:
             returns = np.mean([run["deterministic_return"] for run in runs], axis=0)
-            curves[f"{label}, 100,000 steps, mean of {len(runs)} seeds"] = (runs[0]["step"], returns)
+            curves[f"{label}, {task}, 100,000 steps, mean of {len(runs)} seeds"] = (runs[0]["step"], returns)
     return curves
 
 

@@ -343,6 +343,26 @@ def test_observations_that_sb3_cannot_preprocess_are_refused(variant: str, space
     assert_refused("observation_space", space, "FlattenObservation", variant=variant, env=RandomEnv(space))
 
 
+@pytest.mark.parametrize("space", [spaces.Discrete(4, start=1), spaces.MultiDiscrete([3, 3], start=[0, 1])], ids=str)
+def test_observations_that_do_not_count_from_0_are_refused(space: spaces.Space[Any]) -> None:
+    for observation_space in (space, spaces.Dict({"a": VECTOR, "b": space})):
+        with pytest.raises(ValueError, match=r"observation_space=.*its numbers must begin at 0; subtract `start`"):
+            make_model("MultiInputPolicy", RandomEnv(observation_space))
+
+
+def test_observations_without_a_number_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"observation_space=.*it has no numbers"):
+        make_model(env=RandomEnv(spaces.Box(-1, 1, (0,))))
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_what_is_no_environment_is_refused(name: str) -> None:
+    algorithm = type(make_any(name))
+    for env in (None, RandomEnv, [RandomEnv()], lambda: RandomEnv()):
+        with pytest.raises(ValueError, match=r"env=.* is not allowed: an environment, its id, or a VecEnv"):
+            algorithm("MlpPolicy", env, device="cpu")
+
+
 @pytest.mark.parametrize(
     "space", [spaces.Box(-1.0, 1.0, (), np.float32), spaces.MultiDiscrete(np.array([[2, 3], [2, 2]]))], ids=str
 )

@@ -397,6 +397,13 @@ def test_a_reset_between_two_calls_of_learn_ends_the_trajectory_of_hindsight_rep
     assert buffer.ep_length[:4, 0].tolist() == [4] * 4
 
 
+@pytest.mark.parametrize("starts", [[True], [True, False, True]])
+def test_starts_of_another_number_of_environments_are_refused(starts: list[bool]) -> None:
+    model = make_model(env=DummyVecEnv([RandomEnv] * 2), horizon_length=3)
+    with pytest.raises(ValueError, match=r"episode_start=.* is not allowed: one for each of 2 environments"):
+        model.predict(np.zeros((2, 3), np.float32), episode_start=np.array(starts))
+
+
 def test_a_reset_observation_with_its_info_is_refused() -> None:
     with pytest.raises(ValueError, match=r"observation=.*env.reset"):
         recorder_model().predict((np.zeros(2, dtype=np.float32), {}))  # type: ignore[arg-type]

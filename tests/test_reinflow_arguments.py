@@ -1,10 +1,12 @@
 """ReinFlow's arguments while it learns: what is assigned, what schedules go by, and what cloning again begins with."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch as th
 from dataset_files import regular_arrays, trajectories
-from helpers import EVERY_KIND, make_any
+from helpers import EVERY_KIND, RandomEnv, make_any, observations
 
 from sb3_flow import ReinFlow
 
@@ -29,6 +31,35 @@ def test_what_is_assigned_is_checked(argument: str, value: Any) -> None:
     setattr(model, argument, value)
     with pytest.raises(ValueError, match=argument):
         model.learn(20)
+
+
+def test_positions_are_those_of_ppo() -> None:
+    model = ReinFlow("MlpPolicy", RandomEnv(), 1e-4, 32, 16, 2, 0.9, 0.8, 0.05, device="cpu")
+    assert (model.n_steps, model.batch_size, model.n_epochs) == (32, 16, 2)
+    assert (model.learning_rate, model.gamma, model.gae_lambda, model.clip_range) == (1e-4, 0.9, 0.8, 0.05)
+    with pytest.raises(TypeError, match="positional"):
+        ReinFlow("MlpPolicy", RandomEnv(), 1e-4, 32, 16, 2, 0.9, 0.8, 0.05, None)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"), [("vf_coef", "set vf_learning_rate"), ("clip_range_vf", "not clipped")]
+)
+def test_arguments_that_only_ppo_has_are_not_mistaken_for_ours(argument: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument} is no argument of ReinFlow: .*{advice}"):
+        make_any("reinflow", **{argument: 0.5})
+
+
+def test_values_are_those_of_the_critic_and_the_clip_range_is_logged() -> None:
+    model = make_any("reinflow").learn(10)
+    obs = th.as_tensor(observations(model))
+    th.testing.assert_close(model.policy.predict_values(obs)[:, 0], model.critic(obs))
+    assert model.logger.name_to_value["train/clip_range"] == 0.01
+
+
+def test_learning_without_an_environment_is_refused(tmp_path: Path) -> None:
+    make_any("reinflow").save(tmp_path / "model")
+    with pytest.raises(ValueError, match="env=None is not allowed: pass it to `load`"):
+        ReinFlow.load(tmp_path / "model", device="cpu").learn(10)
 
 
 def test_a_schedule_that_is_assigned_acts() -> None:

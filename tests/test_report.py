@@ -72,6 +72,19 @@ def test_runs_that_no_figure_can_show_are_named(tmp_path):
         report.report(tmp_path, tmp_path / "a.png")
 
 
+def test_seeds_of_different_settings_make_no_mean(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, "A-v4", "flow_t", seed, [0.0, 1.0])
+    record = tmp_path / "A-v4" / "flow_t" / "2.jsonl"
+    first = json.loads((tmp_path / "A-v4" / "flow_t" / "1.jsonl").read_text())
+    same = {**first, "seed": 2, "commit": "other", "overrides": {**first["overrides"], "compile": True}}
+    record.write_text(json.dumps(same) + "\n")
+    report.report(tmp_path, tmp_path / "a.png")
+    record.write_text(json.dumps({**same, "width": 1024}) + "\n")
+    with pytest.raises(SystemExit, match="flow_t: its seeds differ in width; keep those alike in one folder"):
+        report.report(tmp_path, tmp_path / "a.png")
+
+
 def test_what_is_compared_are_the_last_scores_from_the_worst_run_to_the_best(folder):
     final = curves.final_scores(curves.finished(curves.read_curves(folder), folder))
     values = np.concatenate([task for tasks in final.values() for task in tasks.values()])

@@ -334,6 +334,16 @@ def test_other_settings_are_refused_before_anything_is_trained(changes, named, i
     assert "\n" not in str(error.value)
 
 
+def test_half_a_run_without_its_checkpoint_is_not_overwritten(in_tmp_path, monkeypatch):
+    run = make_run("results", steps=60, eval_freq=20)
+    write_row(run)
+    run.csv.write_text("step\n20\n40\n")
+    with pytest.raises(SystemExit, match=r"1.csv has 40 of 60 steps, but runs/.* has no checkpoint to go on from"):
+        run_all_without_training(monkeypatch, run)
+    run.csv.write_text("step\n20\n")  # killed before there was one
+    assert run_all_without_training(monkeypatch, run) == [run.name]
+
+
 def test_a_start_that_failed_binds_nobody(in_tmp_path, monkeypatch):
     bad = make_run("results", overrides={"bc_coef": -1})
     write_row(bad)

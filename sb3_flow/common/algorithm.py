@@ -27,6 +27,8 @@ from sb3_flow.common.persistence import PersistentAlgorithm
 from sb3_flow.common.schedules import IN_YAML, checked_schedule, is_weight, value_at
 from sb3_flow.common.updates import Descent, Differentiated, L, parameters_of, set_gradient
 
+AN_ENVIRONMENT = "an environment, its id, or a VecEnv; of several environments make_vec_env makes one"
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -48,6 +50,10 @@ class FlowAlgorithm(PersistentAlgorithm):
         return super().__new__(cls)
 
     @staticmethod
+    def _check_env(env: GymEnv | str | None) -> None:
+        require(env is not None, "env", env, AN_ENVIRONMENT)
+
+    @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         env = maybe_make_env(env, verbose)  # SB3's `load` and `set_env` take no ids
         is_gymnasiums = isinstance(env, gym.vector.VectorEnv)
@@ -55,6 +61,8 @@ class FlowAlgorithm(PersistentAlgorithm):
             "it is vectorised by Gymnasium; use stable_baselines3.common.env_util.make_vec_env, or one of SB3's VecEnvs"
         )
         require(not is_gymnasiums, "env", env, advice)
+        is_env = not isinstance(env, type) and hasattr(env, "observation_space") and hasattr(env, "action_space")
+        require(is_env, "env", env, AN_ENVIRONMENT)
         check_spaces(env.observation_space, env.action_space)
         return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 

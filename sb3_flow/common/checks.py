@@ -128,6 +128,16 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             "a Box needs at least one dimension and MultiDiscrete exactly one; reshape the observations with "
             "gymnasium.wrappers.ReshapeObservation or TransformObservation",
         )
+        is_empty = isinstance(leaf, spaces.Box) and 0 in leaf.shape
+        require(not is_empty, "observation_space", observation_space, "it has no numbers; leave out what is empty")
+        # SB3's encoding counts from 0, whatever the space says
+        begins = leaf.start if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)) else 0
+        require(
+            not np.any(begins),
+            "observation_space",
+            observation_space,
+            "its numbers must begin at 0; subtract `start` with gymnasium.wrappers.TransformObservation",
+        )
 
 
 def non_finite(where: str, name: str, bad: int, size: int) -> NonFiniteError:

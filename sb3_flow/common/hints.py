@@ -18,6 +18,12 @@ INSTEAD: Mapping[str, str] = {
     "log_std_init": "the noise is set by other arguments of the policy",
     "use_expln": "the noise is set by other arguments of the policy",
     "clip_mean": "leave it out: actions are squashed",
+    "vf_coef": "the value net has an optimizer of its own: set vf_learning_rate",
+    "clip_range_vf": "leave it out: the value net's loss is not clipped",
+    "max_grad_norm": "leave it out: gradients are not clipped",
+    "normalize_advantage": "leave it out: advantages are always normalised",
+    "rollout_buffer_class": "leave it out: a rollout holds the paths of the actions",
+    "rollout_buffer_kwargs": "leave it out: a rollout holds the paths of the actions",
     "activation_fn": "set net_arch; the activations belong to the nets",
 }
 

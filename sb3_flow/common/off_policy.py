@@ -68,6 +68,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         self.compile: CompileMode = compile
         self.amp = amp
         if _init_setup_model:
+            self._check_env(env)
             self._setup_model()
             self.replay_buffer = self._make_replay_buffer()
             self._load_dataset()

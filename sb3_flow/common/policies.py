@@ -246,6 +246,8 @@ class ActorPolicy(BasePolicy):
         chunks, executed = state[0].copy(), state[1].copy()
         used_up = executed == self.horizon_length
         if episode_start is not None:
+            fits = np.shape(episode_start) == used_up.shape
+            require(fits, "episode_start", episode_start, f"one for each of {shape[0]} environments")
             used_up |= np.asarray(episode_start, dtype=bool)
         if used_up.any():
             self.set_training_mode(False)

@@ -89,6 +89,7 @@ class DIME(MaxEntropyAlgorithm):
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
         batch_size: int = 256,
+        *,
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 2,

@@ -177,6 +177,10 @@ class ReinFlowPolicy(ActorPolicy):
         for net in (self.actor, self.critic):
             net.optimizer = self._make_optimizer(net, lr_schedule)
 
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """V of B observations, (B, 1), as SB3's on-policy policies have it."""
+        return self.critic(obs).unsqueeze(1)  # type: ignore[no-any-return]
+
     def _make_actor(self) -> ReinFlowActor:
         flow = self._new_flow() if self.flow is None else deepcopy(self.flow)
         return ReinFlowActor(

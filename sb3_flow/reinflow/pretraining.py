@@ -147,6 +147,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
 
         The other parameters are those of SB3's `learn`.
         """
+        require(self.env is not None, "env", None, "pass it to `load`, or call `set_env`")
         self._follow_arguments()
         self._load_dataset()
         with self._learning():

@@ -55,13 +55,13 @@ class ReinFlow(PretrainedAlgorithm):
     :param policy: "ReinFlowPolicy", a class of this, or SB3's names for it
     :param env: the environment, with a bounded Box action space
     :param learning_rate: of the actor in fine-tuning; a float or a schedule of the progress remaining, from 1 to 0
-    :param vf_learning_rate: of the value net, as above
     :param n_steps: steps of each environment in a rollout, whether they decide a chunk or execute one
     :param batch_size: decisions per update, >= 2
     :param n_epochs: passes over a rollout
     :param gamma: discount factor of a single step, in [0, 1]
     :param gae_lambda: lambda of generalized advantage estimation, of a decision
     :param clip_range: of the ratio of two densities of a path, each per number in it; a float or a schedule
+    :param vf_learning_rate: of the value net, as `learning_rate`
     :param ent_coef: weight of the entropy per number in a path
     :param target_kl: end the updates from a rollout once an update's KL divergence was above it; None for never
     :param horizon_length: h >= 1, actions that are decided at once and executed open loop
@@ -101,13 +101,14 @@ class ReinFlow(PretrainedAlgorithm):
         policy: str | type[ReinFlowPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 4.5e-5,
-        vf_learning_rate: float | Schedule = 6.5e-4,
         n_steps: int = 2048,
         batch_size: int = 256,
         n_epochs: int = 5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip_range: float | Schedule = 0.01,
+        *,
+        vf_learning_rate: float | Schedule = 6.5e-4,
         ent_coef: float = 0.03,
         target_kl: float | None = None,
         horizon_length: int = 1,
@@ -164,6 +165,7 @@ class ReinFlow(PretrainedAlgorithm):
         self.compile = compile
         self._n_rollouts = 0  # that were learned from
         if _init_setup_model:
+            self._check_env(env)
             advice = "no update would be made from the data; say how many, or leave them out and call pretrain"
             require(offline_dataset is None or offline_steps > 0, "offline_steps", offline_steps, advice)
             self._setup_model()
@@ -366,6 +368,7 @@ class ReinFlow(PretrainedAlgorithm):
     def _record(self, log: Log, updates_per_second: float) -> None:
         log.record(self.logger)
         buffer = self.rollout_buffer
+        self.logger.record("train/clip_range", self.clip_schedule(self._current_progress_remaining))
         self.logger.record("train/explained_variance", explained_variance(buffer.values, buffer.returns))
         self.logger.record("train/highest_std", self.actor.high.exp().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
