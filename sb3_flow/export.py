@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -125,7 +126,8 @@ def export_onnx(
             "build the statistics in, pass normalize=model.get_vec_normalize_env().",
             stacklevel=2,
         )
-    policy = ActingPolicy(cast(ActorPolicy, model.policy), normalize).to("cpu")
+    # A copy: recordings of updates go on reading the nets where they are
+    policy = deepcopy(ActingPolicy(cast(ActorPolicy, model.policy), normalize)).to("cpu")
     batch = th.export.Dim("batch")
     rows: Any = {0: batch}
     inputs: dict[str, Any] = {"observations": example}
@@ -135,22 +137,19 @@ def export_onnx(
         inputs[NOISE], names = th.zeros(shape), [*names, NOISE]
         (axis,) = (i for i, n in enumerate(policy.actor.noise_shape(ROWS + 1)) if n != shape[i])
         shapes[NOISE] = {axis: batch}
-    try:
-        with _without_foreign_warnings():
-            th.onnx.export(
-                policy,
-                (),
-                path,
-                kwargs=inputs,
-                dynamo=True,
-                input_names=names,
-                output_names=[ACTION],
-                dynamic_shapes=shapes,
-                external_data=False,
-                verbose=False,
-            )
-    finally:
-        policy.to(model.device)
+    with _without_foreign_warnings():
+        th.onnx.export(
+            policy,
+            (),
+            path,
+            kwargs=inputs,
+            dynamo=True,
+            input_names=names,
+            output_names=[ACTION],
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from helpers import (
     observations,
     random_state_kept,
     snapshot,
+    warned,
 )
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
@@ -301,6 +302,44 @@ def test_training_goes_on_with_the_same_numbers_where_nothing_can_be_compiled(mo
         model = make_model(compile=True).learn(LEARNING_STARTS + 8)
     assert len(caught) == 3  # once each for acting and the two losses, not at every call
     assert differences(eager, snapshot(model)) == []
+
+
+@pytest.mark.parametrize("said", ["{}: file too short", "/usr/bin/ld: {}: file not recognized: file truncated"])
+def test_what_a_kill_left_in_the_cache_is_made_anew(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torn = tmp_path / "abc.main.so"
+    torn.touch()
+
+    def compile_by_torn(function: Any, **_: Any) -> Any:
+        if torn.exists():
+            raise RuntimeError(f"ImportError: {said.format(torn)}")
+        return function
+
+    monkeypatch.setattr("sb3_flow.common.compile.th.compile", compile_by_torn)
+    double = Compiled(Doubler().twice, True, CPU)
+    assert not warned(lambda: double(th.ones(2)))
+    assert not double.failed
+    assert not torn.exists()
+    monkeypatch.setattr(torn.__class__, "exists", lambda _: True)  # what is not there cannot be removed
+    assert any(
+        "torch.compile failed" in text for text in warned(lambda: Compiled(Doubler().twice, True, CPU)(th.ones(2)))
+    )
+
+
+def test_what_a_version_of_pytorch_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def note(function: Any, options: dict[str, Any]) -> Any:
+        asked.append(options)
+        return function
+
+    monkeypatch.setattr("sb3_flow.common.compile.th.compile", note)
+    known = th._inductor.list_options()
+    for options in (known, [name for name in known if name != "cpp_wrapper_build_separate"]):
+        monkeypatch.setattr("torch._inductor.list_options", lambda options=options: options)
+        Compiled(Doubler().twice, True, CPU)(th.ones(2))
+    newer, older = asked
+    assert newer.keys() - older.keys() == {"cpp_wrapper_build_separate"}
+    assert "cpp_wrapper" in older
 
 
 def test_a_mistake_in_the_computation_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

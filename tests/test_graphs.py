@@ -22,8 +22,8 @@ from helpers import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sb3_flow.common import algorithm, guard, off_policy
-from sb3_flow.common.graphs import WARM_UP, Recorded, maybe_recorded
+from sb3_flow.common import algorithm, graphs, guard, off_policy
+from sb3_flow.common.graphs import MOST_RECORDINGS, WARM_UP, Recorded, maybe_recorded, takes_found_inf
 
 
 class Recording(TorchDispatchMode):
@@ -260,3 +260,30 @@ def test_an_argument_that_is_assigned_acts_in_recorded_updates_too(request: pyte
     recorded = learnt()
     assert any(graph._recordings for graph in graphs)
     assert not differences(snapshot(plain), snapshot(recorded))
+
+
+def test_what_is_called_in_ever_new_ways_is_recorded_no_more() -> None:
+    """As minibatches of ever new sizes: each graph has memory of its own."""
+    weight = th.ones(3, requires_grad=True)
+    optimizer = th.optim.Adam([weight], fused=True)
+    calls = []
+
+    def double(x: th.Tensor) -> th.Tensor:
+        calls.append(len(x))
+        return 2 * x
+
+    recorded = Recorded(double, optimizer, recorder)
+    for size in range(1, MOST_RECORDINGS + 4):
+        for _ in range(WARM_UP + 2):
+            th.testing.assert_close(recorded(th.full((size,), 1.5)), th.full((size,), 3.0))
+    assert len(recorded._recordings) == MOST_RECORDINGS
+    assert len(recorded._calls) == 0
+    assert calls.count(1) == WARM_UP + 1  # then it was replayed
+    assert calls.count(MOST_RECORDINGS + 1) == WARM_UP + 2
+
+
+def test_adam_skips_no_step_by_itself_where_its_kernels_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = th.optim.Adam([th.ones(3, requires_grad=True)], fused=True)
+    assert takes_found_inf(optimizer)
+    monkeypatch.setattr(graphs, "_device", lambda _: th.device("mps"))
+    assert not takes_found_inf(optimizer)

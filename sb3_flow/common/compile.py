@@ -1,10 +1,12 @@
 """How methods are compiled, and what differs in code that is."""
 
 import itertools
+import re
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
@@ -21,6 +23,9 @@ R = TypeVar("R")
 
 CompileMode = bool | Literal["max"]
 COMPILE_MODES: tuple[CompileMode, ...] = (False, True, "max")
+TORN_FILE = re.compile(
+    r"(/[^\s:'\"]+\.(?:so|o)): (?:file too short|invalid ELF header|file truncated|file not recognized)"
+)
 _number = itertools.count()  # of a compiled method
 
 
@@ -65,6 +70,10 @@ class Compiled(Generic[P, R]):
             return self._call(self._compiled, *args, **kwargs)
         # The compiler's failures have no common type; a mistake of ours is raised again by the method itself
         except Exception as error:
+            if self.device.type == "cuda" and th.cuda.is_current_stream_capturing():
+                raise  # it is the recording that failed
+            if self._compiled is None and _removed_torn_files(str(error)):
+                return self(*args, **kwargs)
             self.failed = True
             result = self.method(*args, **kwargs)
             reason = str(error).strip().partition("\n")[0]
@@ -96,6 +105,18 @@ class Compiled(Generic[P, R]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
+
+
+def _removed_torn_files(message: str) -> bool:
+    """Remove what a kill left half written in PyTorch's cache, where it would else stay and fail for ever.
+
+    :param message: of the compiler's failure
+    :return: whether something was removed, so that it can be made anew
+    """
+    torn = [Path(path) for path in TORN_FILE.findall(message) if Path(path).is_file()]
+    for path in torn:
+        path.unlink(missing_ok=True)  # another process may have been faster
+    return bool(torn)
 
 
 def compiled_for_cpu(x: th.Tensor) -> bool:
@@ -153,7 +174,7 @@ def _options(mode: CompileMode, device: th.device, graphs: bool) -> dict[str, An
             return {"mode": "max-autotune-no-cudagraphs" if mode == "max" else "default"}
         # CUDA graphs: at these sizes the launches of the kernels take longer than their work
         return {"mode": "max-autotune" if mode == "max" else "reduce-overhead"}
-    from torch._inductor import config  # a second's import, which only what is compiled needs
+    from torch._inductor import config, list_options  # a second's import, which only what is compiled needs
 
     options: dict[str, Any] = {
         # Small nets have many small kernels, which are called from C++ in less time than from Python
@@ -161,17 +182,20 @@ def _options(mode: CompileMode, device: th.device, graphs: bool) -> dict[str, An
         # GCC optimises the calls for longer than the kernels, which makes a decision 3 % shorter and no update
         "cpp_wrapper_build_separate": True,
     }
-    if config.cpp.vec_isa_ok is None:  # the user's TORCHINDUCTOR_VEC_ISA_OK
+    if getattr(config.cpp, "vec_isa_ok", None) is None:  # the user's TORCHINDUCTOR_VEC_ISA_OK
         # PyTorch compiles all of its vectors to see whether it can, for each kind of instructions that the CPU has
         options["cpp.vec_isa_ok"] = True
     with suppress(ImportError):  # older versions of PyTorch have no such passes
         from sb3_flow.common.inductor import CPUPass  # a second's import, which only what is compiled needs
 
         options["post_grad_custom_post_pass"] = CPUPass()
-    if not th.is_grad_enabled():
+    known = set(list_options())  # of this version of PyTorch, which refuses others
+    options = {name: value for name, value in options.items() if name in known}
+    unguarded = getattr(th.compiler, "skip_guard_on_inbuilt_nn_modules_unsafe", None)
+    if unguarded is not None and not th.is_grad_enabled():
         # To look whether a layer has changed is a twentieth of a decision. Acting needs only its weights, which are
         # read anew; where there are gradients a layer may be frozen or unfrozen
-        options["guard_filter_fn"] = th.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
+        options["guard_filter_fn"] = unguarded
     return {"options": options}
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch as th
@@ -17,6 +18,7 @@ R = TypeVar("R")
 
 Recorder = Callable[[Callable[[], R]], Callable[[], R]]
 WARM_UP = 2  # calls that compile the code, and make the state of the optimizer
+MOST_RECORDINGS = 8  # of a function, each with memory of its own; what is called otherwise is launched by kernels
 
 
 def maybe_recorded(
@@ -31,7 +33,8 @@ def maybe_recorded(
 def takes_found_inf(optimizer: th.optim.Optimizer) -> bool:
     """Whether it skips a step by itself, for a flag on the device: PyTorch's fused Adam and AdamW do."""
     known = type(optimizer) in (th.optim.Adam, th.optim.AdamW)  # a subclass may step in its own way
-    return known and all(group["fused"] for group in optimizer.param_groups)
+    fused = known and all(group["fused"] for group in optimizer.param_groups)
+    return fused and _device(optimizer).type != "mps"  # whose kernels are not told of the flag
 
 
 class Recorded(Generic[P, R]):
@@ -48,7 +51,7 @@ class Recorded(Generic[P, R]):
     def __init__(self, function: Callable[P, R], optimizer: th.optim.Optimizer, record: Recorder[R] | None = None):
         self.function = function
         self.optimizer = optimizer
-        self.record = record or cuda_graph
+        self.record = record or partial(cuda_graph, device=_device(optimizer))
         self.failed = False
         self._recordings: dict[Any, _Recording[R]] = {}
         self._calls: Counter[Any] = Counter()
@@ -62,12 +65,10 @@ class Recorded(Generic[P, R]):
         if recording is not None and recording.is_valid:
             return recording.replay(leaves)
         self._recordings.pop(key, None)
-        self._calls[key] += 1
-        if self._calls[key] <= WARM_UP:
+        if len(self._recordings) >= MOST_RECORDINGS or self._is_warming_up(key):
             # What is compiled for views, as a batch has them, would be compiled again for a recording's own memory
             args, kwargs = tree_unflatten(_copied(leaves), spec)
             return self._detached(*args, **kwargs)
-        del self._calls[key]
         try:
             recording = self._recordings[key] = self._recorded(leaves, spec)
         # What cannot be recorded has no common type
@@ -77,6 +78,13 @@ class Recorded(Generic[P, R]):
             warnings.warn(f"No CUDA graph, training goes on without it, slower: {reason}", stacklevel=2)
             return self._detached(*args, **kwargs)
         return recording.replay(leaves)
+
+    def _is_warming_up(self, key: Any) -> bool:
+        self._calls[key] += 1
+        if self._calls[key] <= WARM_UP:
+            return True
+        del self._calls[key]
+        return False
 
     def _detached(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # What autograd keeps of a call belongs to its stream, and recordings have one of their own
@@ -136,16 +144,24 @@ def detached(tree: R) -> R:
     return result
 
 
-def cuda_graph(function: Callable[[], R]) -> Callable[[], R]:
+def cuda_graph(function: Callable[[], R], device: th.device) -> Callable[[], R]:
     """A CUDA graph of a function.
 
+    :param device: where it computes, which need not be the current one
     :return: runs it; the result is always in the same memory
     """
     gc.collect()  # what autograd keeps of earlier calls
     graph = th.cuda.CUDAGraph()
-    # Only this thread is watched for what would disturb a recording: another may use the device as it likes
-    with th.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = function()
+    before, own = th.cuda.current_stream(device), th.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings(), th.cuda.device(device):
+            warnings.filterwarnings("error", "The CUDA Graph is empty")  # it would change nothing, silently
+            # Only this thread is watched for what would disturb a recording: another may use the device as it likes
+            with th.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
+                result = function()
+    except BaseException:
+        th.cuda.set_stream(before)  # PyTorch stays on that of a recording that failed
+        raise
 
     def run() -> R:
         graph.replay()

@@ -12,7 +12,7 @@ ALIGNMENT = 64  # bytes; what begins elsewhere is copied once more by compiled c
 
 
 def on_device(batch: Batch, device: th.device) -> Batch:
-    """A batch of the CPU on another device, in one copy that nobody waits for.
+    """A batch of the CPU on another device, in one copy, for which nobody waits on CUDA.
 
     :param batch: on the CPU
     :param device: where it goes; on the CPU it stays as it is
@@ -21,7 +21,8 @@ def on_device(batch: Batch, device: th.device) -> Batch:
         return batch
     leaves, spec = tree_flatten(batch)
     tensors = [leaf for leaf in leaves if isinstance(leaf, th.Tensor)]
-    packed = pack(tensors, pinned=device.type == "cuda").to(device, non_blocking=True)
+    is_cuda = device.type == "cuda"  # other devices may read what is freed by then, if nobody waits
+    packed = pack(tensors, pinned=is_cuda).to(device, non_blocking=is_cuda)
     moved = iter(unpack(packed, tensors))
     whole: Batch = tree_unflatten([next(moved) if isinstance(leaf, th.Tensor) else leaf for leaf in leaves], spec)
     return whole
