@@ -5,6 +5,7 @@ import random
 import time
 import warnings
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,7 @@ def test_a_refused_learn_counts_as_none(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EVERY_KIND)
 def test_a_refused_phase_of_data_leaves_the_planned_one(name: str) -> None:
     model = make_any(name, offline_dataset=data(), offline_steps=7)
-    learn_offline = (lambda **kwargs: model.pretrain(data(), 3, **kwargs)) if name == "reinflow" else None
-    learn_offline = learn_offline or (lambda **kwargs: model.learn_offline(3, **kwargs))
+    learn_offline = partial(model.pretrain, data(), 3) if name == "reinflow" else partial(model.learn_offline, 3)
     with pytest.raises(TypeError):
         learn_offline(log_intervall=1)
     assert model.is_offline

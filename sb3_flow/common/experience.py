@@ -32,11 +32,9 @@ class Experience(NamedTuple):
         """
         if isinstance(self.buffer, HerReplayBuffer):
             ended = bool((self.buffer.ep_length > 0).any())
-            size, advice = (
-                self.buffer.buffer_size,
-                "no episode ends within it; choose a larger one, or set a time limit",
-            )
-            require(ended or not self.buffer.full, "buffer_size", size * self.buffer.n_envs, advice)
+            advice = "no episode ends within it; choose a larger one, or set a time limit"
+            size = self.buffer.buffer_size * self.buffer.n_envs
+            require(ended or not self.buffer.full, "buffer_size", size, advice)
             return not ended
         return self.dataset is None and 0 < self.buffer.size() < self.horizon_length
 

@@ -280,7 +280,6 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
                 end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
                 if self.reward_scale is not None:
                     self.reward_scale.begin(self.n_envs)
-            self._between_steps.clear()
             super().learn(
                 total_timesteps=int(total_timesteps),
                 callback=callback,

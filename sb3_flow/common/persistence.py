@@ -92,6 +92,7 @@ class PersistentAlgorithm(BaseAlgorithm):
     def _learning(self) -> Iterator[None]:
         """Around SB3's `learn`: a run that fails before its first step, as a callback may refuse it, counts as none."""
         counters = {name: vars(self)[name] for name in COUNTERS if name in vars(self)}
+        self._between_steps.clear()  # an earlier run may have left some
         try:
             yield
         except BaseException:

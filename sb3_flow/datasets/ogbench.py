@@ -203,20 +203,20 @@ def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
         if task is None:  # a task needs qpos itself
             _check_layout(path, file)
         ends = flag_array(path, "terminals", file.read("terminals"), rows)
-        is_step = following = None
-        published = not ("next_observations" in file or "valids" in file)
+        is_step = following = final = None
         if "next_observations" in file:
             following = file.read("next_observations", observations.dtype.type)
         elif "valids" in file:
             is_step = file.read("valids")
-        final = ends
-        if published:  # the mark is on the row after the last step
+        else:
+            # As published: the mark is on the row after the last step
+            final = ends
             is_step, ends = ~final, np.append(final[1:], False)
         if task is not None:
             rewards, masks = task.label(path, file, rows)
         elif "rewards" in file:
             rewards, masks = file.read("rewards", np.float32), file.read("masks")
-            if published:
+            if final is not None:
                 _check_final_rows(path, rewards, masks, final)
         else:
             raise DataError(path, "rewards", "it is missing; name a task to make it: ogbench:<task>@<this path>")

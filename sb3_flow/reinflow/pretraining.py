@@ -155,7 +155,6 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
                 self._offline_before = self._n_offline
             if self._dataset is not None and self._vec_normalize_env is not None:
                 learn_statistics(self._vec_normalize_env, self._dataset)
-            self._between_steps.clear()
             super().learn(
                 total_timesteps=int(total_timesteps),
                 callback=callback,

@@ -322,7 +322,9 @@ class ReinFlow(PretrainedAlgorithm):
         rollout_buffer.finish(of_values, of_paths, last, dones)
 
     def train(self) -> None:
-        clip_range = th.tensor(self._value_now("clip_range", self.clip_schedule), device=self.device)
+        clip = self._value_now("clip_range", self.clip_schedule)
+        self.logger.record("train/clip_range", clip)
+        clip_range = th.tensor(clip, device=self.device)
         self._update_learning_rates()
         actor_learns = self._n_rollouts >= self.critic_warmup
         log, start, before = Log(), time.perf_counter(), self._n_updates
@@ -368,7 +370,6 @@ class ReinFlow(PretrainedAlgorithm):
     def _record(self, log: Log, updates_per_second: float) -> None:
         log.record(self.logger)
         buffer = self.rollout_buffer
-        self.logger.record("train/clip_range", self.clip_schedule(self._current_progress_remaining))
         self.logger.record("train/explained_variance", explained_variance(buffer.values, buffer.returns))
         self.logger.record("train/highest_std", self.actor.high.exp().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -219,9 +219,9 @@ class SACFlow(MaxEntropyAlgorithm):
         advice = "a saved model keeps its own, and so does this one: it has, or has not, a behaviour flow"
         require(same, "proximity", self.proximity, advice)
         # A model that has one may be let loose
-        weighs = self._has_behavior or any(map(is_ever_positive, self._phase_schedules()))
+        weighs = self._has_behavior is True or any(map(is_ever_positive, self._phase_schedules()))
         advice = "with bc_coef=0 nothing is held to the behaviour flow; give it a weight, or leave proximity at 'data'"
-        require(not behavior or bool(weighs), "proximity", self.proximity, advice)
+        require(not behavior or weighs, "proximity", self.proximity, advice)
 
     def _complete_arguments(self) -> None:
         super()._complete_arguments()
