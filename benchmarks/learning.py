@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
-import numpy as np
 import torch as th
 from arguments import add_run_arguments, check_tasks, json_object, positive
 from contenders import OURS, merged, ours_of
+from evaluate import EVAL_ENVS, episodes
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
-from numpy.typing import NDArray
 from on_policy import evaluated_in, make_env, ppo_settings
 from records import append_record, append_rows, read_records, refuse_other_settings, what_counts
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -40,7 +39,6 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_flow.common.files import replacing, write_pickle
@@ -49,8 +47,6 @@ from sb3_flow.envs import register
 BASELINES: dict[str, type[BaseAlgorithm]] = {"crossq": CrossQ, "sac": SAC, "ppo": PPO}
 NEVER = 10**9  # episodes
 MODEL, BUFFER, STATISTICS = "model.zip", "buffer.pkl", "vecnormalize.pkl"  # of a checkpoint
-# All of them step until the last episode is over, so that one failure costs its length times their number
-EVAL_ENVS = 10
 FIELDS = [
     "step",
     "deterministic_return",
@@ -218,44 +214,25 @@ def train(run: Run, progress: ProgressQueue) -> None:
                 progress.put((run.name, self.num_timesteps, self.last_return))
             return True
 
-    def returns(deterministic: bool) -> tuple[NDArray[np.float64], list[bool]]:
-        """Returns of the episodes, and their successes."""
-        successes: list[bool] = []
-
-        def collect(local: dict[str, Any], _: dict[str, Any]) -> None:
-            # Called at every step of every environment, after `dones` is known
-            if local["done"] and "is_success" in local["info"]:
-                successes.append(bool(local["info"]["is_success"]))
-
-        values, _ = evaluate_policy(
-            model,
-            eval_env,
-            run.eval_episodes,
-            deterministic=deterministic,
-            return_episode_rewards=True,
-            callback=collect,
-        )
-        return np.asarray(values), successes
-
     report = Report()
     for step in range(done + run.eval_freq, run.steps + 1, run.eval_freq):
         if model.num_timesteps < step:
             left = step - model.num_timesteps
             with schedules_over(model, run.steps):
                 model.learn(left, callback=report, reset_num_timesteps=False, log_interval=NEVER)
-        deterministic, successes = returns(True)
-        stochastic, stochastic_successes = returns(False)
-        report.last_return = float(deterministic.mean())
+        deterministic = episodes(model, eval_env, run.eval_episodes, deterministic=True)
+        stochastic = episodes(model, eval_env, run.eval_episodes, deterministic=False)
+        report.last_return = float(deterministic.returns.mean())
         log_ent_coef = getattr(model, "log_ent_coef", None)
         row = {
             "step": step,
             "deterministic_return": round(report.last_return, 2),
-            "stochastic_return": round(float(stochastic.mean()), 2),
-            "episode_return_std": round(float(deterministic.std()), 2),
+            "stochastic_return": round(float(stochastic.returns.mean()), 2),
+            "episode_return_std": round(float(deterministic.returns.std()), 2),
             "ent_coef": "" if log_ent_coef is None else round(log_ent_coef.exp().item(), 5),
             "seconds": round(time.perf_counter() - started, 1),
-            "success_rate": success_rate(successes),
-            "stochastic_success_rate": success_rate(stochastic_successes),
+            "success_rate": rounded(deterministic.success_rate),
+            "stochastic_success_rate": rounded(stochastic.success_rate),
             "action_spread": round(action_spread(model), 4),
         }
         append_rows(run.csv, FIELDS, [row])
@@ -275,9 +252,9 @@ def schedules_over(model: BaseAlgorithm, steps: int) -> Iterator[None]:
         del vars(model)["_update_current_progress_remaining"]
 
 
-def success_rate(successes: list[bool]) -> float | str:
-    """The share, or nothing where the environment does not tell."""
-    return round(float(np.mean(successes)), 3) if successes else ""
+def rounded(rate: float | None) -> float | str:
+    """As it stands in a CSV."""
+    return "" if rate is None else round(rate, 3)
 
 
 def check_can_go_on(run: Run) -> None:

@@ -30,7 +30,7 @@ from sb3_flow.zoo.registration import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 OWN_NET = "own_velocity_net.md"
 OF_EXTRAS = ("ogbench", "robosuite")  # what scripts may need that tests can do without
 # Of the zoo, and not of an algorithm
@@ -140,7 +140,9 @@ class Command(NamedTuple):
     arguments: list[str]
 
 
+# Nothing is found but what is defined here: a page's commands are read, not run
 SHELL = """
+PATH=
 OUT=out  # docs/cuda.md has it of its reader's machine
 say() { printf '%s\\0' "$@"; printf '\\1'; }
 for program in python pip make; do eval "$program() { say $program \\"\\$@\\"; }"; done
@@ -153,7 +155,9 @@ def commands(page: Path) -> list[Command]:
         r"`(python (?:benchmarks/|examples/|-m (?:rl_zoo3|sb3_flow))[^`]+)`",
         re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL),
     )
-    script = "\n".join([SHELL, *blocks(page, "bash"), *(" ".join(text.split()) for text in inline)])
+    script = "\n".join([SHELL, *blocks(page, "bash"), *(" ".join(text.split()) for text in inline if "<" not in text)])
+    script = re.sub(r"^\.venv/bin/(?=python )", "", script, flags=re.MULTILINE)
+    script = re.sub(r"^\.(?:ci|venv)/.*", "", script, flags=re.MULTILINE)  # a path to a program needs no PATH
     ran = subprocess.run(["bash", "-eu", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return [Command(*_split(line)) for line in ran.stdout.split("\1") if line]
@@ -207,7 +211,7 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert set(wanted) <= set(extras), arguments
         elif arguments[0] == "-c":
             compile(arguments[1], page.name, "exec")
-        elif arguments[:2] not in (["-m", "timeit"], ["-m", "pip"]):
+        elif arguments[:2] not in (["-m", "timeit"], ["-m", "pip"], ["-m", "pytest"]):
             try:
                 read = understood(arguments, monkeypatch)
             except ModuleNotFoundError as missing:
