@@ -13,7 +13,6 @@ from arguments import check_tasks, positive
 from contenders import OURS
 from gymnasium import registry
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -62,6 +61,8 @@ def described(name: str, of: Episodes) -> str:
     line = f"{name}: return {of.returns.mean():.1f}, standard deviation {of.returns.std():.1f}"
     if of.success_rate is None:
         return line
+    from scipy.stats import binomtest  # of the extra "dev"; training does without
+
     low, high = binomtest(sum(of.successes), len(of.successes)).proportion_ci(method="wilson")
     return f"{line}, success {of.success_rate:.3f}, 95 % CI {low:.3f} to {high:.3f}"
 
