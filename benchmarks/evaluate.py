@@ -1,6 +1,8 @@
 """More episodes of a trained model than its training evaluated it on: return and success, without noise and with it.
 
-python benchmarks/evaluate.py runs/benchmarks/results/offline/<task>/flow_t/1/model.zip --env <task> --episodes 100
+    python benchmarks/evaluate.py runs/benchmarks/results/offline/<task>/flow_t/1/model.zip --env <task> --episodes 100
+
+Both ways to act begin in the same states.
 """
 
 import argparse
