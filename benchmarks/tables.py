@@ -156,7 +156,7 @@ def baselines(_: str) -> str:
     found = {algo: curves[SHOWN_TASK, algo] for algo in ("crossq", "sac")}
     text = ", ".join(f"{label(algo)} {final(seeds).mean():.0f} ({count(seeds)})" for algo, seeds in found.items())
     more = "docs/results.md#from-scratch-flow-t-flow-g-mlp-crossq-sac-and-ppo"
-    critics = "From scratch all have critics of 256-256 (the default is 1024-1024)"
+    critics = "From scratch all have critics of 256-256 (SACFlow's default is 1024-1024)"
     return f"{critics}. Beside them on {SHOWN_TASK}: {text}. [More]({more})."
 
 

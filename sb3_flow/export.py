@@ -17,6 +17,7 @@ from torch import nn
 
 from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.checks import extra, require
+from sb3_flow.common.hints import normalizes
 from sb3_flow.common.policies import ActorPolicy
 
 Observation = th.Tensor | dict[str, th.Tensor]
@@ -120,10 +121,11 @@ def export_onnx(
     except ImportError as error:
         raise ImportError(f"The ONNX export needs more packages: {extra('onnx')}") from error
     statistics = model.get_vec_normalize_env()
-    if normalize is None and statistics is not None and statistics.norm_obs:
+    if normalize is None and (model._was_normalized or normalizes(statistics)):
+        where = "model.get_vec_normalize_env()" if normalizes(statistics) else "VecNormalize.load(its file, an env)"
         warnings.warn(
             "This model learned from observations that its VecNormalize had normalised, and the file expects such. To "
-            "build the statistics in, pass normalize=model.get_vec_normalize_env().",
+            f"build the statistics in, pass normalize={where}.",
             stacklevel=2,
         )
     # A copy: recordings of updates go on reading the nets where they are

@@ -44,7 +44,9 @@ from sb3_flow.datasets import (
     load_robomimic,
     read_env_args,
 )
+from sb3_flow.datasets.errors import DataError
 from sb3_flow.datasets.ogbench import env_id, find_ogbench, measure
+from sb3_flow.datasets.robomimic import OBSERVATION_KEYS
 
 TASK = "cube-single-play-singletask-task1-v0"
 SPARSE = "cube-double-sparse-play-singletask-task1-v0"
@@ -375,6 +377,25 @@ def test_robomimic_rewards_that_are_not_used_are_pointed_out(tmp_path: Path) -> 
     assert "the rewards of 1 of 3 demos are not 0 or 1, and are not used: a step costs 1" in message
     (message,) = said([0, 0, 0])
     assert "1 of 3 demos end with dones = 1 and never had a reward. They are learned from as successes" in message
+
+
+def test_robomimic_without_a_task_is_pointed_out(tmp_path: Path) -> None:
+    path = tmp_path / "low_dim.hdf5"
+    write_robomimic(path, [4, 3], dones="never")
+    (message,) = warned(lambda: load_robomimic(path))
+    assert "no demo has a step with dones = 1" in message
+    write_robomimic(path, [4, 3], dones="end")
+    assert not warned(lambda: load_robomimic(path))
+
+
+def test_robomimic_names_the_observations_that_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "low_dim.hdf5"
+    write_robomimic(path, [4, 3])
+    parts = ", ".join(f"obs/{key}" for key in sorted([*OBSERVATION_KEYS, "robot0_joint_pos"]))
+    problem = rf"'data/demo_0/obs/camera': it is missing; there are {parts}; load_robomimic takes .* observation_keys"
+    with pytest.raises(DataError, match=problem):
+        load_robomimic(path, observation_keys=["camera"])
+    assert load_robomimic(path, observation_keys=["object", "robot0_joint_pos"]).observation_shape == (17,)
 
 
 def test_robomimic_filter_keys(tmp_path: Path) -> None:

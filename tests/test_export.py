@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import EVERY_KIND, SAC_FLOWS, VECTOR, RandomEnv, make_any, make_variant, observations
+from helpers import EVERY_KIND, SAC_FLOWS, VECTOR, RandomEnv, make_any, make_variant, observations, warned
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow.common.off_policy import OffPolicyFlowAlgorithm
@@ -139,6 +139,24 @@ def test_an_export_without_the_statistics_that_a_model_learned_with_is_pointed_o
         warnings.simplefilter("error")
         export_onnx(model, tmp_path / "policy.onnx", env)
         export_onnx(make_any("flow_g"), tmp_path / "policy.onnx")
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_model_remembers_without_its_environment_that_observations_were_normalised(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(th.onnx, "export", lambda *_, **__: None)
+
+    def said(env: Any) -> list[str]:
+        model = make_any(name, env).learn(20)
+        model.save(tmp_path / "model")
+        loaded = type(model).load(tmp_path / "model", device="cpu")
+        return warned(lambda: export_onnx(loaded, tmp_path / "policy.onnx"))
+
+    (message,) = said(VecNormalize(DummyVecEnv([RandomEnv])))
+    assert "pass normalize=VecNormalize.load" in message
+    assert not said(VecNormalize(DummyVecEnv([RandomEnv]), norm_obs=False))
+    assert not said(RandomEnv())
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)

@@ -20,6 +20,7 @@ from helpers import (
     observations,
     random_state_kept,
     snapshot,
+    warned,
 )
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
@@ -268,12 +269,24 @@ def test_a_new_vec_normalize_is_taught_the_data_and_one_that_was_saved_is_not(tm
         assert 50 < given.obs_rms.count < count + 5  # type: ignore[union-attr]
 
 
-def test_a_vec_normalize_that_knows_nothing_is_warned_of_when_a_model_goes_on(tmp_path: Path) -> None:
-    make_model(env=VecNormalize(DummyVecEnv([RandomEnv]))).learn(15).save(tmp_path / "model")
-    fresh = VecNormalize(DummyVecEnv([RandomEnv]))
-    loaded = SACFlow.load(tmp_path / "model", env=fresh, device="cpu")
-    with pytest.warns(UserWarning, match="VecNormalize has seen nothing"):
-        loaded.learn(5, reset_num_timesteps=False)
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_other_statistics_than_a_model_learned_with_are_pointed_out_when_it_goes_on(name: str, tmp_path: Path) -> None:
+    known = VecNormalize(DummyVecEnv([RandomEnv]))
+    model = make_any(name, env=known).learn(20)
+    model.save(tmp_path / "model")
+
+    def said(env: Any) -> list[str]:
+        loaded = type(model).load(tmp_path / "model", env=env, device="cpu")
+        messages = warned(lambda: loaded.learn(5, reset_num_timesteps=False))
+        return [message for message in messages if "VecNormalize" in message]
+
+    (message,) = said(VecNormalize(DummyVecEnv([RandomEnv])))
+    assert "VecNormalize has seen nothing" in message
+    for raw in (RandomEnv(), VecNormalize(DummyVecEnv([RandomEnv]), norm_obs=False)):
+        (message,) = said(raw)
+        assert "its environment shows raw ones" in message
+    known.save(str(tmp_path / "vecnormalize.pkl"))
+    assert not said(VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), DummyVecEnv([RandomEnv])))
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)

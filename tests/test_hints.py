@@ -171,6 +171,24 @@ def test_random_steps_after_a_phase_of_data_are_pointed_out(name: str) -> None:
     assert not learn(8, 5)
 
 
+@pytest.mark.parametrize("name", taking("offline_steps", ONE_OF_EACH))
+def test_what_is_left_of_the_offline_phase_of_a_loaded_model_is_pointed_out(name: str, tmp_path: Any) -> None:
+    data = regular_arrays(trajectories([20]))
+    model = make_variant(name, offline_dataset=data, offline_steps=8, learning_starts=0).learn(5)
+    assert not [message for message in warned(lambda: model.learn(1)) if "offline phase" in message]
+    model.save(tmp_path / "model")
+
+    def said(learn: Any, **kwargs: Any) -> list[str]:
+        loaded = type(model).load(tmp_path / "model", env=RandomEnv(), device="cpu", offline_dataset=data, **kwargs)
+        return [message for message in warned(lambda: learn(loaded)) if "offline phase" in message]
+
+    (message,) = said(lambda loaded: loaded.learn(4))
+    assert "learn(4) goes on with: 2 updates from data come first" in message
+    assert not said(lambda loaded: loaded.learn(4), offline_steps=0)
+    assert not said(lambda loaded: loaded.learn_offline(4))
+    assert not said(lambda loaded: loaded.learn(4, reset_num_timesteps=False))
+
+
 @pytest.mark.parametrize("name", taking("start_training", ONE_OF_EACH))
 def test_steps_that_are_only_stored_are_pointed_out(name: str) -> None:
     data = regular_arrays(trajectories([20]))

@@ -676,6 +676,10 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
         ({"env": RandomEnv(spaces.Box(-1, 1, (4,), np.float32))}, r"observations.*\(3,\).*another environment"),
         ({"env": RandomEnv(VECTOR, spaces.Box(-1, 1, (3,), np.float32))}, r"actions.*2 numbers.*another environment"),
         ({"env": RandomEnv(spaces.Dict({"a": VECTOR}))}, r"observations.*Dict.*FlattenObservation"),
+        (
+            {"env": RandomEnv(spaces.Dict({"a": VECTOR, "image": spaces.Box(0, 255, (3, 36, 36), np.uint8)}))},
+            r"observations.*Dict.*learn from its images or its vectors",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_training(arguments: dict[str, Any], message: str, name: str) -> None:

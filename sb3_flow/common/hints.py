@@ -76,6 +76,7 @@ def learning_hints(
     stores: int,
     online_only: Iterable[str],
     goes_on: bool,
+    goes_on_offline: bool,
 ) -> Iterator[str]:
     """What a run of so many timesteps will not do, or do again.
 
@@ -85,6 +86,7 @@ def learning_hints(
     :param stores: steps of the environment that are only stored, after that phase
     :param online_only: arguments that were given for the phase in the environment alone
     :param goes_on: whether the model had learned in an environment when it was loaded
+    :param goes_on_offline: whether it had been saved within the offline phase
     """
     if offline_left == 0 and total_timesteps <= learning_starts:
         yield (
@@ -105,6 +107,11 @@ def learning_hints(
         yield (
             f"learn({total_timesteps}) only stores its steps of the environment: start_training waits for {stores} of "
             "them. Lower it, or learn longer."
+        )
+    if goes_on_offline and offline_left != total_timesteps:  # `learn_offline` asks for just these
+        yield (
+            f"This model was saved in its offline phase, which learn({total_timesteps}) goes on with: {offline_left} "
+            "updates from data come first. To go on in the environment, pass offline_steps=0 to `load`."
         )
     unused = ", ".join(online_only)
     if total_timesteps < offline_left and unused:
@@ -134,7 +141,30 @@ def jumps(schedules: Mapping[str, Schedule], done: int, end_before: int, end: in
             )
 
 
-def knows_nothing(normalize: VecNormalize | None) -> bool:
+def normalization_hints(normalize: VecNormalize | None, was_normalized: bool) -> Iterator[str]:
+    """What a model that has learned sees otherwise than it did then.
+
+    :param normalize: of its environment now
+    :param was_normalized: whether the observations that it learned from were normalised
+    """
+    if _knows_nothing(normalize):
+        yield (
+            "The VecNormalize has seen nothing yet, but this model has learned: load the statistics that it "
+            "learned with (VecNormalize.load), or go on from a checkpoint with `resume`."
+        )
+    if was_normalized and not normalizes(normalize):
+        yield (
+            "This model learned from observations that a VecNormalize had normalised, and its environment shows raw "
+            "ones: wrap it by VecNormalize.load, or go on from a checkpoint with `resume`."
+        )
+
+
+def normalizes(normalize: VecNormalize | None) -> bool:
+    """Whether observations are normalised."""
+    return normalize is not None and normalize.norm_obs
+
+
+def _knows_nothing(normalize: VecNormalize | None) -> bool:
     """Whether a VecNormalize has seen no observation."""
     if normalize is None or not normalize.norm_obs:
         return False

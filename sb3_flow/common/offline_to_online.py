@@ -21,7 +21,7 @@ from sb3_flow.common.callbacks import correct_progress_bars, no_steps
 from sb3_flow.common.checks import as_integer, require, require_number, require_whole
 from sb3_flow.common.chunked import ChunkedAlgorithm
 from sb3_flow.common.experience import Experience
-from sb3_flow.common.hints import jumps, knows_nothing, learning_hints
+from sb3_flow.common.hints import jumps, learning_hints, normalization_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.transfer import on_device
@@ -313,16 +313,16 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
 
     def _hints(self, total_timesteps: int, reset_num_timesteps: bool) -> Iterator[str]:
         """What the user would else find out late."""
-        if self._n_updates > 0 and knows_nothing(self._vec_normalize_env) and self._dataset is None:
-            yield (
-                "The VecNormalize has seen nothing yet, but this model has learned: load the statistics that it "
-                "learned with (VecNormalize.load), or go on from a checkpoint with `resume`."
-            )
+        if self._n_updates > 0 and self._dataset is None:  # data teach a VecNormalize
+            yield from normalization_hints(self._vec_normalize_env, self._was_normalized)
         if reset_num_timesteps:  # else it may be one of many short calls
             left = max(0, self.offline_steps - self._n_offline)
-            goes_on = self._n_updates > 0 and self._n_online > 0 and self._last_obs is None  # after `load`
+            was_loaded = self._n_updates > 0 and self._last_obs is None
+            goes_on, offline = was_loaded and self._n_online > 0, was_loaded and left > 0 and self._n_offline > 0
             stores = max(0, self.start_training - self._n_online)
-            yield from learning_hints(total_timesteps, self.learning_starts, left, stores, self._online_only, goes_on)
+            yield from learning_hints(
+                total_timesteps, self.learning_starts, left, stores, self._online_only, goes_on, offline
+            )
         else:
             end = self.num_timesteps + total_timesteps
             yield from jumps(self._schedules, self.num_timesteps, self._total_timesteps, end)

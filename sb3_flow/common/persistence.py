@@ -15,6 +15,7 @@ import gymnasium as gym
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
@@ -23,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_flow.common.buffers import check_buffer, end_episodes, tie
 from sb3_flow.common.checkpoints import Checkpoint, Generators, newest_checkpoint, with_statistics
 from sb3_flow.common.files import replacing, resolve, write_pickle
-from sb3_flow.common.hints import check_known
+from sb3_flow.common.hints import check_known, normalizes
 
 SelfPersistent = TypeVar("SelfPersistent", bound="PersistentAlgorithm")
 
@@ -36,6 +37,8 @@ class PersistentAlgorithm(BaseAlgorithm):
 
     Mixed in before one of SB3's, whose parameters it has.
     """
+
+    _was_normalized = False  # whether the observations of the last `learn` were; a file of 0.1 does not say
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -101,6 +104,10 @@ class PersistentAlgorithm(BaseAlgorithm):
                 vars(self).update(counters)
             raise
         self._call_between_steps()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._was_normalized = normalizes(self._vec_normalize_env)
+        return super()._setup_learn(*args, **kwargs)
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Save the model as `save` does, with the states of the random generators, for `resume`.

@@ -25,12 +25,13 @@ class HorizonError(DataError):
     """Data that have no chunks of the length that is asked for; of another there may be some."""
 
 
-def missing_array(source: str | Path, key: str, present: Iterable[str]) -> DataError:
+def missing_array(source: str | Path, key: str, present: Iterable[str], advice: str = "") -> DataError:
     """The error for an array that is not there.
 
     :param source: the file, or what else the data came from
     :param key: the array's name
     :param present: names of those that are there
+    :param advice: what else helps
     """
     names = sorted(present)
     name = key.rpartition("/")[2]
@@ -41,7 +42,7 @@ def missing_array(source: str | Path, key: str, present: Iterable[str]) -> DataE
         hint = "; with timeouts beside them, masks = 1 - terminals, and then terminals = terminals | timeouts"
     else:
         hint = f"; rename {shorter[0]} if it is that" if shorter else ""
-    return DataError(source, key, f"it is missing; there are {', '.join(names) or 'no arrays'}{hint}")
+    return DataError(source, key, f"it is missing; there are {', '.join(names) or 'no arrays'}{hint}{advice}")
 
 
 @contextmanager

@@ -27,6 +27,8 @@ def check_fits(
         remedy = "is it the data of another environment?"
         if isinstance(observation_space, spaces.Dict):
             remedy = "data are arrays; gymnasium.wrappers.FlattenObservation makes such of its observations"
+            if any(map(is_image_space, observation_space.values())):
+                remedy = "data have one array of observations, without a Dict; learn from its images or its vectors"
         if observation_space.shape == (*shape[-1:], *shape[:-1]):
             remedy = "SB3 shows images channel first: transpose them too, observations.transpose(0, 3, 1, 2)"
         problem = f"one has shape {shape}, but the {env} shows {observation_space}; {remedy}"

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -56,6 +56,12 @@ def load_robomimic(
         _warn_of_rewards(path, file["data"], names)
     with reading(path):
         observations, actions, masks, ends, is_step = map(np.concatenate, zip(*demos, strict=True))
+    if masks.all():
+        warnings.warn(
+            f"{path}: no demo has a step with dones = 1, so that no step solves the task, and there is nothing to "
+            "learn but to do as the data. Set dones to 1 where it is solved.",
+            stacklevel=2,
+        )
     rewards = np.full(len(actions), STEP_REWARD, dtype=np.float32)
     return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path)
 
@@ -257,7 +263,10 @@ def _observations(path: Path, demo: Any, prefix: str, key: str, frames: int, ter
 
 def _read(path: Path, demo: Any, prefix: str, key: str) -> Array:
     if key not in demo:
-        raise missing_array(path, f"{prefix}/{key}", demo)
+        group = key.partition("/")[0]
+        parts = demo[group] if isinstance(demo.get(group), Mapping) else ()
+        advice = "; load_robomimic takes others as observation_keys" if parts else ""
+        raise missing_array(path, f"{prefix}/{key}", [f"{group}/{part}" for part in parts] or demo, advice)
     with reading(path, f"{prefix}/{key}"):
         check_dtype(path, f"{prefix}/{key}", demo[key].dtype)
         check_stored(path, f"{prefix}/{key}", demo[key])

@@ -18,6 +18,7 @@ from sb3_flow.common.callbacks import correct_progress_bars, no_steps
 from sb3_flow.common.checks import check_finite, require, require_whole
 from sb3_flow.common.encoding import SharedFeatures
 from sb3_flow.common.flow import Line, matching_error
+from sb3_flow.common.hints import normalization_hints
 from sb3_flow.common.log import Log
 from sb3_flow.common.matching import MatchingLoss, matching_loss
 from sb3_flow.common.normalize import learn_statistics
@@ -155,6 +156,9 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
                 self._offline_before = self._n_offline
             if self._dataset is not None and self._vec_normalize_env is not None:
                 learn_statistics(self._vec_normalize_env, self._dataset)
+            if self._n_offline + self._n_updates > 0:
+                for hint in normalization_hints(self._vec_normalize_env, self._was_normalized):
+                    warnings.warn(hint, stacklevel=2)
             super().learn(
                 total_timesteps=int(total_timesteps),
                 callback=callback,
