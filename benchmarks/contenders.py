@@ -74,6 +74,7 @@ OURS = {
     "qsm": Ours(QSM, "QSMPolicy"),
     "reinflow": Ours(ReinFlow, "ReinFlowPolicy"),
 }
+THEIRS: dict[str, type[BaseAlgorithm]] = {"crossq": CrossQ, "sac": SAC, "ppo": PPO}
 TEN_CRITICS = {"n_critics": 10, "critic_pessimism": 0.5}  # as in QAM's repository
 TIMED = (*VELOCITY_NETS, "flow_t_categorical", "fql", "qc_fql", "qc", "flow_rl", "qsm", "dime")
 SUFFIXES: dict[str, dict[str, Any]] = {
@@ -103,6 +104,11 @@ class Size:
 def ours_of(name: str) -> Ours:
     """What a name stands for, without the label that may stand behind a "+"."""
     return OURS[name.partition("+")[0]]
+
+
+def algorithm_of(name: str) -> type[BaseAlgorithm]:
+    """The class behind a name of ours, labelled or not, or of theirs."""
+    return THEIRS[name] if name in THEIRS else ours_of(name).algorithm
 
 
 def add_sizes(parser: argparse.ArgumentParser, contenders: Sequence[str], default: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from records import read_records, what_counts
 
 Curves = dict[tuple[str, str], dict[int, NDArray[np.float64]]]  # (task, algo) -> seed -> (evaluations, 2): step, value
 RETURN, SUCCESS, STOCHASTIC = "deterministic_return", "success_rate", "stochastic_success_rate"
+STOCHASTIC_RETURN = "stochastic_return"
 
 
 def read_curves(folder: Path, column: str = RETURN) -> Curves:

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluate.py runs/benchmarks/results/offline/<task>/flow_t/1/model.zip --env <task> --episodes 100
 
-Both ways to act begin in the same states.
+Both ways to act begin in the same states, normalised where a `vecnormalize.pkl` lies beside the model.
 """
 
 import argparse
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from arguments import check_tasks, positive
-from contenders import OURS
+from contenders import OURS, THEIRS, algorithm_of
 from gymnasium import registry
 from numpy.typing import NDArray
+from on_policy import as_trained
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -73,20 +74,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--env", required=True)
-    parser.add_argument("--algo", choices=OURS, default="flow_t", help="what was trained")
+    parser.add_argument("--algo", choices=[*OURS, *THEIRS], default="flow_t", help="what was trained")
     parser.add_argument("--episodes", type=positive, default=100)
     parser.add_argument("--seed", type=int, default=20_000, help="of the episodes, and of the policy's noise")
     args = parser.parse_args()
     register()
     check_tasks(parser, [args.env], sorted(registry))
     th.set_num_threads(1)
-    model = OURS[args.algo].algorithm.load(args.model, device="cpu")
+    model = algorithm_of(args.algo).load(args.model, device="cpu")
+    env = as_trained(args.model, make_vec_env(args.env, n_envs=min(args.episodes, EVAL_ENVS), seed=args.seed))
     for name, deterministic in (("deterministic", True), ("stochastic", False)):
-        # Made anew, so that both see the same first states
-        env = make_vec_env(args.env, n_envs=min(args.episodes, EVAL_ENVS), seed=args.seed)
+        env.seed(args.seed)
         model.set_random_seed(args.seed)
         print(described(name, episodes(model, env, args.episodes, deterministic)), flush=True)
-        env.close()
+    env.close()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from curves import Curves
-from scores import Estimate, Scores, curve_and_ci, iqm, iqm_and_ci, mean, profiles
+from scores import FEWEST, Estimate, Scores, curve_and_ci, iqm, iqm_and_ci, mean, profiles
 
 from sb3_flow.common.checks import extra
 
@@ -147,10 +147,16 @@ def plot_curves(
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     for axes in panels[len(tasks) :]:
         axes.remove()
-    # Resampled, three seeds are all the lowest, or the highest, in 3.7 % of cases each
-    band = "95 % CI" if any(len(seeds) >= 4 for seeds in curves.values()) else "range of the seeds"
-    figure.axes[0].set_ylabel(f"{ylabel}\n{statistic} and {band}")
+    figure.axes[0].set_ylabel(f"{ylabel}\n{statistic} and {_band(curves)}")
     _save(figure, path)
+
+
+def _band(curves: Curves) -> str:
+    """What the interval is."""
+    fewest, most = (end(map(len, curves.values())) for end in (min, max))
+    if most < FEWEST:
+        return "range of the seeds"
+    return "95 % CI" if fewest >= FEWEST else f"95 % CI (below {FEWEST} seeds their range)"
 
 
 def plot_profiles(scores: Scores, path: Path) -> None:
@@ -183,7 +189,8 @@ def plot_improvement(estimates: dict[tuple[str, str], Estimate], path: Path) -> 
     axes = figure.subplots()
     shades = colors(in_order(algo for algo, _ in estimates))
     for row, ((ours, _), estimate) in enumerate(estimates.items()):
-        axes.barh(row, estimate.high - estimate.low, left=estimate.low, color=shades[ours], alpha=0.4)
+        if np.isfinite(estimate.low):
+            axes.barh(row, estimate.high - estimate.low, left=estimate.low, color=shades[ours], alpha=0.4)
         axes.plot([estimate.value] * 2, [row - 0.4, row + 0.4], color=shades[ours], lw=2)
     axes.axvline(0.5, color="#444444", ls="--", lw=1)
     axes.set_yticks(range(len(estimates)), [f"{label(ours)} > {label(other)}" for ours, other in estimates])
@@ -193,7 +200,7 @@ def plot_improvement(estimates: dict[tuple[str, str], Estimate], path: Path) -> 
 
 
 def plot_by_variant(curves: Curves, path: Path, ylabel: str, xlabel: str) -> None:
-    """IQM of the last evaluation with its 95 % CI for each variant, one line a task.
+    """IQM of the last evaluation for each variant, one line a task, with its 95 % CI or the range of few seeds.
 
     :param curves: the runs
     :param path: of the picture
@@ -214,7 +221,7 @@ def plot_by_variant(curves: Curves, path: Path, ylabel: str, xlabel: str) -> Non
         errors = np.abs(np.array([[estimate.low, estimate.high] for estimate in estimates]).T - values)
         axes.errorbar([i for i, _ in points], values, errors, marker="o", capsize=3, label=task)
     axes.set_xticks(range(len(algos)), [algo.partition("+")[2] or label(algo) for algo in algos])
-    axes.set(xlabel=xlabel, ylabel=f"{ylabel} at the end, IQM")
+    axes.set(xlabel=xlabel, ylabel=f"{ylabel} at the end\nIQM and {_band(curves)}")
     axes.legend(fontsize=8)
     _save(figure, path)
 

@@ -16,26 +16,32 @@ if sys.platform == "linux":
 import gymnasium as gym
 import numpy as np
 from arguments import positive
-from contenders import OURS
+from contenders import OURS, THEIRS, algorithm_of
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from on_policy import as_trained
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import sb3_flow.envs  # noqa: F401 (registers the tasks)
-from sb3_flow.common.algorithm import FlowAlgorithm
 
 
-def film(model: FlowAlgorithm, env: gym.Env[Any, Any], seed: int) -> list[NDArray[np.uint8]]:
+def film(
+    model: BaseAlgorithm, env: gym.Env[Any, Any], seed: int, normalize: VecNormalize | None = None
+) -> list[NDArray[np.uint8]]:
     """The pictures of one episode, the first state's included.
 
     :param model: acts without noise
     :param env: renders "rgb_array"
     :param seed: determines the episode
+    :param normalize: what the model learned with
     """
     obs, _ = env.reset(seed=seed)
     state, over = None, False
     pictures: list[Any] = [env.render()]
     while not over:
-        action, state = model.predict(obs, state, deterministic=True)
+        seen = obs if normalize is None else normalize.normalize_obs(obs)
+        action, state = model.predict(seen, state, deterministic=True)
         obs, _, terminated, truncated, _ = env.step(action)
         over = terminated or truncated
         pictures.append(env.render())
@@ -64,13 +70,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--env", required=True)
-    parser.add_argument("--algo", choices=OURS, default="flow_t", help="what was trained")
+    parser.add_argument("--algo", choices=[*OURS, *THEIRS], default="flow_t", help="what was trained")
     parser.add_argument("--seed", type=int, default=0, help="of the episode")
     parser.add_argument("--moments", type=positive, default=6)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     env = gym.make(args.env, render_mode="rgb_array")
-    pictures = film(OURS[args.algo].algorithm.load(args.model, device="cpu"), env, args.seed)
+    known = as_trained(args.model, DummyVecEnv([lambda: env]))
+    normalize = known if isinstance(known, VecNormalize) else None
+    pictures = film(algorithm_of(args.algo).load(args.model, device="cpu"), env, args.seed, normalize)
     env.close()
     draw_strip(pictures, args.moments, args.out)
     print(f"{args.out}: {len(pictures) - 1} steps")

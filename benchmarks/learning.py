@@ -27,15 +27,13 @@ from typing import Any, cast
 import gymnasium as gym
 import torch as th
 from arguments import add_run_arguments, check_tasks, json_object, positive
-from contenders import OURS, merged, ours_of
+from contenders import OURS, THEIRS, algorithm_of, merged, ours_of
 from evaluate import EVAL_ENVS, episodes
 from executors import Executor, LocalPool, ProgressQueue, RayCluster
-from on_policy import evaluated_in, make_env, ppo_settings
+from on_policy import STATISTICS, evaluated_in, make_env, ppo_settings
 from records import append_record, append_rows, read_records, refuse_other_settings, what_counts
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from sb3_contrib import CrossQ
 from spread import action_spread
-from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -44,9 +42,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_flow.common.files import replacing, write_pickle
 from sb3_flow.envs import register
 
-BASELINES: dict[str, type[BaseAlgorithm]] = {"crossq": CrossQ, "sac": SAC, "ppo": PPO}
 NEVER = 10**9  # episodes
-MODEL, BUFFER, STATISTICS = "model.zip", "buffer.pkl", "vecnormalize.pkl"  # of a checkpoint
+MODEL, BUFFER = "model.zip", "buffer.pkl"  # of a checkpoint
 FIELDS = [
     "step",
     "deterministic_return",
@@ -128,7 +125,7 @@ def settings_of(run: Run) -> dict[str, Any]:
         return common | ppo_settings(run.task, run.width)
     off_policy = {"learning_starts": run.learning_starts, "buffer_size": run.steps, "batch_size": run.batch_size}
     width = [run.width, run.width]
-    if run.algo in BASELINES:
+    if run.algo in THEIRS:
         return common | off_policy | {"policy_kwargs": {"net_arch": {"pi": [256, 256], "qf": width}}}
     ours = ours_of(run.algo)
     if ours.is_off_policy:
@@ -140,19 +137,19 @@ def make_model(run: Run) -> BaseAlgorithm:
     """A contender."""
     settings = settings_of(run)
     env = make_env(run.task, run.seed, settings)
-    if run.algo in BASELINES:
-        return BASELINES[run.algo]("MlpPolicy", env, **settings)
+    if run.algo in THEIRS:
+        return THEIRS[run.algo]("MlpPolicy", env, **settings)
     model: BaseAlgorithm = ours_of(run.algo).algorithm(ours_of(run.algo).policy, env, **settings)
     return model
 
 
 def load_model(run: Run) -> BaseAlgorithm:
     """The model of the checkpoint; its data are where this command says they are."""
-    algorithm = BASELINES[run.algo] if run.algo in BASELINES else ours_of(run.algo).algorithm
-    moved = run.algo not in BASELINES and "offline_dataset" in run.overrides
+    moved = run.algo not in THEIRS and "offline_dataset" in run.overrides
     data = {"offline_dataset": run.overrides["offline_dataset"]} if moved else {}
-    env = make_env(run.task, run.seed, settings_of(run), run.checkpoint / STATISTICS)
-    model = algorithm.load(run.checkpoint / MODEL, env=env, device="cpu", **data)
+    settings = settings_of(run)
+    env = make_env(run.task, run.seed, settings, run.checkpoint / STATISTICS)
+    model = algorithm_of(run.algo).load(run.checkpoint / MODEL, env=env, device=settings["device"], **data)
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(run.checkpoint / BUFFER)
     return model
@@ -317,7 +314,7 @@ def run_all(runs: list[Run], jobs: int, ray: str | None = None) -> None:
 
 def algorithm(text: str) -> str:
     """An argument of the command line: the name of a contender; one of ours may have a label."""
-    known = [*OURS, *BASELINES]
+    known = [*OURS, *THEIRS]
     if text not in known and text.partition("+")[0] not in OURS:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no algorithm: choose from {', '.join(known)}, or {known[0]}+LABEL"
@@ -333,7 +330,7 @@ def main() -> None:
         nargs="+",
         type=algorithm,
         default=["flow_t", "crossq"],
-        help=f"{' '.join([*OURS, *BASELINES])}; `flow_t+NAME` labels a variant",
+        help=f"{' '.join([*OURS, *THEIRS])}; `flow_t+NAME` labels a variant",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=positive, default=100_000)

@@ -15,6 +15,7 @@ from torch import nn
 ZOO = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams" / "ppo.yml"
 # Of a run's settings, those that are not the algorithm's
 ENVIRONMENT = ("n_envs", "normalize")
+STATISTICS = "vecnormalize.pkl"  # of a checkpoint, beside the model
 
 
 def ppo_settings(task: str, width: int) -> dict[str, Any]:
@@ -76,3 +77,16 @@ def evaluated_in(model: BaseAlgorithm, env: VecEnv) -> VecEnv:
     wrapped = VecNormalize(env, training=False, norm_reward=False)
     wrapped.obs_rms = normalize.obs_rms
     return wrapped
+
+
+def as_trained(model: Path, env: VecEnv) -> VecEnv:
+    """An environment for a model that was saved, normalised by the statistics that lie beside it.
+
+    :param model: its file
+    :param env: of the same task
+    """
+    if not model.with_name(STATISTICS).exists():
+        return env
+    normalize = VecNormalize.load(str(model.with_name(STATISTICS)), env)
+    normalize.training, normalize.norm_reward = False, False
+    return normalize

@@ -1,6 +1,7 @@
-"""Tables and figures of learning curves: mean with 95 % CI over time, IQM with 95 % CI of the last evaluation.
+"""Tables and figures of learning curves: mean over time, IQM of the last evaluation.
 
-The table has the mean of the last five evaluations as well: where a policy falls now and then, one evaluation is luck.
+With 95 % CI; fewer than four seeds have their range instead. The table has the mean of the last five evaluations as
+well: where a policy falls now and then, one evaluation is luck.
 
     python benchmarks/report.py benchmarks/results/learning --figure docs/images/learning.png
     python benchmarks/report.py benchmarks/results/offline --metric success --figure docs/images/offline.png
@@ -18,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from curves import (
     RETURN,
+    STOCHASTIC,
+    STOCHASTIC_RETURN,
     SUCCESS,
     Curves,
     differing_settings,
@@ -29,7 +32,7 @@ from curves import (
 )
 from figures import LABELS, in_order, plot_curves, plot_improvement, plot_profiles
 from records import BASELINES, machine
-from scores import improvement, iqm_and_ci, shared_tasks
+from scores import FEWEST, improvement, iqm_and_ci, shared_tasks
 
 
 class Metric(NamedTuple):
@@ -44,12 +47,15 @@ class Metric(NamedTuple):
 METRICS = {
     "return": Metric(RETURN, "evaluation return", 0, None),
     "success": Metric(SUCCESS, "success rate", 2, (0, 1)),
+    "stochastic_return": Metric(STOCHASTIC_RETURN, "return of the stochastic policy", 0, None),
+    "stochastic_success": Metric(STOCHASTIC, "success rate of the stochastic policy", 2, (0, 1)),
 }
-SUMMARY = ["task", "algo", "seeds", "steps", "final_iqm", "ci_low", "ci_high", "final_mean", "last_five_mean"]
+FINAL = ["final_iqm", "ci_low", "ci_high", "final_lowest", "final_highest", "final_mean", "last_five_mean"]
+SUMMARY = ["task", "algo", "seeds", "steps", *FINAL]
 
 
 def write_summary(curves: Curves, path: Path, digits: int) -> None:
-    """Print the table of the last evaluations, and write it as CSV.
+    """Print the table of the last evaluations, and write it as CSV; few seeds have no interval there.
 
     :param curves: the runs
     :param path: of the CSV
@@ -61,7 +67,10 @@ def write_summary(curves: Curves, path: Path, digits: int) -> None:
         for (task, algo), seeds in sorted(curves.items()):
             final = np.array([run[-1, 1] for run in seeds.values()])
             last_five = np.mean([run[-5:, 1].mean() for run in seeds.values()])
-            row = [f"{value:.{digits}f}" for value in (*iqm_and_ci(final), final.mean(), last_five)]
+            iqm, *interval = iqm_and_ci(final)
+            interval = interval if len(final) >= FEWEST else [np.nan] * 2
+            values = (iqm, *interval, final.min(), final.max(), final.mean(), last_five)
+            row = ["" if np.isnan(value) else f"{value:.{digits}f}" for value in values]
             steps = int(next(iter(seeds.values()))[-1, 0])
             writer.writerow([task, algo, " ".join(map(str, sorted(seeds))), steps, *row])
     print(path.read_text())
@@ -91,7 +100,9 @@ def compare(curves: Curves, path: Path) -> list[Path]:
     found = {pair: improvement(scores, *pair) for pair in pairs}
     estimates = {pair: estimate for pair, estimate in found.items() if estimate is not None}
     for (ours, baseline), estimate in estimates.items():
-        print(f"P({ours} > {baseline}) = {estimate.value:.2f} ({estimate.low:.2f} - {estimate.high:.2f})")
+        known = np.isfinite(estimate.low)
+        interval = f"{estimate.low:.2f} - {estimate.high:.2f}" if known else "too few runs for an interval"
+        print(f"P({ours} > {baseline}) = {estimate.value:.2f} ({interval})")
     if estimates:
         figures.append(path.with_stem(f"{path.stem}_improvement"))
         plot_improvement(estimates, figures[-1])
@@ -124,7 +135,7 @@ def report(results: Path, figure: Path, metric: str = "return") -> Curves:
 
     :param results: the folder
     :param figure: of the curves
-    :param metric: "return" or "success"
+    :param metric: of `METRICS`
     :return: the runs that are finished
     :raises SystemExit: if there are none, and see `check_comparable`
     """

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import gradient_norms
 import gymnasium as gym
 import yaml
 from arguments import add_run_arguments, check_tasks, json_object
-from contenders import OURS, VELOCITY_NETS, merged
+from contenders import OURS, THEIRS, VELOCITY_NETS, merged
 from figures import plot_by_variant
 from learning import Run, run_all
 from offline_to_online import STUDIES, make_run
@@ -32,7 +33,7 @@ from report import report
 
 from sb3_flow import SACFlow
 from sb3_flow.common.files import write_text
-from sb3_flow.zoo.registration import ALGORITHMS, CONFIG, config_of
+from sb3_flow.zoo.registration import ALGORITHMS, config_of
 
 MUJOCO = ("Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4", "HumanoidStandup-v4")
 FROM_SCRATCH = ("flow_t", "flow_g", "dime", "flow_rl", "qsm", "crossq", "sac", "ppo")
@@ -149,13 +150,22 @@ def run_from_scratch(
             width=scale.width,
             batch_size=scale.batch_size,
             out=out,
-            overrides=merged(scale.overrides, overrides, args.overrides) if is_sac_flow(algo) else {},
+            overrides=merged(
+                running(args) if algo not in THEIRS else {},
+                merged(scale.overrides, overrides, args.overrides) if is_sac_flow(algo) else {},
+            ),
         )
         for seed in args.seeds or scale.seeds
         for task in args.tasks or tasks
         for algo, overrides in variants.items()
     ]
     run_all(runs, args.jobs, args.ray)
+
+
+def running(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ours that say how a run is computed, and not what."""
+    compiled: dict[str, Any] = {"compile": True} if args.compile else {}
+    return compiled if args.device == "cpu" else {**compiled, "device": args.device}
 
 
 def is_sac_flow(algo: str) -> bool:
@@ -196,7 +206,7 @@ def norms_along_the_rollout(scale: Scale, args: argparse.Namespace, out: Path) -
             scale.learning_starts,
             scale.width,
             scale.batch_size,
-            merged(scale.overrides, args.overrides),
+            merged(running(args), scale.overrides, args.overrides),
         )
         seeds = args.seeds or scale.seeds[:1]
         wanted = [
@@ -217,14 +227,15 @@ def offline_to_online(scale: Scale, args: argparse.Namespace, out: Path) -> None
         for algo in scale.offline_algos
         if algo != "reinflow" or task in (*ROBOMIMIC, "lift")  # as in the paper's comparison
     ]
-    run_all([replace(run, overrides=merged(run.overrides, args.overrides)) for run in runs], args.jobs, args.ray)
+    overrides = merged(running(args), args.overrides)
+    run_all([replace(run, overrides=merged(run.overrides, overrides)) for run in runs], args.jobs, args.ray)
     report(out, out / "offline_to_online.png", metric="success")
 
 
 def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace, out: Path) -> Run:
     """A run with the YAML's settings, which are the paper's, and the published data."""
     name = next(name for name, known in ALGORITHMS.items() if known.algorithm is OURS[algo].algorithm)
-    settings = yaml.safe_load(config_of(name).read_text())[task]
+    settings = rows_of(name)[task]
     overrides = {key: value for key, value in settings.items() if key not in RUNNER}
     overrides |= OURS[algo].arguments
     if not OURS[algo].is_off_policy:  # its batches are of decisions, and its own affair
@@ -249,9 +260,16 @@ def paper_offline_run(task: str, algo: str, seed: int, args: argparse.Namespace,
     )
 
 
+@cache
+def rows_of(name: str) -> dict[str, dict[str, Any]]:
+    """What an algorithm's YAML says, by task; there are hundreds of runs, and a read takes a while."""
+    rows: dict[str, dict[str, Any]] = yaml.safe_load(config_of(name).read_text())
+    return rows
+
+
 def qc_fql_alpha(task: str) -> float:
     """Alpha of QC-FQL in SAC Flow's comparison: on each task the number that is SAC Flow's beta with data."""
-    beta = yaml.safe_load(config_of("sac_flow").read_text())[task]["bc_coef"]
+    beta = rows_of("sac_flow")[task]["bc_coef"]
     return float(beta[0] if isinstance(beta, list) else beta)
 
 
@@ -292,7 +310,7 @@ def known_tasks(figure: str, scale: str) -> list[str]:
     if figure != "offline_to_online":
         return sorted(gym.registry)
     if scale == "paper":
-        return [name for name, settings in yaml.safe_load(CONFIG.read_text()).items() if "offline_dataset" in settings]
+        return [name for name, settings in rows_of("sac_flow").items() if "offline_dataset" in settings]
     return [name for name, study in STUDIES.items() if study.dataset.startswith("ogbench")]
 
 
@@ -321,6 +339,8 @@ def main() -> None:
         default={},
         help="JSON: arguments of SACFlow; in offline_to_online of all of ours",
     )
+    parser.add_argument("--compile", action="store_true", help="compile ours")
+    parser.add_argument("--device", default="cpu", help="of ours; evaluations and environments are the CPU's")
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduce"))
     args = parser.parse_args()

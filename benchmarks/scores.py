@@ -1,4 +1,4 @@
-"""What a few runs say: IQM, performance profiles, probability of improvement, all with 95 % CI.
+"""What a few runs say: IQM, performance profiles, probability of improvement, with 95 % CI where runs suffice.
 
 The estimators of Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice (arXiv
 2108.13264), with the same draws as its authors' rliable, whose dependency arch cannot be imported beside pandas 3.
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 REPS = 5_000
 CI = (2.5, 97.5)  # percentiles
+FEWEST = 4  # runs: resampled, three are all the lowest, or the highest, in 3.7 % of cases each
 
 Array = NDArray[np.float64]
 Scores = dict[str, dict[str, Array]]  # of `curves.final_scores`: algo -> task -> (seeds,)
@@ -86,13 +87,14 @@ def profiles(scores: Scores, thresholds: Array) -> dict[str, tuple[Array, Array]
     :param thresholds: (n,)
     """
 
-    def profile(runs: Array) -> Array:
-        return np.asarray((runs[..., None] > thresholds).mean(axis=(0, 1)))  # (seeds, tasks, n) -> (n,)
+    def profile(*matrices: Array) -> Array:
+        above = [(runs[..., None] > thresholds).mean(axis=0) for runs in matrices]  # (seeds, tasks, n) -> (tasks, n)
+        return mean(np.concatenate(above))
 
     tasks, generator = shared_tasks(scores), _generator()
-    matrices = {algo: _matrix(scores[algo], tasks) for algo in scores}
+    matrices = {algo: _matrices(tasks, scores[algo]) for algo in scores}
     return {
-        algo: (profile(runs), bootstrap_ci(profile, runs, generator=generator, reps=REPS // 10))
+        algo: (profile(*runs), bootstrap_ci(profile, *runs, generator=generator, reps=REPS // 10))
         for algo, runs in matrices.items()
     }
 
@@ -105,6 +107,8 @@ def shared_tasks(scores: Scores) -> set[str]:
 def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
     """Probability that a run of one algorithm beats one of another, over the tasks that both have; None without any.
 
+    Every task counts alike, whatever its number of seeds. Few runs have no interval: it is NaN then.
+
     :param scores: of `curves.final_scores`
     :param ours: the algorithm that should win
     :param baseline: the other
@@ -112,18 +116,34 @@ def improvement(scores: Scores, ours: str, baseline: str) -> Estimate | None:
     tasks = set(scores[ours]) & set(scores[baseline])
     if not tasks:
         return None
-    pair = (_matrix(scores[ours], tasks), _matrix(scores[baseline], tasks))
-    ends = bootstrap_ci(_probability_of_improvement, *pair, generator=_generator(), reps=REPS)
-    return Estimate(float(_probability_of_improvement(*pair)), float(ends[0]), float(ends[1]))
+    pair = _matrices(tasks, scores[ours], scores[baseline])
+    value, ends = _probability_of_improvement(*pair), np.full(2, np.nan)
+    if all(_has_interval([scores[algo][task] for task in tasks]) for algo in (ours, baseline)):
+        ends = bootstrap_ci(_probability_of_improvement, *pair, generator=_generator(), reps=REPS)
+    return Estimate(float(value), float(ends[0]), float(ends[1]))
 
 
-def _probability_of_improvement(ours: Array, baseline: Array) -> np.float64:
-    """Share of pairs of runs of one task that the first wins, a tie for half. (n, tasks), (m, tasks)."""
-    difference = ours[:, None] - baseline[None]  # (n, m, tasks)
-    return np.float64(np.heaviside(difference, 0.5).mean())
+def _has_interval(runs: list[Array]) -> bool:
+    """Whether there is enough to draw from: of one seed a task all draws are alike, of three in all most."""
+    seeds = sum(map(len, runs))
+    return seeds >= FEWEST and seeds >= 2 * len(runs)
 
 
-def _matrix(scores: dict[str, Array], tasks: set[str]) -> Array:
-    """(seeds, tasks); of a task with more seeds than another the first ones."""
-    seeds = min(len(scores[task]) for task in tasks)
-    return np.stack([scores[task][:seeds] for task in sorted(tasks)], axis=1)
+def _probability_of_improvement(*matrices: Array) -> np.float64:
+    """Share of pairs of runs of one task that the first wins, a tie for half; its mean over tasks.
+
+    :param matrices: of `_matrices`, of two algorithms: (n, tasks), (m, tasks), and so on
+    """
+    won = [
+        np.heaviside(ours[:, None] - baseline[None], 0.5).mean(axis=(0, 1))  # (n, m, tasks) -> (tasks,)
+        for ours, baseline in zip(matrices[::2], matrices[1::2], strict=True)
+    ]
+    return np.float64(np.concatenate(won).mean())
+
+
+def _matrices(tasks: set[str], *algos: dict[str, Array]) -> list[Array]:
+    """(seeds, tasks) of each algorithm for the tasks with as many seeds, then for those with another number."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for task in sorted(tasks):
+        alike.setdefault(tuple(len(scores[task]) for scores in algos), []).append(task)
+    return [np.stack([scores[task] for task in group], axis=1) for group in alike.values() for scores in algos]

@@ -5,7 +5,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flow import SACFlow
 
@@ -56,6 +58,29 @@ def test_without_successes_there_is_no_rate(model):
     of = evaluate.episodes(model, make_vec_env(Silent, n_envs=2, seed=0), 4, deterministic=True)
     assert of.success_rate is None
     assert "success" not in evaluate.described("deterministic", of)
+
+
+def test_both_ways_to_act_see_the_same_first_states_as_the_model_learned_to(tmp_path, monkeypatch, capsys):
+    venv = VecNormalize(make_vec_env("Pendulum-v1"))
+    model = SAC("MlpPolicy", venv, policy_kwargs={"net_arch": [4]}).learn(50)
+    model.save(tmp_path / "model.zip")
+    venv.save(str(tmp_path / "vecnormalize.pkl"))
+    seen = []
+
+    def first_states(model, env, number, deterministic):
+        seen.append(env.reset())
+        return evaluate.Episodes(np.zeros(number), [])
+
+    monkeypatch.setattr(evaluate, "episodes", first_states)
+    arguments = ["evaluate", str(tmp_path / "model.zip"), "--env", "Pendulum-v1", "--algo", "sac", "--episodes", "3"]
+    monkeypatch.setattr("sys.argv", arguments)
+    evaluate.main()
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name}: return 0.0, standard deviation 0.0" for name in ("deterministic", "stochastic")
+    ]
+    np.testing.assert_array_equal(seen[0], seen[1])
+    plain = make_vec_env("Pendulum-v1", n_envs=3, seed=20_000)
+    np.testing.assert_allclose(seen[0], venv.normalize_obs(plain.reset()), rtol=1e-5)
 
 
 def test_a_line_has_the_interval_of_the_rate():

@@ -4,6 +4,8 @@ import film
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from on_policy import as_trained
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow import SACFlow
 
@@ -40,6 +42,19 @@ def test_an_episode_is_filmed_from_its_first_state_to_its_last():
     # The observation stands still: each chunk of three actions is the same, and is executed whole
     assert len(set(env.actions[:3])) == 3
     assert env.actions == (env.actions[:3] * 3)[:LENGTH]
+
+
+def test_a_model_that_learned_from_normalised_observations_sees_such(tmp_path):
+    env = Clock()
+    known = VecNormalize(DummyVecEnv([Clock]))
+    known.obs_rms.mean[:] = 5.0
+    known.save(str(tmp_path / "vecnormalize.pkl"))
+    normalize = as_trained(tmp_path / "model.zip", DummyVecEnv([Clock]))
+    model = SACFlow("FlowMLPPolicy", known, policy_kwargs={"net_arch": [4], "flow_steps": 2})
+    film.film(model, env, 3, normalize)
+    action, _ = model.predict(known.normalize_obs(env.start), deterministic=True)
+    np.testing.assert_allclose(env.actions, [action.item()] * LENGTH, rtol=1e-5)
+    assert as_trained(tmp_path / "nowhere" / "model.zip", known) is known
 
 
 def test_a_strip_begins_and_ends_with_the_episode(tmp_path, monkeypatch):

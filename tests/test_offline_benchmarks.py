@@ -61,7 +61,7 @@ def test_every_contender_makes_an_offline_update_with_its_papers_settings(name, 
 
 
 def test_every_contender_has_a_name_and_a_colour_in_the_figures():
-    for name in (*contenders.OURS, *learning.BASELINES):
+    for name in (*contenders.OURS, *learning.THEIRS):
         assert figures.label(name)
         assert figures.colors([name])[name].startswith("#")
 

@@ -23,7 +23,8 @@ def make_study(storage, n_trials, fixed, algo="sac_flow"):
     space = ALGORITHMS[algo].search.space(fixed, 3)
     for _ in range(n_trials):
         trial = study.ask(space)
-        study.tell(trial, trial.params["flow_steps"] - trial.params.get("bc_coef", 0) / 1e5)
+        steps, _ = ALGORITHMS[algo].search.steps
+        study.tell(trial, trial.params[steps] - trial.params.get("bc_coef", 0) / 1e5)
 
 
 def run(monkeypatch, *args):
@@ -36,10 +37,11 @@ def run(monkeypatch, *args):
     [
         ("sac_flow", OFFLINE, (), {"bc_coef", "flow_steps"}),
         ("fql", {}, (), {"bc_coef", "flow_steps"}),
+        ("qsm", OFFLINE, (), {"bc_coef", "diffusion_steps"}),
         ("sac_flow", {}, ("--contour", "d_model", "learning_rate"), {"d_model"}),
         ("sac_flow", {}, (), ()),
     ],
-    ids=["beta and K", "alpha and K", "chosen", "most important"],
+    ids=["beta and K", "alpha and K", "alpha and diffusion steps", "chosen", "most important"],
 )
 def test_one_command_makes_every_picture_in_both_formats(algo, fixed, args, contour, tmp_path, monkeypatch, capsys):
     pytest.importorskip("plotly")

@@ -99,6 +99,42 @@ def test_what_is_compared_are_the_last_scores_from_the_worst_run_to_the_best(fol
     assert (above, below) == (1, 0)
 
 
+def test_every_run_counts_and_every_task_alike():
+    final = {
+        "flow_t": {"A-v4": np.array([1.0, 1.0, 1.0, 0.0]), "B-v4": np.array([1.0])},
+        "sac": {"A-v4": np.array([0.5, 0.5]), "B-v4": np.array([0.5, 0.5, 2.0])},
+    }
+    beats = scores.improvement(final, "flow_t", "sac")
+    assert beats.value == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert beats.low < beats.value < beats.high
+    share, ci = scores.profiles(final, np.array([0.7]))["flow_t"]
+    assert share == pytest.approx((3 / 4 + 1) / 2)
+    assert ci[0] < share < ci[1]
+
+
+@pytest.mark.parametrize("seeds", [[3], [1, 1, 1, 1, 1]])
+def test_runs_that_resampling_says_nothing_of_have_no_interval(seeds, tmp_path, capsys):
+    for algo, level in (("flow_t", 1.0), ("crossq", 0.0)):
+        for task, count in enumerate(seeds):
+            for seed in range(count):
+                write_run(tmp_path, f"{task}-v4", algo, seed, [0.0, level + seed])
+    report.report(tmp_path, tmp_path / "x.png")
+    assert re.search(r"P\(flow_t > crossq\) = \S+ \(too few runs for an interval\)", capsys.readouterr().out)
+    with open(tmp_path / "summary.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["ci_low"], row["ci_high"]) for row in rows} == {("", "")}
+    assert [float(row["final_highest"]) - float(row["final_lowest"]) for row in rows] == [max(seeds) - 1] * len(rows)
+
+
+def test_a_band_is_called_what_it_is():
+    def band(*counts):
+        return figures._band({("A-v4", str(i)): dict.fromkeys(range(count)) for i, count in enumerate(counts)})
+
+    assert band(3, 1) == "range of the seeds"
+    assert band(4, 5) == "95 % CI"
+    assert band(3, 4) == "95 % CI (below 4 seeds their range)"
+
+
 def test_intervals_are_the_same_every_time_and_leave_the_generator_alone():
     rng = np.random.default_rng(0)
     runs = {algo: {"A-v4": rng.normal(size=5)} for algo in ("flow_t", "crossq")}

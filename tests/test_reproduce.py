@@ -126,6 +126,15 @@ PAPER = {"target_entropy": 0.0, "policy_kwargs": {"likelihood": "path", "log_std
 MUJOCO = {f"{name}-v4" for name in ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid", "HumanoidStandup")}
 
 
+@pytest.mark.parametrize("figure", ["from_scratch", "offline_to_online", "velocity_ablation", "gradient_norms"])
+def test_ours_are_compiled_and_on_the_device_that_is_asked_for(figure, asked_for):
+    plain = asked_for(figure)
+    for run, before in zip(asked_for(figure, "--compile", "--device", "cuda"), plain, strict=True):
+        theirs = getattr(run, "algo", "") in contenders.THEIRS
+        added = {} if theirs else {"compile": True, "device": "cuda"}
+        assert run.overrides == {**before.overrides, **added}
+
+
 def test_the_scale_paper_is_the_papers_from_scratch(asked_for):
     runs = asked_for("from_scratch")
     assert {run.task for run in runs} == MUJOCO

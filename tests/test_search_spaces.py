@@ -173,6 +173,25 @@ def test_alpha_is_searched_on_the_scale_of_the_critic() -> None:
     assert ranges["categorical"] == ranges["xqc"] == ranges["flashsac"] == (0.001, 0.1)
 
 
+@pytest.mark.parametrize("algo", [name for name, known in ALGORITHMS.items() if name != "reinflow"])
+@pytest.mark.parametrize("rate", ["learning_rate", "qf_learning_rate"])
+def test_rates_of_the_yaml_beyond_the_ranges_are_reached(algo: str, rate: str) -> None:
+    space = ALGORITHMS[algo].search.space({rate: "1e-5"}, 2)
+    if rate in space:
+        assert space[rate].low < 1e-5
+        assert ALGORITHMS[algo].search.space({rate: "1e-2"}, 2)[rate].high > 1e-2
+
+
+def test_large_batches_are_searched_around_the_yamls() -> None:
+    def batches(batch_size: int) -> tuple[int, int]:
+        powers = ALGORITHMS["reinflow"].search.space({"batch_size": str(batch_size)}, 2)["batch_size_pow"]
+        return 2**powers.low, 2**powers.high
+
+    assert batches(256) == batches(4096) == (64, 4096)
+    assert batches(100_000) == (2**15, 2**19)  # 100,000 is nearest to 2^17
+    assert batches(70_000) == (2**14, 2**18)
+
+
 @pytest.mark.parametrize(
     "fixed",
     [{"noise_repeat": "4"}, {"optimize_memory_usage": "True"}, {"action_noise": "NormalActionNoise(...)"}],

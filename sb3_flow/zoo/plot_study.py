@@ -84,8 +84,9 @@ def _evaluator() -> optuna.importance.PedAnovaImportanceEvaluator:
 
 
 def _default_contour(importance: dict[str, float]) -> Sequence[str]:
-    if "bc_coef" in importance and "flow_steps" in importance:
-        return "bc_coef", "flow_steps"
+    for steps in ("flow_steps", "diffusion_steps"):
+        if "bc_coef" in importance and steps in importance:
+            return "bc_coef", steps
     return list(importance)[:2] if len(importance) >= 2 else ()
 
 
@@ -100,9 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", required=True, help="a journal file that ends with .log, or a database's URL")
     parser.add_argument("--study-name", required=True)
-    parser.add_argument(
-        "--contour", nargs=2, metavar=("X", "Y"), help="searched parameters (default: bc_coef and flow_steps)"
-    )
+    parser.add_argument("--contour", nargs=2, metavar=("X", "Y"), help="searched parameters (default: bc_coef and K)")
     parser.add_argument("--out", type=Path, default=Path("plots"))
     args = parser.parse_args()
     try:

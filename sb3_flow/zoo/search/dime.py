@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, convert_temperature
+from sb3_flow.zoo.search.base import Fixed, SearchSpace, Space, convert_temperature, reaching
 
 DIFFUSION_STEPS = (4, 8, 16, 24)
 
@@ -22,7 +22,7 @@ class DIMESearch(SearchSpace):
 
     def own_parameters(self, fixed: Fixed) -> Space:
         space: Space = {
-            "qf_learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
+            "qf_learning_rate": reaching(1e-4, 3e-3, fixed.number("qf_learning_rate")),
             "policy_delay": IntDistribution(1, 4),
         }
         if fixed.text("ent_coef", "auto").startswith("auto"):

@@ -43,7 +43,8 @@ def _batch_size_pow(batch_size: float) -> IntDistribution:
     """Powers of 2 for batches: small ones, or some around a large one, which is a good part of a rollout."""
     if batch_size <= 2**12:
         return IntDistribution(6, 12)
-    return IntDistribution(int(math.log2(batch_size)) - 2, int(math.log2(batch_size)) + 2)
+    nearest = round(math.log2(batch_size))
+    return IntDistribution(nearest - 2, nearest + 2)
 
 
 def _noise_std_range(policy_kwargs: dict[str, Any]) -> tuple[float, float]:

@@ -9,7 +9,15 @@ from sb3_flow import SACFlow
 from sb3_flow.common.critics import CRITIC_KINDS
 from sb3_flow.common.flow import constant_entropy
 from sb3_flow.sac_flow.policies import LOG_STD_RANGES, FlowTPolicy
-from sb3_flow.zoo.search.base import FLOW_STEPS, Fixed, SearchSpace, Space, bc_coef_parameters, convert_temperature
+from sb3_flow.zoo.search.base import (
+    FLOW_STEPS,
+    Fixed,
+    SearchSpace,
+    Space,
+    bc_coef_parameters,
+    convert_temperature,
+    reaching,
+)
 
 FLOW_T = tuple(name for name, policy in SACFlow.policy_aliases.items() if issubclass(policy, FlowTPolicy))
 WIDTHS = (32, 64, 128)  # of Flow-T
@@ -31,7 +39,7 @@ class SACFlowSearch(SearchSpace):
 
     def own_parameters(self, fixed: Fixed) -> Space:
         space: Space = {
-            "qf_learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
+            "qf_learning_rate": reaching(1e-4, 3e-3, fixed.number("qf_learning_rate")),
             "policy_delay": IntDistribution(1, 4),
             **_entropy_parameters(fixed),
         }
