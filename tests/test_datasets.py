@@ -398,6 +398,46 @@ def test_robomimic_names_the_observations_that_there_are(tmp_path: Path) -> None
     assert load_robomimic(path, observation_keys=["object", "robot0_joint_pos"]).observation_shape == (17,)
 
 
+@pytest.mark.parametrize("next_obs", [True, False])
+def test_robomimic_with_images_for_a_dict_space(tmp_path: Path, next_obs: bool) -> None:
+    import h5py
+
+    path = tmp_path / "image.hdf5"
+    wanted = write_robomimic(path, [4, 3], dones="end", next_obs=next_obs)
+    rng = np.random.default_rng(0)
+    shown = {}
+    with h5py.File(path, "r+") as file:
+        for name, steps in (("demo_0", 4), ("demo_1", 3)):
+            for camera in ("agentview_image", "eye_in_hand_image"):
+                images = shown[name, camera] = rng.integers(0, 255, (steps + 1, 6, 5, 3)).astype(np.uint8)
+                file[f"data/{name}/obs"].create_dataset(camera, data=images[:-1])
+                if next_obs:
+                    file[f"data/{name}/next_obs"].create_dataset(camera, data=images[1:])
+    cameras = ["agentview_image", "eye_in_hand_image"]
+    keys = {"cameras": cameras, "state": OBSERVATION_KEYS}
+    dataset = load_robomimic(path, observation_keys=keys)
+    assert dataset.observation_shape == {"cameras": (6, 6, 5), "state": (19,)}
+    rows = dataset.rows(np.arange(len(dataset)))
+    before, after = dataset.observations_at(rows), dataset.next_observations(rows)
+    np.testing.assert_array_equal(before["state"], wanted["observations"])
+    goes_on = wanted["masks"] == 1
+    np.testing.assert_array_equal(after["state"][goes_on], wanted["next_observations"][goes_on])
+    for found, moments in ((before, slice(0, -1)), (after, slice(1, None))):
+        views = [np.concatenate([shown[name, camera][moments] for name in ("demo_0", "demo_1")]) for camera in cameras]
+        images = np.concatenate(views, axis=3).transpose(0, 3, 1, 2)
+        kept = goes_on if found is after else slice(None)  # without next_obs nobody knows the final ones
+        np.testing.assert_array_equal(found["cameras"][kept], images[kept])
+    assert load_robomimic(path, observation_keys=["agentview_image"]).observation_shape == (3, 6, 5)
+    with pytest.raises(DataError, match=r"data/demo_0/obs': it has object, agentview_image, which are not of one size"):
+        load_robomimic(path, observation_keys=["object", "agentview_image"])
+    with h5py.File(path, "r+") as file:
+        for group in ["obs", "next_obs"][: 1 + next_obs]:
+            del file[f"data/demo_1/{group}/agentview_image"]
+            file[f"data/demo_1/{group}"].create_dataset("agentview_image", data=np.zeros((3, 7, 5, 3), np.uint8))
+    with pytest.raises(DataError, match=r"agentview_image': its rows have 7x5x3 numbers, those of data/demo_0 6x5x3"):
+        load_robomimic(path, observation_keys=["agentview_image"])
+
+
 def test_robomimic_filter_keys(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     path = tmp_path / "low_dim.hdf5"

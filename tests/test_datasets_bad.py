@@ -205,10 +205,30 @@ def test_a_published_file_that_stops_in_an_episode(tmp_path: Path) -> None:
         load_ogbench(tmp_path / "data.npz")
 
 
-def test_observations_of_a_dict_space_are_refused() -> None:
+def test_dicts_of_observations_that_no_space_has_are_refused(tmp_path: Path) -> None:
     arrays = regular_arrays(trajectories(LENGTHS))
-    with pytest.raises(DataError, match="'observations': it is a dict; give one array"):
-        load_dataset({**arrays, "observations": {"vector": arrays["observations"]}})
+    whole, after = arrays["observations"], arrays["next_observations"]
+    dicts = {"observations": {"a": whole, "b": whole}, "next_observations": {"a": after, "b": after}}
+    assert load_dataset({**arrays, **dicts}).observation_shape == {"a": (3,), "b": (3,)}
+    nan = whole.copy()
+    nan[2] = np.nan
+    for changed, message in (
+        ({"observations": {"a": {"b": whole}}}, r"'observations/a': it is a dict in a dict"),
+        ({"observations": {}}, r"'observations': it is a dict without arrays"),
+        ({"observations": {"a": whole, "b": whole[1:]}}, rf"'observations/b': it has shape .* not \({len(whole)}, 3\)"),
+        ({"observations": {"a": whole, "b": nan}}, r"'observations/b' row 2: it is NaN"),
+        ({"observations": {"a": whole, "b": whole[:, 0]}}, r"'observations/b': it has shape .*, not \(steps, ...\)"),
+        ({"next_observations": {"a": after}}, r"'next_observations': it has a, the observations a, b"),
+        ({"next_observations": after}, r"'next_observations': it has a single array, the observations a, b"),
+        ({"next_observations": {"a": after, "b": after[:, :2]}}, r"'next_observations/b': it has shape"),
+        ({"next_observations": {"a": after, "b": after.astype(np.uint8)}}, r"'next_observations/b': its dtype differs"),
+        ({"observations/c": whole}, r"'observations': it is there beside observations/c"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_dataset({**arrays, **dicts, **changed})
+    np.savez(tmp_path / "data.npz", **arrays, **{"observations/c": whole})
+    with pytest.raises(DataError, match=r"'observations': it is there beside observations/c"):
+        load_dataset(tmp_path / "data.npz")
 
 
 class Bomb:

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.datasets import OfflineDataset
+from sb3_flow.datasets.observations import Observations, each
 
 ReplaySamples = ReplayBufferSamples | DictReplayBufferSamples
 
@@ -284,13 +285,12 @@ def sample_dataset(
     # Behind an episode's end there may be no row. Nothing is bootstrapped from there, so any observation will do
     last = np.where(fold.in_episode[:, -1] == 1, rows[:, -1], starts)
 
-    def observations(array: NDArray[Any]) -> th.Tensor:
-        normalized = ReplayBuffer._normalize_obs(array, env)
-        assert isinstance(normalized, np.ndarray)
-        return th.as_tensor(normalized)
+    def observations(raw: Observations) -> PyTorchObs:
+        normalized: Observations = ReplayBuffer._normalize_obs(raw, env)
+        return each(th.as_tensor, normalized)
 
     return _chunk_samples(
-        observations=observations(dataset.observations[starts]),
+        observations=observations(dataset.observations_at(starts)),
         actions=dataset.actions[rows],
         next_observations=observations(dataset.next_observations(last)),
         fold=fold,
@@ -320,7 +320,13 @@ def _chunk_samples(
 
 
 def join(first: Batch, second: Batch) -> Batch:
-    """Two batches of array observations as one."""
+    """Two batches as one."""
+
+    def observations(field: str) -> PyTorchObs:
+        one, other = getattr(first, field), getattr(second, field)
+        if isinstance(one, dict):
+            return {key: th.cat([part, other[key]]) for key, part in one.items()}
+        return th.cat([one, other])
 
     def both(field: str, like: str) -> th.Tensor:
         parts = [getattr(batch, field) for batch in (first, second)]
@@ -332,9 +338,9 @@ def join(first: Batch, second: Batch) -> Batch:
         return th.cat(full)
 
     return Batch(
-        observations=both("observations", "observations"),
+        observations=observations("observations"),
         actions=both("actions", "actions"),
-        next_observations=both("next_observations", "next_observations"),
+        next_observations=observations("next_observations"),
         rewards=both("rewards", "rewards"),
         dones=both("dones", "dones"),
         discounts=both("discounts", "rewards"),

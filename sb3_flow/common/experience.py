@@ -26,17 +26,26 @@ class Experience(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the first chunk, or hindsight's first episode, is not complete, of a buffer that began empty.
+        """Whether there is nothing but the beginning of a first chunk, or of hindsight's first episode.
 
-        :raises ValueError: if hindsight's first episode never will be
+        :raises ValueError: if hindsight's first episode never ends
         """
-        if isinstance(self.buffer, HerReplayBuffer):
-            ended = bool((self.buffer.ep_length > 0).any())
-            advice = "no episode ends within it; choose a larger one, or set a time limit"
-            size = self.buffer.buffer_size * self.buffer.n_envs
-            require(ended or not self.buffer.full, "buffer_size", size, advice)
-            return not ended
-        return self.dataset is None and 0 < self.buffer.size() < self.horizon_length
+        begun = isinstance(self.buffer, HerReplayBuffer) or self.buffer.size() > 0
+        return self.dataset is None and begun and self.stored == 0
+
+    @property
+    def stored(self) -> int:
+        """Chunks in the replay buffer, by their first steps; of hindsight's buffer the steps of whole episodes.
+
+        :raises ValueError: if hindsight's first episode never ends
+        """
+        if not isinstance(self.buffer, HerReplayBuffer):
+            return max(0, self.buffer.size() - self.horizon_length + 1) * self.buffer.n_envs
+        ended = int((self.buffer.ep_length > 0).sum())
+        advice = "no episode ends within it; choose a larger one, or set a time limit"
+        size = self.buffer.buffer_size * self.buffer.n_envs
+        require(ended > 0 or not self.buffer.full, "buffer_size", size, advice)
+        return ended
 
     def offline_share(self, batch_size: int, update: int) -> int:
         """How many of a batch come from the offline data.
@@ -47,8 +56,8 @@ class Experience(NamedTuple):
         """
         if self.dataset is None:
             return 0
-        stored = (self.buffer.size() - self.horizon_length + 1) * self.buffer.n_envs
-        if self.offline or stored <= 0:
+        stored = 0 if self.offline else self.stored
+        if stored == 0:
             return batch_size
         if self.offline_ratio is not None:
             exact = self.offline_ratio * batch_size
@@ -64,6 +73,9 @@ class Experience(NamedTuple):
         :raises NonFiniteError: if a number is not finite
         """
         n_offline = self.offline_share(batch_size, update)
+        if isinstance(self.buffer, HerReplayBuffer) and n_offline == batch_size - 1:
+            # Of a single step hindsight relabels none, and not every environment computes the rewards of no steps
+            n_offline += int(np.random.choice((-1, 1)))
         batches = []
         if n_offline < batch_size:
             samples = self.buffer.sample(batch_size - n_offline, env=self.normalize)

@@ -7,6 +7,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flow.datasets import Dataset, OfflineDataset
 from sb3_flow.datasets.arrays import blocks
+from sb3_flow.datasets.observations import parts
 
 TAUGHT = "has_seen_offline_data"  # attribute of a VecNormalize, which is saved and loaded with it
 
@@ -24,9 +25,11 @@ def learn_statistics(env: VecNormalize, dataset: Dataset) -> None:
     setattr(env, TAUGHT, True)
     data = dataset.at(0)  # not before: it may have to be read again
     if env.norm_obs:
-        assert isinstance(env.obs_rms, RunningMeanStd)
-        for _, block in blocks(data.observations):
-            env.obs_rms.update(block)
+        statistics: dict[str, RunningMeanStd] = parts(env.obs_rms)
+        for key, array in parts(data.observations).items():
+            if key in statistics:  # a VecNormalize leaves out what its norm_obs_keys do
+                for _, block in blocks(array):
+                    statistics[key].update(block)
     if env.norm_reward:
         env.ret_rms.update(running_returns(data, env.gamma))
 

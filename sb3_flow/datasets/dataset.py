@@ -10,8 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_flow.common.checks import require, require_integer
-from sb3_flow.datasets.arrays import Array, as_array, blocks, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.arrays import Array, blocks, bounded_actions, check_shape, flag_array, float_array
 from sb3_flow.datasets.errors import DataError, HorizonError, missing_array
+from sb3_flow.datasets.observations import (
+    Dtypes,
+    Observations,
+    Shapes,
+    check_alike,
+    checked_observations,
+    dtypes,
+    each,
+    full_name,
+    gathered,
+    length,
+    parts,
+    read_only,
+    shapes,
+    taken,
+)
 
 SMALL_FILE = 10_000  # steps; below it is an episode or a few, and no part of data that are too large for memory
 MOSTLY = 0.9  # share of terminal states from which on masks look turned around
@@ -26,12 +42,12 @@ class OfflineDataset:
     only holds the final observation and is no step. It needs half the memory. Either way: draw steps, not rows
     (`rows(numpy.random.randint(len(dataset), size=B))`), and index the arrays with rows.
 
-    :param observations: (N, ...) float32, or uint8 for images
+    :param observations: (N, ...) float32, or uint8 for images; a dict of such for a Dict space
     :param actions: (N, d) in [-1, 1]; up to 1e-3 outside is clipped. (N, ...) is flattened
     :param rewards: (N,)
     :param masks: (N,): 1 to bootstrap from the next observation, else 0; play data go on after a 0, so it ends nothing
     :param ends: (N,): 1 at the last step of every episode, terminated or not
-    :param next_observations: (N, ...), or None if they are the observations of the following rows
+    :param next_observations: as the observations, or None if they are those of the following rows
     :param is_step: (N,): 0 in rows that only hold an episode's final observation; None: every row is a step
     :param source: the file, or what else to name in errors
     :param names: names of these parameters in the source, where they differ
@@ -55,8 +71,8 @@ class OfflineDataset:
     ):
         self.source = source
         self._names = {} if names is None else names
-        self.observations = self._observations("observations", observations)
-        rows = len(self.observations)
+        self.observations = checked_observations(source, self._name("observations"), observations)
+        rows = length(self.observations)
         self.actions = bounded_actions(source, self._name("actions"), actions, action_limit)
         self.action_shape: tuple[int, ...] = self.actions.shape[1:]
         if len(self.action_shape) > 1:
@@ -66,12 +82,10 @@ class OfflineDataset:
         check_shape(source, self._name("rewards"), self.rewards, (rows,))
         self.masks = flag_array(source, self._name("masks"), masks, rows).astype(np.float32)
         self.ends = flag_array(source, self._name("ends"), ends, rows)
-        self._next: Array | None = None
+        self._next: Observations | None = None
         if next_observations is not None:
-            self._next = self._observations("next_observations", next_observations)
-            check_shape(source, self._name("next_observations"), self._next, self.observations.shape)
-            if self._next.dtype != self.observations.dtype:
-                raise DataError(source, self._name("next_observations"), "its dtype differs from the observations'")
+            self._next = checked_observations(source, self._name("next_observations"), next_observations)
+            check_alike(source, self._name("next_observations"), self._next, self.observations)
         steps = np.ones(rows, dtype=np.bool_)
         if is_step is not None:
             steps = flag_array(source, self._name("is_step"), is_step, rows)
@@ -81,12 +95,8 @@ class OfflineDataset:
         self._steps = int(steps.sum())
         self._warn_of_terminal_states(int(np.count_nonzero(self.masks[steps] == 0)))
         for name in ("observations", "actions", "rewards", "masks", "ends", "_next", "_rows"):
-            array = getattr(self, name)
-            if array is not None:
-                # A view: the user's own array stays as writeable as it was
-                view = array.view()
-                view.flags.writeable = False
-                setattr(self, name, view)
+            if getattr(self, name) is not None:
+                setattr(self, name, each(read_only, getattr(self, name)))
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -104,16 +114,14 @@ class OfflineDataset:
         return int(np.count_nonzero(self.ends if self._rows is None else self.ends[self._rows]))
 
     @property
-    def observation_shape(self) -> tuple[int, ...]:
-        """Shape of one observation."""
-        shape: tuple[int, ...] = self.observations.shape[1:]
-        return shape
+    def observation_shape(self) -> Shapes:
+        """Shape of one observation, of a dict by key."""
+        return shapes(self.observations)
 
     @property
-    def observation_dtype(self) -> np.dtype[Any]:
-        """float32, or uint8 for images."""
-        dtype: np.dtype[Any] = self.observations.dtype
-        return dtype
+    def observation_dtype(self) -> Dtypes:
+        """float32, or uint8 for images; of a dict by key."""
+        return dtypes(self.observations)
 
     @property
     def action_dim(self) -> int:
@@ -136,10 +144,13 @@ class OfflineDataset:
         """
         return np.minimum(starts[:, None] + np.arange(horizon), len(self.ends) - 1)
 
-    def next_observations(self, rows: NDArray[np.integer[Any]]) -> Array:
+    def observations_at(self, rows: NDArray[np.integer[Any]]) -> Observations:
+        """Observations before the steps in some rows, as a copy."""
+        return taken(self.observations, rows)
+
+    def next_observations(self, rows: NDArray[np.integer[Any]]) -> Observations:
         """Observations after the steps in some rows, as a copy."""
-        after: Array = self.observations[rows + 1] if self._next is None else self._next[rows]
-        return after
+        return taken(self.observations, rows + 1) if self._next is None else taken(self._next, rows)
 
     def at(self, update: int) -> "OfflineDataset":
         """The data that an update samples from: all of them. See `ShardedDataset.at`.
@@ -167,15 +178,20 @@ class OfflineDataset:
             return
         goes_on = np.zeros_like(self.ends)
         goes_on[rows] = ~self.ends[rows]
-        for start, after in blocks(self._next[:-1]):
-            following = self.observations[start + 1 : start + 1 + len(after)]
-            jumps = (after != following).reshape(len(after), -1).any(axis=1) & goes_on[start : start + len(after)]
+        for key, after in parts(self._next).items():
+            self._check_goes_on(key, parts(self.observations)[key], after, goes_on)
+
+    def _check_goes_on(self, key: str, observations: Array, after: Array, goes_on: NDArray[np.bool_]) -> None:
+        for start, block in blocks(after[:-1]):
+            following = observations[start + 1 : start + 1 + len(block)]
+            jumps = (block != following).reshape(len(block), -1).any(axis=1) & goes_on[start : start + len(block)]
             if jumps.any():
                 problem = (
                     f"they differ from the next row's observations, but {self._name('ends')} does not mark an "
                     "episode's end here; mark where time limits cut episodes, too, or use horizon_length=1"
                 )
-                raise HorizonError(self.source, "next_observations", problem, start + int(jumps.argmax()))
+                name = full_name("next_observations", key)
+                raise HorizonError(self.source, name, problem, start + int(jumps.argmax()))
 
     def _warn_of_terminal_states(self, n_terminal: int) -> None:
         if n_terminal > MOSTLY * self._steps:
@@ -188,16 +204,6 @@ class OfflineDataset:
 
     def _name(self, parameter: str) -> str:
         return self._names.get(parameter, parameter)
-
-    def _observations(self, parameter: str, values: Any) -> Array:
-        name = self._name(parameter)
-        if isinstance(values, Mapping):
-            raise DataError(self.source, name, "it is a dict; give one array: data with Dict observations are not read")
-        array = as_array(self.source, name, values)
-        array = np.ascontiguousarray(array) if array.dtype == np.uint8 else float_array(self.source, name, array)
-        if array.ndim < 2 or array.size == 0:
-            raise DataError(self.source, name, f"it has shape {array.shape}, not (steps, ...) with at least one step")
-        return array
 
     def _check_episodes(self, steps: NDArray[np.bool_]) -> None:
         """Refuse steps after which it is not known whether and where the episode goes on."""
@@ -230,8 +236,8 @@ class Extent(NamedTuple):
     """What is known of a file without reading all of it."""
 
     steps: int
-    observation_shape: tuple[int, ...]
-    observation_dtype: np.dtype[Any]  # float32, or uint8 for images
+    observation_shape: Shapes
+    observation_dtype: Dtypes  # float32, or uint8 for images
     action_dim: int
 
 
@@ -346,13 +352,15 @@ def from_arrays(
 ) -> OfflineDataset:
     """A dataset from arrays under OGBench's names.
 
-    :param arrays: observations (N, ...), actions (N, d), rewards (N,), masks (N,), terminals (N,), which mark where a
-        trajectory ends and not whether to bootstrap, and one of next_observations (N, ...) and valids (N,): with
-        valids, OGBench's compact form, the next observation is the following row's, rows with 0 are no steps
+    :param arrays: observations (N, ...), of a Dict space a dict of such, or each under observations/<key>, actions
+        (N, d), rewards (N,), masks (N,), terminals (N,), which mark where a trajectory ends and not whether to
+        bootstrap, and one of next_observations, as the observations, and valids (N,): with valids, OGBench's compact
+        form, the next observation is the following row's, rows with 0 are no steps
     :param source: what to name in errors
     :param action_limit: actions are clipped to +-action_limit <= 1
     :raises DataError: for a missing key or bad data
     """
+    arrays = gathered(source, arrays)
     for key in ARRAY_KEYS[:5]:
         if key not in arrays:
             raise missing_array(source, key, arrays)

@@ -1,6 +1,7 @@
 """Whether data are of the environment that is learned in."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset
 from sb3_flow.datasets.errors import DataError
+from sb3_flow.datasets.observations import full_name, parts
 
 
 def check_fits(
@@ -22,22 +24,7 @@ def check_fits(
     :param env: what to call it
     :raises DataError: naming both shapes
     """
-    shape = dataset.observation_shape
-    if not isinstance(observation_space, spaces.Box) or observation_space.shape != shape:
-        remedy = "is it the data of another environment?"
-        if isinstance(observation_space, spaces.Dict):
-            remedy = "data are arrays; gymnasium.wrappers.FlattenObservation makes such of its observations"
-            if any(map(is_image_space, observation_space.values())):
-                remedy = "data have one array of observations, without a Dict; learn from its images or its vectors"
-        if observation_space.shape == (*shape[-1:], *shape[:-1]):
-            remedy = "SB3 shows images channel first: transpose them too, observations.transpose(0, 3, 1, 2)"
-        problem = f"one has shape {shape}, but the {env} shows {observation_space}; {remedy}"
-        raise DataError(dataset.source, "observations", problem)
-    as_bytes = dataset.observation_dtype == np.uint8
-    # SB3 scales images on the way into the policy, by the environment's space
-    if (as_bytes and observation_space.dtype != np.uint8) or (not as_bytes and is_image_space(observation_space)):
-        problem = f"they are {dataset.observation_dtype}, but the {env} shows {observation_space}"
-        raise DataError(dataset.source, "observations", problem)
+    _check_observations(dataset, observation_space, env)
     flat = (dataset.action_dim,)
     fits = isinstance(action_space, spaces.Box) and (
         action_space.shape == dataset.action_shape or (dataset.action_shape == flat == (action_space.low.size,))
@@ -50,6 +37,39 @@ def check_fits(
         raise DataError(dataset.source, "actions", problem)
     assert isinstance(action_space, spaces.Box)
     _warn_of_raw_actions(dataset.at(0), action_space)
+
+
+def _check_observations(dataset: Dataset, space: spaces.Space[Any], env: str) -> None:
+    shapes, dtypes = parts(dataset.observation_shape), parts(dataset.observation_dtype)
+    leaves = dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
+    if shapes.keys() != leaves.keys():
+        if "" in shapes:
+            remedy = "give a dict of arrays, with its keys"
+            if not any(map(is_image_space, leaves.values())):  # of which it would make vectors, too
+                remedy += "; or gymnasium.wrappers.FlattenObservation makes vectors of its observations"
+            problem = f"one has shape {dataset.observation_shape}, but the {env} shows {space}; {remedy}"
+        else:
+            problem = f"they are a dict of {', '.join(shapes)}, but the {env} shows {space}"
+        raise DataError(dataset.source, "observations", problem)
+    for key, leaf in leaves.items():
+        _check_part(dataset.source, full_name("observations", key), shapes[key], dtypes[key], leaf, env)
+
+
+def _check_part(
+    source: str | Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], space: spaces.Space[Any], env: str
+) -> None:
+    of_numbers = isinstance(space, (spaces.Box, spaces.MultiBinary))
+    if not of_numbers or space.shape != shape:
+        remedy = "is it the data of another environment?"
+        if not of_numbers:
+            remedy = "data are numbers of a Box; a wrapper makes one of it"
+        elif space.shape == (*shape[-1:], *shape[:-1]):
+            remedy = "SB3 shows images channel first: transpose them too, observations.transpose(0, 3, 1, 2)"
+        raise DataError(source, name, f"one has shape {shape}, but the {env} shows {space}; {remedy}")
+    as_bytes = dtype == np.uint8
+    # SB3 scales images on the way into the policy, by the environment's space
+    if (as_bytes and space.dtype != np.uint8) or (not as_bytes and is_image_space(space)):
+        raise DataError(source, name, f"they are {dtype}, but the {env} shows {space}")
 
 
 def _warn_of_raw_actions(data: OfflineDataset, action_space: spaces.Box) -> None:

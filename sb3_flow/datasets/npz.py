@@ -59,6 +59,10 @@ class NpzReader:
     def __contains__(self, key: str) -> bool:
         return key in self._members
 
+    def keys(self) -> list[str]:
+        """Names of the arrays."""
+        return list(self._members)
+
     def header(self, key: str) -> Header:
         """Shape and dtype of an array, without reading it.
 

@@ -15,6 +15,7 @@ from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDa
 from sb3_flow.datasets.errors import DataError, missing_file, reading
 from sb3_flow.datasets.fits import check_fits
 from sb3_flow.datasets.npz import NpzReader
+from sb3_flow.datasets.observations import Observations, length, named
 
 DATA_DIR = Path("~/.ogbench/data")
 ACTION_LIMIT = 1 - 1e-5  # the papers' clipping
@@ -96,26 +97,29 @@ def measure(path: Path) -> Extent:
     with NpzReader(path) as file:
         _check_layout(path, file)
         _check_single_layout(path, file)
-        shape = file.header("observations").shape
-        if len(shape) < 2:
-            raise DataError(path, "observations", f"it has shape {shape}, not (steps, ...)")
-        rows = shape[0]
+        names = _observation_names(file)
+        shapes = {key: file.header(name).shape for key, name in names.items()}
+        rows = next(iter(shapes.values()))[:1]
+        for key, shape in shapes.items():
+            if len(shape) < 2 or shape[:1] != rows:
+                raise DataError(path, names[key], f"it has shape {shape}, not ({rows[0] if rows else 'steps'}, ...)")
         for key, dimensions in {"actions": 2, "terminals": 1}.items():
             other = file.header(key).shape
-            if other[:1] != (rows,) or len(other) != dimensions:
-                raise DataError(path, key, f"it has shape {other}, but there are {rows} observations")
-        steps = rows
+            if other[:1] != rows or len(other) != dimensions:
+                raise DataError(path, key, f"it has shape {other}, but there are {rows[0]} observations")
+        steps = rows[0]
         if "valids" in file:
-            steps = int(flag_array(path, "valids", file.read("valids"), rows).sum())
-        elif "next_observations" not in file:
-            steps -= int(flag_array(path, "terminals", file.read("terminals"), rows).sum())
-        dtype = np.dtype(np.uint8 if _is_image(file) else np.float32)
-        return Extent(steps, shape[1:], dtype, file.header("actions").shape[1])
+            steps = int(flag_array(path, "valids", file.read("valids"), steps).sum())
+        elif not _holds_next(file):
+            steps -= int(flag_array(path, "terminals", file.read("terminals"), steps).sum())
+        of_one = {key: shape[1:] for key, shape in shapes.items()}
+        types = {key: np.dtype(dtype) for key, dtype in _dtypes(file).items()}
+        return Extent(steps, of_one.get("", of_one), types.get("", types), file.header("actions").shape[1])
 
 
 def _check_layout(path: Path, file: NpzReader) -> None:
     """Refuse data whose next observations were left out: read as published, each episode would lose its last step."""
-    if not any(key in file for key in ("next_observations", "valids", PUBLISHED)):
+    if not (_holds_next(file) or "valids" in file or PUBLISHED in file):
         problem = (
             "give it, the observation after each row's action, or valids (OGBench's compact form); only files as "
             f"OGBench publishes them, which hold {PUBLISHED}, go without"
@@ -138,7 +142,7 @@ def _check_final_rows(path: Path, rewards: Array, masks: Array, final: Array) ->
 
 def _check_single_layout(path: Path, file: NpzReader) -> None:
     """Refuse both layouts at once: it would not be known which rows are steps."""
-    if "next_observations" in file and "valids" in file:
+    if _holds_next(file) and "valids" in file:
         raise DataError(path, "next_observations", "give it, or valids (OGBench's compact form), and not both")
 
 
@@ -197,15 +201,15 @@ class _Task:
 
 def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
     with NpzReader(path) as file:
-        observations = file.read("observations", None if _is_image(file) else np.float32)
-        rows = len(observations)
+        observations = _read_observations(file, "observations")
+        rows = length(observations)
         _check_single_layout(path, file)
         if task is None:  # a task needs qpos itself
             _check_layout(path, file)
         ends = flag_array(path, "terminals", file.read("terminals"), rows)
         is_step = following = final = None
-        if "next_observations" in file:
-            following = file.read("next_observations", observations.dtype.type)
+        if _holds_next(file):
+            following = _read_observations(file, "next_observations")
         elif "valids" in file:
             is_step = file.read("valids")
         else:
@@ -237,5 +241,22 @@ def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
     return dataset
 
 
-def _is_image(file: NpzReader) -> bool:
-    return file.header("observations").dtype == np.uint8
+def _observation_names(file: NpzReader, name: str = "observations") -> dict[str, str]:
+    """The arrays by key; "" is that of one array alone."""
+    return named(file.path, file.keys(), name) or {"": name}  # reading it says what is missing
+
+
+def _dtypes(file: NpzReader) -> dict[str, type[np.generic]]:
+    """What the observations are read as, by key: images as they are."""
+    names = _observation_names(file).items()
+    return {key: np.uint8 if file.header(name).dtype == np.uint8 else np.float32 for key, name in names}
+
+
+def _read_observations(file: NpzReader, name: str) -> Observations:
+    dtypes = _dtypes(file)
+    read = {key: file.read(full, dtypes.get(key)) for key, full in _observation_names(file, name).items()}
+    return read.get("", read)
+
+
+def _holds_next(file: NpzReader) -> bool:
+    return len(named(file.path, file.keys(), "next_observations")) > 0

@@ -19,6 +19,7 @@ from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_array, missing_file, reading
 from sb3_flow.datasets.hdf5 import check_stored
+from sb3_flow.datasets.observations import Observations, concatenated, each, length, parts
 
 DATA_DIR = Path("~/.robomimic")
 FILES = ("low_dim_v15.hdf5", "low_dim_v141.hdf5", "low_dim.hdf5")
@@ -33,14 +34,15 @@ def load_robomimic(
     path: str | Path,
     task: str | None = None,
     filter_key: str | None = None,
-    observation_keys: Sequence[str] = OBSERVATION_KEYS,
+    observation_keys: Sequence[str] | Mapping[str, Sequence[str]] = OBSERVATION_KEYS,
 ) -> OfflineDataset:
     """Read demonstrations: reward -1 a step, no bootstrap where `dones` is 1. Rewards in the file are not used.
 
     :param path: an HDF5 file with data/demo_<i>/{actions,dones,obs,next_obs}
     :param task: "lift", "can" or "square", to be sure that it is that one's data; None accepts any
     :param filter_key: load only the demos listed in mask/<filter_key>; None loads all
-    :param observation_keys: what an observation is made of, in this order
+    :param observation_keys: what an observation is made of, in this order; of a Dict space a dict that says it of each
+        key. Images, which are uint8 (frames, height, width, channels) in the file, become channels first
     :raises ValueError: for bad data of every kind, naming file, key and row
     :raises FileNotFoundError: if there is no such file
     """
@@ -51,11 +53,14 @@ def load_robomimic(
         if task is not None:
             _check_task(path, task, _env_args(path, file))
         names = _demo_names(path, file, filter_key)
-        demos = [_read_demo(path, file["data"][name], name, observation_keys) for name in names]
-        _check_widths(path, file["data"], names, observation_keys)
+        keys = dict(observation_keys) if isinstance(observation_keys, Mapping) else observation_keys
+        demos = [_read_demo(path, file["data"][name], name, keys) for name in names]
+        _check_widths(path, file["data"], names, [key for part in parts(keys).values() for key in part])
         _warn_of_rewards(path, file["data"], names)
     with reading(path):
-        observations, actions, masks, ends, is_step = map(np.concatenate, zip(*demos, strict=True))
+        shown, *columns = zip(*demos, strict=True)
+        observations = concatenated(shown)
+        actions, masks, ends, is_step = map(np.concatenate, columns)
     if masks.all():
         warnings.warn(
             f"{path}: no demo has a step with dones = 1, so that no step solves the task, and there is nothing to "
@@ -189,7 +194,9 @@ def _check_total(path: Path, data: Any, names: list[str]) -> None:
         )
 
 
-def _read_demo(path: Path, demo: Any, name: str, keys: Sequence[str]) -> tuple[Array, Array, Array, Array, Array]:
+def _read_demo(
+    path: Path, demo: Any, name: str, keys: Sequence[str] | dict[str, Sequence[str]]
+) -> tuple[Observations, Array, Array, Array, Array]:
     """Observations, actions, masks, ends, and which rows are steps, in T + 1 rows: the last has no action."""
     prefix = f"data/{name}"
     actions = bounded_actions(path, f"{prefix}/actions", _read(path, demo, prefix, "actions"))
@@ -200,14 +207,14 @@ def _read_demo(path: Path, demo: Any, name: str, keys: Sequence[str]) -> tuple[A
     if stated != frames:
         raise DataError(path, f"{prefix}/actions", f"it has {frames} frames, but the demo's num_samples is {stated}")
     done = flag_array(path, f"{prefix}/dones", _read(path, demo, prefix, "dones"), frames)
-    columns = [_observations(path, demo, prefix, key, frames, bool(done[-1])) for key in keys]
-    rows = len(columns[0])
+    observations = each(lambda part: _joined(path, demo, prefix, part, frames, bool(done[-1])), keys)
+    rows = length(observations)
     is_step = np.arange(rows) < rows - 1
     ends = np.arange(rows) == rows - 2
     ends[:frames] |= done
     masks = np.ones(rows, dtype=np.bool_)
     masks[:frames] = ~done
-    return np.hstack(columns), np.pad(actions, ((0, rows - frames), (0, 0))), masks, ends, is_step
+    return observations, np.pad(actions, ((0, rows - frames), (0, 0))), masks, ends, is_step
 
 
 def _warn_of_rewards(path: Path, data: Any, names: list[str]) -> None:
@@ -236,29 +243,48 @@ def _warn_of_rewards(path: Path, data: Any, names: list[str]) -> None:
 def _check_widths(path: Path, data: Any, names: list[str], keys: Sequence[str]) -> None:
     """Refuse demos whose actions or observations are not those of one environment."""
     for key in ("actions", *(f"obs/{key}" for key in keys)):
-        wanted = data[names[0]][key].shape[1]
+        wanted = data[names[0]][key].shape[1:]
         for name in names:
-            width = data[name][key].shape[1]
+            width = data[name][key].shape[1:]
             if width != wanted:
-                raise DataError(
-                    path, f"data/{name}/{key}", f"its rows have {width} numbers, those of data/{names[0]} {wanted}"
-                )
+                ours, first = ("x".join(map(str, shape)) for shape in (width, wanted))
+                problem = f"its rows have {ours} numbers, those of data/{names[0]} {first}"
+                raise DataError(path, f"data/{name}/{key}", problem)
+
+
+def _joined(path: Path, demo: Any, prefix: str, keys: Sequence[str], frames: int, terminal: bool) -> Array:
+    """Vectors side by side, or images by their channels."""
+    found = [_observations(path, demo, prefix, key, frames, terminal) for key in keys]
+    shapes = {array.shape[2:] for array in found}
+    if len(shapes) != 1:
+        problem = f"it has {', '.join(keys)}, which are not of one size; give a dict, {{key: [these], other: [those]}}"
+        raise DataError(path, f"{prefix}/obs", problem)
+    return np.concatenate(found, axis=1)
 
 
 def _observations(path: Path, demo: Any, prefix: str, key: str, frames: int, terminal: bool) -> Array:
     """One part of the observations and after them the final one; without it if the file has none and it is needed."""
     obs_key, next_key = f"obs/{key}", f"next_obs/{key}"
-    obs = float_array(path, f"{prefix}/{obs_key}", _read(path, demo, prefix, obs_key))
-    check_shape(path, f"{prefix}/{obs_key}", obs, (frames, None))
+    obs = _vectors_or_images(path, f"{prefix}/{obs_key}", _read(path, demo, prefix, obs_key), frames)
     if "next_obs" not in demo:
         return np.concatenate([obs, obs[-1:]]) if terminal else obs
-    after = float_array(path, f"{prefix}/{next_key}", _read(path, demo, prefix, next_key))
+    after = _vectors_or_images(path, f"{prefix}/{next_key}", _read(path, demo, prefix, next_key), frames)
     check_shape(path, f"{prefix}/{next_key}", after, obs.shape)
-    differs = (after[:-1] != obs[1:]).any(axis=1)
+    differs = (after[:-1] != obs[1:]).any(axis=tuple(range(1, obs.ndim)))
     if differs.any():
         problem = f"it differs from the following row of obs/{key}: one is damaged; else pass the data as arrays"
         raise DataError(path, f"{prefix}/{next_key}", problem, int(differs.argmax()))
     return np.concatenate([obs, after[-1:]])
+
+
+def _vectors_or_images(path: Path, key: str, array: Array, frames: int) -> Array:
+    """(frames, numbers) float32, or (frames, channels, height, width) uint8."""
+    if array.dtype == np.uint8 and array.ndim == 4:
+        check_shape(path, key, array, (frames, None, None, None))
+        return array.transpose(0, 3, 1, 2)
+    vectors = float_array(path, key, array)
+    check_shape(path, key, vectors, (frames, None))
+    return vectors
 
 
 def _read(path: Path, demo: Any, prefix: str, key: str) -> Array:
