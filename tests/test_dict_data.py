@@ -1,12 +1,13 @@
 """Data of Dict spaces: what an array of all their numbers would give, key by key."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
-from dataset_files import LAYOUTS, regular_arrays, steps_of, trajectories
+from dataset_files import LAYOUTS, regular_arrays, steps_of, trajectories, write_minari
 from gymnasium import spaces
 from helpers import EVERY_KIND, ON_POLICY, VARIANTS, RandomEnv, make_any, make_variant, snapshot
 from stable_baselines3 import HerReplayBuffer
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_flow.common.buffers import sample_dataset
 from sb3_flow.datasets import DataError, OfflineDataset, ShardedDataset, check_fits, from_arrays, load_dataset
+from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import measure
 
 # As in a Dict space, the keys are in the alphabet's order
@@ -90,6 +92,28 @@ def test_batches_are_those_of_the_joined_array(horizon: int) -> None:
     for name in NAMES:
         th.testing.assert_close(th.hstack(list(getattr(parts, name).values())), getattr(whole, name), rtol=0, atol=0)
     th.testing.assert_close(parts.rewards, whole.rewards, rtol=0, atol=0)
+
+
+def test_minaris_dicts_are_joined_or_kept_as_the_environment_shows_them(tmp_path: Path) -> None:
+    h5py, minari = pytest.importorskip("h5py"), pytest.importorskip("minari")
+    whole = load_minari(write_minari(tmp_path / "whole" / "data", [6, 9], low=-1.0))
+    folder = write_minari(tmp_path / "dict" / "data", [6, 9], low=-1.0)
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        for i in range(2):
+            values = file[f"episode_{i}/observations"][:]
+            del file[f"episode_{i}/observations"]
+            file[f"episode_{i}/observations/arm"] = values[:, :1]
+            file[f"episode_{i}/observations/cube"] = values[:, 1:]
+    metadata = json.loads((folder / "metadata.json").read_text())
+    parts = {key: spaces.Box(-np.inf, np.inf, leaf.shape, np.float64) for key, leaf in LEAVES.items()}
+    metadata["observation_space"] = minari.serialization.serialize_space(spaces.Dict(parts))
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    assert_same_steps(load_minari(folder, as_dict=True), whole)
+    np.testing.assert_array_equal(load_minari(folder).observations, whole.observations)
+    for space, policy in ((SPACE, "MultiInputPolicy"), (JOINED, "FQLPolicy")):
+        model = make_variant("fql", RandomEnv(space), policy=policy, offline_dataset=folder.parent, offline_steps=3)
+        model.learn(3)
+        assert model._n_updates == 3
 
 
 def test_an_episode_that_goes_on_elsewhere_is_refused_by_key() -> None:

@@ -23,12 +23,13 @@ FORMS = (
 )
 
 
-def load_dataset(spec: DatasetSpec) -> Dataset:
+def load_dataset(spec: DatasetSpec, as_dict: bool = False) -> Dataset:
     """Load offline data.
 
     :param spec: a path: an npz file with rewards, a directory of them, a Robomimic HDF5 file, Minari's data directory;
         a string "suite:name" or "suite:name@path" with the suites ogbench, robomimic and minari; a dict of arrays
         under OGBench's names; or a dataset, which is returned as it is
+    :param as_dict: keep Minari's Dict observations by their keys; else they are joined
     :raises ValueError: for an unknown form, and for bad data of every kind, naming file, key and row
     :raises FileNotFoundError: saying what was looked for, where, and how to get it
     """
@@ -43,9 +44,9 @@ def load_dataset(spec: DatasetSpec) -> Dataset:
     text = str(spec)
     suite, colon, rest = text.partition(":")
     if not (colon and suite in LOADERS):
-        return _load_path(Path(text).expanduser())
+        return _load_path(Path(text).expanduser(), as_dict)
     name, _, path = rest.partition("@")
-    return LOADERS[suite](name, Path(path) if path else None)
+    return LOADERS[suite](name, Path(path) if path else None, as_dict)
 
 
 def load_fitting(
@@ -59,17 +60,17 @@ def load_fitting(
     :param horizon_length: h of the model
     :raises DataError: if they are of another environment, or have no h steps in a row
     """
-    dataset = load_dataset(spec)
+    dataset = load_dataset(spec, as_dict=isinstance(observation_space, spaces.Dict))
     check_fits(dataset, observation_space, action_space)
     dataset.check_chunks(horizon_length)
     return dataset
 
 
-def _load_ogbench(name: str, path: Path | None) -> Dataset:
+def _load_ogbench(name: str, path: Path | None, as_dict: bool) -> Dataset:
     return load_ogbench(find_ogbench(name) if path is None else path, task=name)
 
 
-def _load_robomimic(name: str, path: Path | None) -> Dataset:
+def _load_robomimic(name: str, path: Path | None, as_dict: bool) -> Dataset:
     task, _, kind = name.partition("/")
     kind, _, filter_key = kind.partition("/")
     if not kind:
@@ -78,26 +79,26 @@ def _load_robomimic(name: str, path: Path | None) -> Dataset:
     return load_robomimic(find_robomimic(task, kind) if path is None else path, task, filter_key or None)
 
 
-def _load_minari(name: str, path: Path | None) -> Dataset:
+def _load_minari(name: str, path: Path | None, as_dict: bool) -> Dataset:
     if not name and path is None:
         raise ValueError(
             'offline_dataset="minari:" is not allowed: write it like "minari:mujoco/hopper/medium-v0", or '
             '"minari:@/path/to/the/data"'
         )
-    return load_minari(name if path is None else path)
+    return load_minari(name if path is None else path, as_dict)
 
 
 LOADERS = {"ogbench": _load_ogbench, "robomimic": _load_robomimic, "minari": _load_minari}
 
 
-def _load_path(path: Path) -> Dataset:
+def _load_path(path: Path, as_dict: bool) -> Dataset:
     if path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.npz"))):
         return load_ogbench(path)
     if path.suffix in (".hdf5", ".h5"):
         return load_robomimic(path)
     if path.is_dir():
         inner = path / "data"
-        return load_minari(inner if inner.is_dir() else path)
+        return load_minari(inner if inner.is_dir() else path, as_dict)
     if path.exists():
         raise ValueError(
             f"offline_dataset={str(path)!r} is not allowed: a file ends in .npz (OGBench's form), or in .hdf5 or .h5 "

@@ -13,15 +13,17 @@ from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_a
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
 from sb3_flow.datasets.hdf5 import check_stored
+from sb3_flow.datasets.observations import Observations, concatenated, length
 
 
-def load_minari(name: str | Path) -> OfflineDataset:
+def load_minari(name: str | Path, as_dict: bool = False) -> OfflineDataset:
     """Read a dataset by its id, downloaded by Minari if it is not there, or from its directory.
 
-    Actions are scaled from the bounds of their space to [-1, 1], as SB3 does; Dict observations are joined as by
-    gymnasium.wrappers.FlattenObservation.
+    Actions are scaled from the bounds of their space to [-1, 1], as SB3 does.
 
     :param name: e.g. "mujoco/hopper/medium-v0", or a directory with metadata.json and the data
+    :param as_dict: keep Dict observations by their keys, for an environment that shows them; else they are joined as by
+        gymnasium.wrappers.FlattenObservation
     :raises ValueError: for bad data of every kind, naming file, key and row
     :raises FileNotFoundError: saying what was looked for, where, and how to get it
     """
@@ -41,15 +43,16 @@ def load_minari(name: str | Path) -> OfflineDataset:
     _check_actions(path, action_space)
     with reading(path):
         stated = int(data.storage.metadata["total_steps"])
-        observation_space = _in_recorded_order(data.observation_space, _described(path))
-        episodes = [_episode(path, episode, observation_space, action_space) for episode in data]
+        whole = _in_recorded_order(data.observation_space, _described(path))
+        leaves = dict(whole.items()) if as_dict and isinstance(whole, spaces.Dict) else whole
+        episodes = [_episode(path, episode, leaves, action_space) for episode in data]
         columns = list(zip(*episodes, strict=True))
     if not episodes:
         raise DataError(path, "episodes", "it has none")
-    steps = sum(len(episode[0]) - 1 for episode in episodes)
+    steps = sum(length(episode[0]) - 1 for episode in episodes)
     if steps != stated:
         raise DataError(path, "total_steps", f"the metadata say {stated} steps, but the episodes have {steps}")
-    observations, actions, rewards, masks, ends, is_step = map(np.concatenate, columns)
+    observations, (actions, rewards, masks, ends, is_step) = concatenated(columns[0]), map(np.concatenate, columns[1:])
     return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path)
 
 
@@ -114,8 +117,11 @@ def _check_stored(path: Path) -> None:
 
 
 def _episode(
-    path: Path, episode: Any, observation_space: spaces.Space[Any], action_space: spaces.Box
-) -> tuple[Array, Array, Array, Array, Array, Array]:
+    path: Path,
+    episode: Any,
+    observation_space: spaces.Space[Any] | dict[str, spaces.Space[Any]],
+    action_space: spaces.Box,
+) -> tuple[Observations, Array, Array, Array, Array, Array]:
     """Observations, actions, rewards, masks, ends, and which rows are steps, in T + 1 rows: the last has no action."""
     prefix = f"episode_{episode.id}"
     rewards = float_array(path, f"{prefix}/rewards", episode.rewards)
@@ -132,7 +138,14 @@ def _episode(
     truncated = flag_array(path, f"{prefix}/truncations", episode.truncations, steps)
     if not (terminated[-1] or truncated[-1]):
         raise DataError(path, f"{prefix}/terminations", "the episode never ends", steps - 1)
-    observations = _observations(path, f"{prefix}/observations", episode.observations, observation_space, steps)
+    name, shown = f"{prefix}/observations", episode.observations
+    if isinstance(observation_space, dict):
+        items = observation_space.items()
+        observations: Observations = {
+            key: _observations(path, f"{name}/{key}", shown[key], part, steps) for key, part in items
+        }
+    else:
+        observations = _observations(path, name, shown, observation_space, steps)
     row = ((0, 1), *((0, 0),) * (actions.ndim - 1))
     is_step = np.arange(steps + 1) < steps
     ends = np.append(terminated | truncated, False)
