@@ -71,10 +71,10 @@ class Record(BaseCallback):
     def _on_step(self) -> bool:
         assert isinstance(self.model, SACFlow)
         if self.num_timesteps > self.model.learning_starts and self.num_timesteps % self.every == 0:
-            numpy_state, torch_state = np.random.get_state(), th.get_rng_state()
-            norms = step_gradient_norms(self.model, 1024)
+            numpy_state = np.random.get_state()
+            with th.random.fork_rng():
+                norms = step_gradient_norms(self.model, 1024)
             np.random.set_state(numpy_state)
-            th.set_rng_state(torch_state)
             self.rows += [(self.num_timesteps, i, norm) for i, norm in enumerate(norms)]
         return True
 

@@ -1,6 +1,7 @@
 """Tables and figures of learning curves: mean over time, IQM of the last evaluation.
 
-With 95 % CI; fewer than four seeds have their range instead. The table has the mean of the last five evaluations as
+With 95 % CI; fewer than four seeds have their range instead (of the profiles, percentiles of what is drawn anew from
+them). The table has the mean of the last five evaluations as
 well: where a policy falls now and then, one evaluation is luck.
 
     python benchmarks/report.py benchmarks/results/learning --figure docs/images/learning.png

@@ -430,12 +430,27 @@ def test_robomimic_with_images_for_a_dict_space(tmp_path: Path, next_obs: bool) 
     assert load_robomimic(path, observation_keys=["agentview_image"]).observation_shape == (3, 6, 5)
     with pytest.raises(DataError, match=r"data/demo_0/obs': it has object, agentview_image, which are not of one size"):
         load_robomimic(path, observation_keys=["object", "agentview_image"])
+    assert load_robomimic(path, observation_keys={"camera": "agentview_image"}).observation_shape == {
+        "camera": (3, 6, 5)
+    }
+    for nothing in ({}, [], "", {"camera": []}):
+        with pytest.raises(ValueError, match=r"observation_keys=.* is not allowed: name one at least"):
+            load_robomimic(path, observation_keys=nothing)
     with h5py.File(path, "r+") as file:
         for group in ["obs", "next_obs"][: 1 + next_obs]:
             del file[f"data/demo_1/{group}/agentview_image"]
             file[f"data/demo_1/{group}"].create_dataset("agentview_image", data=np.zeros((3, 7, 5, 3), np.uint8))
     with pytest.raises(DataError, match=r"agentview_image': its rows have 7x5x3 numbers, those of data/demo_0 6x5x3"):
         load_robomimic(path, observation_keys=["agentview_image"])
+    for images, message in (
+        (np.zeros((4, 3, 6, 5), np.uint8), r"images have their 1, 3 or 4 channels last here"),
+        (np.zeros((4, 6, 5, 3), np.float32), r"is float32; images are uint8"),
+    ):
+        with h5py.File(path, "r+") as file:
+            del file["data/demo_0/obs/agentview_image"]
+            file["data/demo_0/obs"].create_dataset("agentview_image", data=images)
+        with pytest.raises(DataError, match=rf"'data/demo_0/obs/agentview_image': it has shape .*{message}"):
+            load_robomimic(path, observation_keys=["agentview_image"])
 
 
 def test_robomimic_filter_keys(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from gymnasium import spaces
 from helpers import EVERY_KIND, ON_POLICY, VARIANTS, RandomEnv, make_any, make_variant, snapshot
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 from sb3_flow.common.buffers import sample_dataset
+from sb3_flow.common.checkpoints import CheckpointCallback
 from sb3_flow.datasets import DataError, OfflineDataset, ShardedDataset, check_fits, from_arrays, load_dataset
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import measure
@@ -132,16 +133,13 @@ def test_data_are_those_of_the_space() -> None:
         (spaces.Dict({"arm": LEAVES["arm"]}), r"'observations': they are a dict of arm, cube"),
         (spaces.Dict({**LEAVES, "arm": JOINED}), r"'observations/arm': one has shape \(1,\).*another environment"),
         (spaces.Dict({**LEAVES, "arm": spaces.Discrete(3)}), r"'observations/arm'.*Discrete\(3\); data are numbers"),
-        (
-            spaces.Dict({**LEAVES, "arm": spaces.Box(0, 255, (1,), np.uint8)}),
-            None,  # numbers of bytes that are no image are taken
-        ),
     ):
-        if message is None:
+        with pytest.raises(DataError, match=message):
             check_fits(dataset, space, action)
-        else:
-            with pytest.raises(DataError, match=message):
-                check_fits(dataset, space, action)
+    # Bytes that are no image are numbers, and so are bits
+    check_fits(dataset, spaces.Dict({**LEAVES, "arm": spaces.Box(0, 255, (1,), np.uint8)}), action)
+    bits = {**split(arrays), **{name: {"bits": np.ones((6, 3), np.uint8)} for name in NAMES}}
+    check_fits(from_arrays(bits), spaces.Dict({"bits": spaces.MultiBinary(3)}), action)
     with pytest.raises(DataError, match=r"give a dict of arrays, with its keys; or gymnasium.*FlattenObservation"):
         check_fits(from_arrays(arrays), SPACE, action)
 
@@ -203,6 +201,67 @@ def test_the_statistics_are_those_of_the_data_by_key() -> None:
     assert list(env.obs_rms) == ["cube"]
     # Beside one observation of the reset
     np.testing.assert_allclose(env.obs_rms["cube"].mean, arrays["observations"][:, 1:].mean(axis=0), atol=0.02)
+
+
+def camera_robot() -> RandomEnv:
+    return RandomEnv(spaces.Dict({"camera": IMAGE, "joints": JOINED}))
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_with_vec_normalize_images_are_transposed_inside_of_it(name: str, tmp_path: Path) -> None:
+    data, venv = with_images(40), DummyVecEnv([camera_robot])
+    outside = VecNormalize(venv, norm_obs_keys=["joints"])
+    if name in VARIANTS:
+        with pytest.raises(
+            ValueError, match=r"^env=.* put it inside: VecNormalize\(VecTransposeImage\(env\), norm_obs"
+        ):
+            make_any(name, outside, policy="MultiInputPolicy")
+    env = VecNormalize(VecTransposeImage(venv), norm_obs_keys=["joints"])
+    arguments = {} if name in ON_POLICY else {"offline_dataset": data, "offline_steps": 3, "learning_starts": 0}
+    model = make_any(name, env, policy="MultiInputPolicy", **arguments)
+    if name in ON_POLICY:
+        model.pretrain(data, 3)
+    model.learn(15, callback=CheckpointCallback(15, str(tmp_path)))
+    # The plain environment is enough to go on
+    resumed = type(model).resume(tmp_path, camera_robot(), **{k: v for k, v in arguments.items() if v is data})
+    statistics = resumed.get_vec_normalize_env()
+    assert statistics.observation_space["camera"].shape == (3, 36, 36)
+    np.testing.assert_array_equal(statistics.obs_rms["joints"].mean, env.obs_rms["joints"].mean)
+    resumed.learn(5, reset_num_timesteps=False)
+
+
+def test_an_image_that_vec_normalize_changes_is_named() -> None:
+    dataset, action = from_arrays(with_images(8)), spaces.Box(-1, 1, (2,), np.float32)
+    shown = spaces.Dict({"camera": IMAGE, "joints": JOINED})
+    check_fits(dataset, shown, action)  # as the environment shows it, or as the model does
+    check_fits(dataset, spaces.Dict({"camera": spaces.Box(0, 255, (3, 36, 36), np.uint8), "joints": JOINED}), action)
+    for shape in ((36, 36, 3), (3, 36, 36)):
+        normalized = spaces.Box(-10, 10, shape, np.float32)
+        with pytest.raises(DataError, match=r"'observations/camera'.*norm_obs_keys"):
+            check_fits(dataset, spaces.Dict({"camera": normalized, "joints": JOINED}), action)
+    last = {key: part if key == "joints" else part.transpose(0, 2, 3, 1) for key, part in dataset.observations.items()}
+    arrays = {**with_images(8), "observations": last, "next_observations": last}
+    with pytest.raises(DataError, match=r"'observations/camera'.*transpose them too"):
+        check_fits(from_arrays(arrays), shown, action)
+
+
+def test_only_what_is_needed_is_read_of_a_file_that_numpy_opened(tmp_path: Path) -> None:
+    arrays = regular_arrays(trajectories([4]))
+    np.savez(tmp_path / "data.npz", **arrays, info=np.array([{"a": 1}], dtype=object))
+    assert len(load_dataset(np.load(tmp_path / "data.npz"))) == 4
+
+
+def test_arrays_with_other_names_are_pointed_to_the_right_ones(tmp_path: Path) -> None:
+    arrays = split(regular_arrays(trajectories([4])), flat=True)
+    renamed = {name.replace("/", "_"): array for name, array in arrays.items()}
+    np.savez(tmp_path / "renamed.npz", **renamed)
+    with pytest.raises(
+        DataError, match=r"'observations': it is missing; .*of a Dict space name them observations/<key>"
+    ):
+        load_dataset(tmp_path / "renamed.npz")
+    np.savez(tmp_path / "objects.npz", **split(regular_arrays(trajectories([4]))))
+    with pytest.raises(DataError, match=r"it holds pickled objects; .*give each array, as .*observations/<its key>"):
+        load_dataset(tmp_path / "objects.npz")
 
 
 def test_hindsight_goes_with_data() -> None:

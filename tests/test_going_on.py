@@ -20,6 +20,7 @@ from helpers import (
     observations,
     random_state_kept,
     snapshot,
+    taking,
     warned,
 )
 from numpy.typing import NDArray
@@ -269,6 +270,16 @@ def test_a_new_vec_normalize_is_taught_the_data_and_one_that_was_saved_is_not(tm
         assert 50 < given.obs_rms.count < count + 5  # type: ignore[union-attr]
 
 
+class Refusing(BaseCallback):
+    """Does not let a run begin."""
+
+    def _on_training_start(self) -> None:
+        raise RuntimeError("no")
+
+    def _on_step(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize("name", EVERY_KIND)
 def test_other_statistics_than_a_model_learned_with_are_pointed_out_when_it_goes_on(name: str, tmp_path: Path) -> None:
     known = VecNormalize(DummyVecEnv([RandomEnv]))
@@ -285,6 +296,18 @@ def test_other_statistics_than_a_model_learned_with_are_pointed_out_when_it_goes
     for raw in (RandomEnv(), VecNormalize(DummyVecEnv([RandomEnv]), norm_obs=False)):
         (message,) = said(raw)
         assert "its environment shows raw ones" in message
+    # Data teach a VecNormalize, but do not replace one
+    if name in taking("offline_dataset", [*VARIANTS]):
+        arrays = regular_arrays(trajectories([20, 30]))
+        given = {"env": RandomEnv(), "device": "cpu", "offline_dataset": arrays}
+        loaded = type(model).load(tmp_path / "model", **given)
+        messages = warned(lambda: loaded.learn(5, reset_num_timesteps=False))
+        assert any("its environment shows raw ones" in message for message in messages)
+    # A run that a callback refuses counts as none
+    loaded = type(model).load(tmp_path / "model", env=RandomEnv(), device="cpu")
+    with pytest.raises(RuntimeError):
+        loaded.learn(5, callback=Refusing(), reset_num_timesteps=False)
+    assert loaded._was_normalized
     known.save(str(tmp_path / "vecnormalize.pkl"))
     assert not said(VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), DummyVecEnv([RandomEnv])))
 

@@ -184,6 +184,8 @@ def test_what_is_left_of_the_offline_phase_of_a_loaded_model_is_pointed_out(name
 
     (message,) = said(lambda loaded: loaded.learn(4))
     assert "learn(4) goes on with: 2 updates from data come first" in message
+    (message,) = said(lambda loaded: loaded.learn(1))
+    assert "learn(1) goes on with: 1 updates from data" in message
     assert not said(lambda loaded: loaded.learn(4), offline_steps=0)
     assert not said(lambda loaded: loaded.learn_offline(4))
     assert not said(lambda loaded: loaded.learn(4, reset_num_timesteps=False))

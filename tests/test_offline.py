@@ -678,7 +678,7 @@ def test_a_flow_that_is_matched_to_data_acts_like_them(name: str) -> None:
         ({"env": RandomEnv(spaces.Dict({"a": VECTOR}))}, r"observations.*Dict.*FlattenObservation"),
         (
             {"env": RandomEnv(spaces.Dict({"a": VECTOR, "image": spaces.Box(0, 255, (3, 36, 36), np.uint8)}))},
-            r"observations.*Dict.*give a dict of arrays, with its keys$",
+            r"observations.*Dict.*give a dict of arrays, with its keys; Minari",
         ),
     ],
 )

@@ -237,7 +237,12 @@ def check_buffer(
         ("observation_space", buffer.observation_space, observation_space),
         ("action_space", buffer.action_space, action_space),
     ):
-        require(_shapes(theirs) == _shapes(ours), name, ours, f"{source} has steps of another: {theirs}")
+        require(same_shapes(theirs, ours), name, ours, f"{source} has steps of another: {theirs}")
+
+
+def same_shapes(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+    """Whether what one space has can be stored where the other's is."""
+    return bool(_shapes(one) == _shapes(other))
 
 
 def _shapes(space: spaces.Space[Any]) -> Any:

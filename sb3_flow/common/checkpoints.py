@@ -1,6 +1,7 @@
 """Checkpoints that a killed run goes on from: model, phase and generators, replay buffer, VecNormalize's statistics."""
 
 import glob
+import pickle
 import random
 import re
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 
+from sb3_flow.common.buffers import same_shapes
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.common.files import remove_leftovers, write_pickle
 from sb3_flow.common.normalize import TAUGHT
@@ -203,6 +206,17 @@ class CheckpointCallback(SB3CheckpointCallback):
                 begun.remove()
 
 
+def _load_around(env: VecEnv, path: Path) -> VecNormalize:
+    """A VecNormalize that was saved, around an environment, whose images get channels first if it knows such."""
+    with path.open("rb") as file:
+        saved: VecNormalize = pickle.load(file)
+    space = env.observation_space
+    if not same_shapes(saved.observation_space, space) and (isinstance(space, spaces.Dict) or is_image_space(space)):
+        env = VecTransposeImage(env)
+    saved.set_venv(env)
+    return saved
+
+
 def with_statistics(env: VecEnv, path: Path) -> VecEnv:
     """An environment that is normalised as at a checkpoint.
 
@@ -210,7 +224,7 @@ def with_statistics(env: VecEnv, path: Path) -> VecEnv:
     :param path: of the saved VecNormalize
     """
     there = unwrap_vec_normalize(env)
-    saved = VecNormalize.load(str(path), env if there is None else there.venv)
+    saved = _load_around(env if there is None else there.venv, path)
     normalize = saved if there is None else there
     for name in ("obs_rms", "ret_rms", TAUGHT):
         if name in vars(saved):

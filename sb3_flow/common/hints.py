@@ -86,7 +86,7 @@ def learning_hints(
     :param stores: steps of the environment that are only stored, after that phase
     :param online_only: arguments that were given for the phase in the environment alone
     :param goes_on: whether the model had learned in an environment when it was loaded
-    :param goes_on_offline: whether it had been saved within the offline phase
+    :param goes_on_offline: whether it had been saved, or interrupted, within the offline phase
     """
     if offline_left == 0 and total_timesteps <= learning_starts:
         yield (
@@ -110,8 +110,9 @@ def learning_hints(
         )
     if goes_on_offline and offline_left != total_timesteps:  # `learn_offline` asks for just these
         yield (
-            f"This model was saved in its offline phase, which learn({total_timesteps}) goes on with: {offline_left} "
-            "updates from data come first. To go on in the environment, pass offline_steps=0 to `load`."
+            f"This model is still in its offline phase, which learn({total_timesteps}) goes on with: "
+            f"{min(offline_left, total_timesteps)} updates from data come first. To go on in the environment, pass "
+            "offline_steps=0 to `load`."
         )
     unused = ", ".join(online_only)
     if total_timesteps < offline_left and unused:

@@ -16,7 +16,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_flow.common.buffers import Batch, end_episodes
+from sb3_flow.common.buffers import Batch, end_episodes, same_shapes
 from sb3_flow.common.callbacks import correct_progress_bars, no_steps
 from sb3_flow.common.checks import as_integer, require, require_number, require_whole
 from sb3_flow.common.chunked import ChunkedAlgorithm
@@ -99,12 +99,23 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     def _check_arguments(self) -> None:
         """Refuse what does not fit; `load` changes arguments, too, so that this is not the constructor's."""
         self._check_sizes()
+        self._check_normalized()
         has_buffer = self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict)
         advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
         require(has_buffer, "n_steps", self.n_steps, advice)
         self._check_chunks()
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
+
+    def _check_normalized(self) -> None:
+        """Refuse what a replay buffer cannot store: VecNormalize gives it the observations as they come from inside."""
+        normalize = self._vec_normalize_env
+        fits = normalize is None or same_shapes(normalize.observation_space, self.observation_space)
+        advice = (
+            "what is around its VecNormalize changes the shape of observations, as SB3 does to images with the channel "
+            "last; put it inside: VecNormalize(VecTransposeImage(env), norm_obs_keys=[...])"
+        )
+        require(fits, "env", self.env, advice)
 
     def _check_sizes(self) -> None:
         for name, lowest in SIZES.items():
@@ -273,9 +284,9 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         with self._learning():
             if reset_num_timesteps:
                 self._offline_before = self._n_offline
+            self._learn_scales()
             for hint in self._hints(int(total_timesteps), reset_num_timesteps):
                 warnings.warn(hint, stacklevel=2)
-            self._learn_scales()
             if reset_num_timesteps or self._last_obs is None:
                 end_episodes(self.replay_buffer)  # SB3 is about to reset the environments
                 if self.reward_scale is not None:
@@ -313,7 +324,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
 
     def _hints(self, total_timesteps: int, reset_num_timesteps: bool) -> Iterator[str]:
         """What the user would else find out late."""
-        if self._n_updates > 0 and self._dataset is None:  # data teach a VecNormalize
+        if self._n_updates > 0:
             yield from normalization_hints(self._vec_normalize_env, self._was_normalized)
         if reset_num_timesteps:  # else it may be one of many short calls
             left = max(0, self.offline_steps - self._n_offline)

@@ -29,7 +29,8 @@ from sb3_flow.common.hints import check_known, normalizes
 SelfPersistent = TypeVar("SelfPersistent", bound="PersistentAlgorithm")
 
 NOT_YET: Any = object()  # a replay buffer that SB3 takes for one
-COUNTERS = ("num_timesteps", "_episode_num", "_offline_before")  # which `learn` may set to 0 at its start
+# Which `learn` may set anew at its start
+COUNTERS = ("num_timesteps", "_episode_num", "_offline_before", "_was_normalized")
 
 
 class PersistentAlgorithm(BaseAlgorithm):
@@ -42,6 +43,7 @@ class PersistentAlgorithm(BaseAlgorithm):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._was_normalized = False
         self._generators: Generators | None = None  # what a checkpoint holds of them
         self._between_steps: list[Callable[[], None]] = []
 

@@ -68,7 +68,7 @@ def phase_schedules(bc_coef: BCCoef | None) -> PhaseSchedules:
     :param bc_coef: a number >= 0, a schedule of the progress remaining, or two of these, offline and online
     :raises ValueError: for anything else, None too: what that means is an algorithm's own
     """
-    allowed = f"a number >= 0, a schedule, or two of these, offline and online; {IN_YAML}"
+    allowed = f"a number >= 0, a schedule, or two of these, offline and online; {IN_YAML}, two as [30.0, 1.0]"
     weights: list[Any] = [bc_coef, bc_coef]
     if isinstance(bc_coef, Sequence):
         two = not isinstance(bc_coef, str) and len(bc_coef) == 2

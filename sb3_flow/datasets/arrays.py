@@ -22,7 +22,8 @@ def check_dtype(source: str | Path, key: str, dtype: np.dtype[Any]) -> None:
     :raises DataError: for objects, which only unpickling could read, and for text, dates and records
     """
     if dtype.hasobject:
-        raise DataError(source, key, "it holds pickled objects; unpickling runs code from the file, so it is refused")
+        problem = "it holds pickled objects; unpickling runs code from the file, so it is refused"
+        raise DataError(source, key, f"{problem}; of a dict give each array, as {key}/<its key>")
     if dtype.kind not in "biuf":
         raise DataError(source, key, f"it has dtype {dtype}, not numbers")
 

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset
 from sb3_flow.datasets.errors import DataError
-from sb3_flow.datasets.observations import full_name, parts
+from sb3_flow.datasets.observations import full_name, has_channels_last, parts
+
+NORMALIZED = (
+    "if that is an image that VecNormalize normalises: VecNormalize(VecTransposeImage(env), norm_obs_keys=[...])"
+)
 
 
 def check_fits(
@@ -47,6 +52,7 @@ def _check_observations(dataset: Dataset, space: spaces.Space[Any], env: str) ->
             remedy = "give a dict of arrays, with its keys"
             if not any(map(is_image_space, leaves.values())):  # of which it would make vectors, too
                 remedy += "; or gymnasium.wrappers.FlattenObservation makes vectors of its observations"
+            remedy += "; Minari's are kept by load_dataset(..., as_dict=True)"
             problem = f"one has shape {dataset.observation_shape}, but the {env} shows {space}; {remedy}"
         else:
             problem = f"they are a dict of {', '.join(shapes)}, but the {env} shows {space}"
@@ -59,17 +65,22 @@ def _check_part(
     source: str | Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], space: spaces.Space[Any], env: str
 ) -> None:
     of_numbers = isinstance(space, (spaces.Box, spaces.MultiBinary))
+    if has_channels_last(space):
+        space = VecTransposeImage.transpose_space(space)  # as SB3's policies see it
     if not of_numbers or space.shape != shape:
         remedy = "is it the data of another environment?"
         if not of_numbers:
             remedy = "data are numbers of a Box; a wrapper makes one of it"
+        elif dtype == np.uint8 and space.dtype != np.uint8:
+            remedy = NORMALIZED
         elif space.shape == (*shape[-1:], *shape[:-1]):
             remedy = "SB3 shows images channel first: transpose them too, observations.transpose(0, 3, 1, 2)"
         raise DataError(source, name, f"one has shape {shape}, but the {env} shows {space}; {remedy}")
-    as_bytes = dtype == np.uint8
+    as_bytes = dtype == np.uint8 and isinstance(space, spaces.Box)
     # SB3 scales images on the way into the policy, by the environment's space
     if (as_bytes and space.dtype != np.uint8) or (not as_bytes and is_image_space(space)):
-        raise DataError(source, name, f"they are {dtype}, but the {env} shows {space}")
+        remedy = f"; {NORMALIZED}" if as_bytes else ""
+        raise DataError(source, name, f"they are {dtype}, but the {env} shows {space}{remedy}")
 
 
 def _warn_of_raw_actions(data: OfflineDataset, action_space: spaces.Box) -> None:

@@ -13,7 +13,7 @@ from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_a
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
 from sb3_flow.datasets.hdf5 import check_stored
-from sb3_flow.datasets.observations import Observations, concatenated, length
+from sb3_flow.datasets.observations import Observations, concatenated, has_channels_last, length
 
 
 def load_minari(name: str | Path, as_dict: bool = False) -> OfflineDataset:
@@ -142,14 +142,21 @@ def _episode(
     if isinstance(observation_space, dict):
         items = observation_space.items()
         observations: Observations = {
-            key: _observations(path, f"{name}/{key}", shown[key], part, steps) for key, part in items
+            key: _channels_first(_observations(path, f"{name}/{key}", shown[key], part, steps), part)
+            for key, part in items
         }
     else:
-        observations = _observations(path, name, shown, observation_space, steps)
+        whole = _observations(path, name, shown, observation_space, steps)
+        observations = _channels_first(whole, observation_space)
     row = ((0, 1), *((0, 0),) * (actions.ndim - 1))
     is_step = np.arange(steps + 1) < steps
     ends = np.append(terminated | truncated, False)
     return observations, np.pad(actions, row), np.append(rewards, 0), np.append(~terminated, True), ends, is_step
+
+
+def _channels_first(array: Array, space: spaces.Space[Any]) -> Array:
+    """Images as SB3's policies see them."""
+    return np.ascontiguousarray(array.transpose(0, 3, 1, 2)) if has_channels_last(space) else array
 
 
 def _observations(path: Path, key: str, values: Any, space: spaces.Space[Any], steps: int) -> Array:

@@ -46,7 +46,8 @@ class NpzReader:
         except DataError:
             self._archive.close()
             raise
-        self._members = {info.filename.removesuffix(SUFFIX): info for info in self._archive.infolist()}
+        files = [info for info in self._archive.infolist() if not info.is_dir()]
+        self._members = {info.filename.removesuffix(SUFFIX): info for info in files}
 
     def __enter__(self) -> "NpzReader":
         return self

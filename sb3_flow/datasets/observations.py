@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_flow.datasets.arrays import Array, as_array, check_shape, float_array
 from sb3_flow.datasets.errors import DataError
@@ -30,6 +32,11 @@ def each(function: Callable[[T], R], observations: T | dict[str, T]) -> R | dict
     if isinstance(observations, dict):
         return {key: function(part) for key, part in observations.items()}
     return function(observations)
+
+
+def has_channels_last(space: spaces.Space[Any]) -> TypeGuard["spaces.Box[Any]"]:
+    """Whether SB3's policies see the images of a space transposed, channels first."""
+    return isinstance(space, spaces.Box) and is_image_space(space) and int(np.argmin(space.shape)) == 2
 
 
 def length(observations: Observations) -> int:
@@ -85,19 +92,17 @@ def named(source: str | Path, names: Collection[str], name: str) -> dict[str, st
     return {"": name}
 
 
-def gathered(source: str | Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def gathered(source: str | Path, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
     """Arrays whose observations stand under `observations/<key>`, as `numpy.load` gives them, with dicts of these.
 
     :raises DataError: if there are `observations` beside them
     """
     found = {name: named(source, arrays.keys(), name) for name in OBSERVATIONS}
     apart = {full for keys in found.values() for key, full in keys.items() if key}
-    whole = {name: value for name, value in arrays.items() if name not in apart}
-    dicts = {
-        name: {key: arrays[full] for key, full in keys.items()}
-        for name, keys in found.items()
-        if keys and "" not in keys
-    }
+    if not apart:
+        return arrays  # which may be read from a file one by one
+    dicts = {name: {key: arrays[full] for key, full in found[name].items()} for name in found if found[name]}
+    whole = {name: arrays[name] for name in arrays if name not in apart and name not in dicts}
     return {**whole, **dicts}
 
 
@@ -112,7 +117,8 @@ def checked_observations(source: str | Path, name: str, values: Any) -> Observat
         return _checked(source, name, values)
     if not values:
         raise DataError(source, name, "it is a dict without arrays")
-    arrays = {str(key): _checked(source, f"{name}/{key}", part) for key, part in values.items()}
+    # In one order, whatever they come from: in another one code would be compiled again
+    arrays = {str(key): _checked(source, f"{name}/{key}", values[key]) for key in sorted(values)}
     for key, array in arrays.items():
         check_shape(source, f"{name}/{key}", array, (length(arrays), *array.shape[1:]))
     return arrays

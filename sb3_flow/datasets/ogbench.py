@@ -28,6 +28,9 @@ TASK = re.compile(
 STATE_KEYS = ("qpos", "button_states")
 PUBLISHED = "qpos"  # tells the published form, T + 1 rows an episode, from a regular one without next observations
 LABEL_ROWS = 1 << 16
+ELSEWHERE = (
+    "Give an npz file, or a directory; of a model that was saved elsewhere as offline_dataset of `load` or `resume`."
+)
 
 
 def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 1000) -> Dataset:
@@ -46,7 +49,7 @@ def load_ogbench(path: str | Path, task: str | None = None, rotate_every: int = 
         return load(path)
     shards = sorted(file for file in path.glob("*.npz") if not file.stem.endswith("-val"))
     if not shards:
-        raise missing_file(f"The dataset {str(path)!r}", [path, path / "*.npz"], "Give an npz file, or a directory.")
+        raise missing_file(f"The dataset {str(path)!r}", [path, path / "*.npz"], ELSEWHERE)
     return load(shards[0]) if len(shards) == 1 else ShardedDataset(shards, load, measure, rotate_every)
 
 

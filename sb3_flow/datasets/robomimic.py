@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_flow.common.checks import extra, require_choice
+from sb3_flow.common.checks import extra, require, require_choice
 from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_array, missing_file, reading
@@ -34,7 +34,7 @@ def load_robomimic(
     path: str | Path,
     task: str | None = None,
     filter_key: str | None = None,
-    observation_keys: Sequence[str] | Mapping[str, Sequence[str]] = OBSERVATION_KEYS,
+    observation_keys: str | Sequence[str] | Mapping[str, str | Sequence[str]] = OBSERVATION_KEYS,
 ) -> OfflineDataset:
     """Read demonstrations: reward -1 a step, no bootstrap where `dones` is 1. Rewards in the file are not used.
 
@@ -49,11 +49,11 @@ def load_robomimic(
     path = Path(path).expanduser()
     if task is not None:
         require_choice("task", task, list(ENVIRONMENTS))
+    keys = _listed(observation_keys)
     with _open(path) as file:
         if task is not None:
             _check_task(path, task, _env_args(path, file))
         names = _demo_names(path, file, filter_key)
-        keys = dict(observation_keys) if isinstance(observation_keys, Mapping) else observation_keys
         demos = [_read_demo(path, file["data"][name], name, keys) for name in names]
         _check_widths(path, file["data"], names, [key for part in parts(keys).values() for key in part])
         _warn_of_rewards(path, file["data"], names)
@@ -61,6 +61,7 @@ def load_robomimic(
         shown, *columns = zip(*demos, strict=True)
         observations = concatenated(shown)
         actions, masks, ends, is_step = map(np.concatenate, columns)
+        del demos, shown  # images are large
     if masks.all():
         warnings.warn(
             f"{path}: no demo has a step with dones = 1, so that no step solves the task, and there is nothing to "
@@ -194,8 +195,20 @@ def _check_total(path: Path, data: Any, names: list[str]) -> None:
         )
 
 
+def _listed(
+    observation_keys: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+) -> list[str] | dict[str, list[str]]:
+    """Lists of names, of one name as well."""
+    given = dict(observation_keys) if isinstance(observation_keys, Mapping) else observation_keys
+    listed = each(lambda names: [names] if isinstance(names, str) else list(names), given)
+    wanted = list(parts(listed).values())
+    named = len(wanted) > 0 and all(len(names) > 0 and all(names) for names in wanted)
+    require(named, "observation_keys", observation_keys, "name one at least")
+    return listed
+
+
 def _read_demo(
-    path: Path, demo: Any, name: str, keys: Sequence[str] | dict[str, Sequence[str]]
+    path: Path, demo: Any, name: str, keys: list[str] | dict[str, list[str]]
 ) -> tuple[Observations, Array, Array, Array, Array]:
     """Observations, actions, masks, ends, and which rows are steps, in T + 1 rows: the last has no action."""
     prefix = f"data/{name}"
@@ -230,13 +243,13 @@ def _warn_of_rewards(path: Path, data: Any, names: list[str]) -> None:
         warnings.warn(
             f"{path}: the rewards of {shaped} of {len(names)} demos are not 0 or 1, and are not used: a step costs 1. "
             "To learn from them, give arrays (docs/own_data.md).",
-            stacklevel=4,
+            stacklevel=3,
         )
     if failed:
         warnings.warn(
             f"{path}: {failed} of {len(names)} demos end with dones = 1 and never had a reward. They are learned from "
             "as successes; if they failed, set their dones to 0.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
@@ -281,7 +294,11 @@ def _vectors_or_images(path: Path, key: str, array: Array, frames: int) -> Array
     """(frames, numbers) float32, or (frames, channels, height, width) uint8."""
     if array.dtype == np.uint8 and array.ndim == 4:
         check_shape(path, key, array, (frames, None, None, None))
-        return array.transpose(0, 3, 1, 2)
+        if array.shape[3] not in (1, 3, 4):
+            raise DataError(path, key, f"it has shape {array.shape}; images have their 1, 3 or 4 channels last here")
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    if array.ndim == 4:
+        raise DataError(path, key, f"it has shape {array.shape} and is {array.dtype}; images are uint8")
     vectors = float_array(path, key, array)
     check_shape(path, key, vectors, (frames, None))
     return vectors

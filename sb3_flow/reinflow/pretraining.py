@@ -105,6 +105,8 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
                 f"actions. To begin with that one's, give policy_kwargs={{'flow_steps': {theirs}}}.",
                 stacklevel=2,
             )
+        for hint in normalization_hints(self._vec_normalize_env, getattr(model, "_was_normalized", False)):
+            warnings.warn(hint, stacklevel=2)
         # On the CPU, for it is saved with policy_kwargs and may be loaded where there is nothing else
         copy = deepcopy(flow)
         for net in (copy.features_extractor, copy.norm, copy.velocity):
