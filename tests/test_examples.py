@@ -15,7 +15,6 @@ ARGUMENTS = {
     "her.py": ["--steps", "60"],
     "callbacks.py": ["--steps", "60"],
     "onnx_export.py": ["--steps", "60"],
-    "camera.py": ["--offline-steps", "5", "--online-steps", "5", "--episodes", "2"],
     "offline_to_online.py": ["--offline-steps", "10", "--online-steps", "20", "--episodes", "1"],
     "demo.py": ["--steps", "60", "--env", "Hopper-v5", "--video-length", "5"],
     "load_and_render.py": ["--video-length", "5"],
