@@ -1,6 +1,7 @@
 """Data of Dict spaces: what an array of all their numbers would give, key by key."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from gymnasium import spaces
 from helpers import EVERY_KIND, ON_POLICY, VARIANTS, RandomEnv, make_any, make_variant, snapshot
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
+from sb3_flow import FQL
 from sb3_flow.common.buffers import sample_dataset
 from sb3_flow.common.checkpoints import CheckpointCallback
 from sb3_flow.datasets import DataError, OfflineDataset, ShardedDataset, check_fits, from_arrays, load_dataset
-from sb3_flow.datasets.minari import load_minari
+from sb3_flow.datasets.load import load_fitting
+from sb3_flow.datasets.minari import _channels_first, load_minari
 from sb3_flow.datasets.ogbench import measure
 
 # As in a Dict space, the keys are in the alphabet's order
@@ -213,7 +216,7 @@ def test_with_vec_normalize_images_are_transposed_inside_of_it(name: str, tmp_pa
     outside = VecNormalize(venv, norm_obs_keys=["joints"])
     if name in VARIANTS:
         with pytest.raises(
-            ValueError, match=r"^env=.* put it inside: VecNormalize\(VecTransposeImage\(env\), norm_obs"
+            ValueError, match=r"^env=.* put it inside, as VecNormalize\(VecTransposeImage\(env\), norm_o"
         ):
             make_any(name, outside, policy="MultiInputPolicy")
     env = VecNormalize(VecTransposeImage(venv), norm_obs_keys=["joints"])
@@ -245,10 +248,78 @@ def test_an_image_that_vec_normalize_changes_is_named() -> None:
         check_fits(from_arrays(arrays), shown, action)
 
 
+def test_a_model_that_only_plays_or_learns_from_data_may_have_its_images_transposed_outside(tmp_path: Path) -> None:
+    data, env = with_images(40), VecNormalize(DummyVecEnv([camera_robot]), norm_obs_keys=["joints"])
+    inside = VecNormalize(VecTransposeImage(DummyVecEnv([camera_robot])), norm_obs_keys=["joints"])
+    make_any("fql", inside, policy="MultiInputPolicy", offline_dataset=data).learn_offline(3).save(tmp_path / "model")
+    loaded = FQL.load(tmp_path / "model", env=env, device="cpu", offline_dataset=data)
+    loaded.learn_offline(2)
+    loaded.predict(loaded.get_env().reset())
+    with pytest.raises(ValueError, match=r"^env=.* put it inside"):
+        loaded.learn(5)
+    for space, stack, remedy in (
+        (JOINED, True, r"VecNormalize\(VecFrameStack\(env, n\)\)"),
+        (IMAGE, False, r"VecNormalize\(VecTransposeImage\(env\), norm_obs=False\)"),
+    ):
+        plain = VecNormalize(DummyVecEnv([lambda space=space: RandomEnv(space)]), norm_obs=stack)
+        env = VecFrameStack(plain, 2) if stack else plain
+        with pytest.raises(ValueError, match=remedy):
+            make_any("fql", env, policy="FQLPolicy" if stack else "CnnPolicy")
+    env = VecNormalize(VecTransposeImage(DummyVecEnv([lambda: RandomEnv(IMAGE)])), norm_obs=False)
+    make_any("fql", env, policy="CnnPolicy").learn(12)
+
+
+def test_what_does_not_fit_a_checkpoints_statistics_is_called_by_its_shape(tmp_path: Path) -> None:
+    env = VecNormalize(VecTransposeImage(DummyVecEnv([camera_robot])), norm_obs_keys=["joints"])
+    model = make_any("fql", env, policy="MultiInputPolicy")
+    model.learn(15, callback=CheckpointCallback(15, str(tmp_path)))
+    small = spaces.Dict({"camera": spaces.Box(0, 255, (3, 20, 20), np.uint8), "joints": JOINED})
+    with pytest.raises(AssertionError, match=r"\(3, 36, 36\) != \(3, 20, 20\)"):
+        FQL.resume(tmp_path, RandomEnv(small))
+
+
+@pytest.mark.parametrize("shape", [(36, 36, 3), (48, 40, 44)])
+def test_images_that_sb3_is_told_to_leave_alone_are_seen_as_they_are(shape: tuple[int, ...]) -> None:
+    space = spaces.Dict({"camera": spaces.Box(0, 255, shape, np.uint8), "joints": JOINED})
+    arrays = with_images(12)
+    for name in NAMES:
+        arrays[name]["camera"] = np.zeros((12, *shape), np.uint8)
+    env = VecTransposeImage(DummyVecEnv([lambda: RandomEnv(space)]), skip=True)
+    load_fitting(arrays, env.observation_space, env.action_space, 1)
+    # SB3's transposer moves the last axis, whichever is the smallest
+    check_fits(from_arrays(with_images(12)), spaces.Dict({"camera": IMAGE, "joints": JOINED}), env.action_space)
+
+
 def test_only_what_is_needed_is_read_of_a_file_that_numpy_opened(tmp_path: Path) -> None:
     arrays = regular_arrays(trajectories([4]))
-    np.savez(tmp_path / "data.npz", **arrays, info=np.array([{"a": 1}], dtype=object))
-    assert len(load_dataset(np.load(tmp_path / "data.npz"))) == 4
+    for i, given in enumerate((arrays, split(arrays, flat=True))):
+        np.savez(tmp_path / f"{i}.npz", **given, info=np.array([{"a": 1}], dtype=object))
+        assert len(load_dataset(np.load(tmp_path / f"{i}.npz"))) == 4
+
+
+def test_keys_have_one_order_whatever_the_source(tmp_path: Path) -> None:
+    arrays = split(regular_arrays(trajectories([4])))
+    for name in NAMES:
+        arrays[name] = dict(reversed(arrays[name].items()))
+    dataset = from_arrays(arrays)
+    assert list(dataset.observations) == list(dataset.next_observations(np.arange(4))) == ["arm", "cube"]
+
+
+def test_folders_inside_of_a_file_are_no_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, **split(regular_arrays(trajectories([4])), flat=True))
+    with zipfile.ZipFile(path, "a") as file:
+        for name in NAMES:
+            file.mkdir(name)
+    assert load_dataset(path).observation_shape == from_arrays(np.load(path)).observation_shape
+
+
+def test_minaris_images_are_channels_first() -> None:
+    images = np.arange(2 * 6 * 5 * 3, dtype=np.uint8).reshape(2, 6, 5, 3)
+    last, first = (spaces.Box(0, 255, shape, np.uint8) for shape in ((6, 5, 3), (3, 6, 5)))
+    np.testing.assert_array_equal(_channels_first(images, last), images.transpose(0, 3, 1, 2))
+    assert _channels_first(images, first) is images
+    assert _channels_first(images, JOINED) is images
 
 
 def test_arrays_with_other_names_are_pointed_to_the_right_ones(tmp_path: Path) -> None:

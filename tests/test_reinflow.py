@@ -309,6 +309,26 @@ def test_a_flow_of_another_model_is_in_training_mode_while_it_clones() -> None:
     assert model.actor.norm.steps == before + 3
 
 
+def test_statistics_that_the_start_had_and_the_model_lacks_are_pointed_out() -> None:
+    known = VecNormalize(DummyVecEnv([RandomEnv]))
+    source = make_variant("fql", known).learn(15)
+    steps = {"flow_steps": source.policy.flow_steps}
+
+    def said(env: Any, start: Any = source) -> list[str]:
+        return warned(lambda: make_any("reinflow", env, net=steps).start_from(start))
+
+    for env in (
+        RandomEnv(),
+        VecNormalize(DummyVecEnv([RandomEnv])),
+        VecNormalize(DummyVecEnv([RandomEnv]), norm_obs=False),
+    ):
+        (message,) = said(env)
+        assert "The FQL learned from observations that a VecNormalize had normalised" in message
+    assert not said(known)
+    assert not said(VecNormalize(DummyVecEnv([RandomEnv])), make_variant("fql"))
+    assert not said(RandomEnv(), make_variant("fql").learn(15))
+
+
 def test_a_start_from_a_flow_of_another_k_is_pointed_out() -> None:
     source = make_variant("flow_t", net={"flow_steps": 5})
     (message,) = warned(lambda: make_any("reinflow").start_from(source))

@@ -13,13 +13,13 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 
 from sb3_flow.common.buffers import same_shapes
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.common.files import remove_leftovers, write_pickle
 from sb3_flow.common.normalize import TAUGHT
+from sb3_flow.datasets.observations import as_seen
 
 MODEL = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
 RETURNS = "returns_at_checkpoint"  # attribute of a saved VecNormalize: SB3 leaves out the running returns
@@ -210,8 +210,9 @@ def _load_around(env: VecEnv, path: Path) -> VecNormalize:
     """A VecNormalize that was saved, around an environment, whose images get channels first if it knows such."""
     with path.open("rb") as file:
         saved: VecNormalize = pickle.load(file)
-    space = env.observation_space
-    if not same_shapes(saved.observation_space, space) and (isinstance(space, spaces.Dict) or is_image_space(space)):
+    if same_shapes(saved.observation_space, as_seen(env.observation_space)) and not same_shapes(
+        saved.observation_space, env.observation_space
+    ):
         env = VecTransposeImage(env)
     saved.set_venv(env)
     return saved

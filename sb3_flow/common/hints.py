@@ -148,7 +148,7 @@ def normalization_hints(normalize: VecNormalize | None, was_normalized: bool) ->
     :param normalize: of its environment now
     :param was_normalized: whether the observations that it learned from were normalised
     """
-    if _knows_nothing(normalize):
+    if knows_nothing(normalize):
         yield (
             "The VecNormalize has seen nothing yet, but this model has learned: load the statistics that it "
             "learned with (VecNormalize.load), or go on from a checkpoint with `resume`."
@@ -165,7 +165,7 @@ def normalizes(normalize: VecNormalize | None) -> bool:
     return normalize is not None and normalize.norm_obs
 
 
-def _knows_nothing(normalize: VecNormalize | None) -> bool:
+def knows_nothing(normalize: VecNormalize | None) -> bool:
     """Whether a VecNormalize has seen no observation."""
     if normalize is None or not normalize.norm_obs:
         return False

@@ -70,6 +70,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         if _init_setup_model:
             self._check_env(env)
             self._setup_model()
+            self._check_normalized()
             self.replay_buffer = self._make_replay_buffer()
             self._load_dataset()
 

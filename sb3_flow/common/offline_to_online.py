@@ -26,6 +26,7 @@ from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.transfer import on_device
 from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
+from sb3_flow.datasets.observations import has_channels_last
 
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
 
@@ -99,7 +100,6 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     def _check_arguments(self) -> None:
         """Refuse what does not fit; `load` changes arguments, too, so that this is not the constructor's."""
         self._check_sizes()
-        self._check_normalized()
         has_buffer = self.n_steps == 1 or not isinstance(self.observation_space, spaces.Dict)
         advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
         require(has_buffer, "n_steps", self.n_steps, advice)
@@ -110,12 +110,16 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     def _check_normalized(self) -> None:
         """Refuse what a replay buffer cannot store: VecNormalize gives it the observations as they come from inside."""
         normalize = self._vec_normalize_env
-        fits = normalize is None or same_shapes(normalize.observation_space, self.observation_space)
-        advice = (
-            "what is around its VecNormalize changes the shape of observations, as SB3 does to images with the channel "
-            "last; put it inside: VecNormalize(VecTransposeImage(env), norm_obs_keys=[...])"
-        )
-        require(fits, "env", self.env, advice)
+        if normalize is None or same_shapes(normalize.observation_space, self.observation_space):
+            return
+        problem = "what is around its VecNormalize changes the shape of observations; put it inside"
+        inside = normalize.observation_space
+        how = "VecNormalize(VecFrameStack(env, n))"
+        if has_channels_last(inside):
+            how = "VecNormalize(VecTransposeImage(env), norm_obs=False)"
+        elif isinstance(inside, spaces.Dict) and any(map(has_channels_last, inside.values())):
+            how = "VecNormalize(VecTransposeImage(env), norm_obs_keys=[...])"
+        require(False, "env", self.env, f"{problem}, as {how} does")
 
     def _check_sizes(self) -> None:
         for name, lowest in SIZES.items():
@@ -279,6 +283,8 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         The other parameters are those of SB3's `learn`.
         """
         self._follow_arguments()
+        if total_timesteps > self.offline_steps - self._n_offline:  # from data alone nothing is stored
+            self._check_normalized()
         self._load_dataset()
         n_updates = self._n_updates
         with self._learning():

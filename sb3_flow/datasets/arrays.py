@@ -23,7 +23,8 @@ def check_dtype(source: str | Path, key: str, dtype: np.dtype[Any]) -> None:
     """
     if dtype.hasobject:
         problem = "it holds pickled objects; unpickling runs code from the file, so it is refused"
-        raise DataError(source, key, f"{problem}; of a dict give each array, as {key}/<its key>")
+        by_key = f"; of a dict give each array, as {key}/<its key>" if key.endswith("observations") else ""
+        raise DataError(source, key, f"{problem}{by_key}")
     if dtype.kind not in "biuf":
         raise DataError(source, key, f"it has dtype {dtype}, not numbers")
 

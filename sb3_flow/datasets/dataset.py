@@ -360,10 +360,10 @@ def from_arrays(
     :param action_limit: actions are clipped to +-action_limit <= 1
     :raises DataError: for a missing key or bad data
     """
-    arrays = gathered(source, arrays)
+    names, arrays = list(arrays), gathered(source, arrays, ARRAY_KEYS)
     for key in ARRAY_KEYS[:5]:
         if key not in arrays:
-            raise missing_array(source, key, arrays)
+            raise missing_array(source, key, names)
     if ("next_observations" in arrays) == ("valids" in arrays):
         problem = "give it, the observation after each row's action, or valids (OGBench's compact form), and not both"
         raise DataError(source, "next_observations", problem)

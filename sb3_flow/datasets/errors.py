@@ -42,7 +42,7 @@ def missing_array(source: str | Path, key: str, present: Iterable[str], advice: 
         hint = "; with timeouts beside them, masks = 1 - terminals, and then terminals = terminals | timeouts"
     else:
         hint = f"; rename {shorter[0]} if it is that" if shorter else ""
-        if name == "observations" and any(other.startswith(f"{name}_") for other in names):
+        if name == "observations" and not shorter and any(other.startswith(f"{name}_") for other in names):
             hint = "; of a Dict space name them observations/<key>"
     return DataError(source, key, f"it is missing; there are {', '.join(names) or 'no arrays'}{hint}{advice}")
 

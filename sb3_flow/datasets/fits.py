@@ -7,25 +7,36 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset
 from sb3_flow.datasets.errors import DataError
-from sb3_flow.datasets.observations import full_name, has_channels_last, parts
+from sb3_flow.datasets.observations import as_seen, full_name, parts
 
-NORMALIZED = (
-    "if that is an image that VecNormalize normalises: VecNormalize(VecTransposeImage(env), norm_obs_keys=[...])"
-)
+NORMALIZED = "VecNormalize changes images, too: leave them out, by norm_obs_keys, or norm_obs=False without a Dict"
 
 
 def check_fits(
     dataset: Dataset, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], env: str = "environment"
 ) -> None:
-    """Refuse data of another environment.
+    """Refuse data of another environment, and images that are not as SB3 shows the environment's, channels first.
 
     :param dataset: the data
     :param observation_space: of the environment
     :param action_space: of the environment
+    :param env: what to call it
+    :raises DataError: naming both shapes
+    """
+    check_seen(dataset, as_seen(observation_space), action_space, env)
+
+
+def check_seen(
+    dataset: Dataset, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], env: str = "environment"
+) -> None:
+    """Refuse data that are not what a model sees.
+
+    :param dataset: the data
+    :param observation_space: of the model, whose images SB3 may have transposed
+    :param action_space: of the model
     :param env: what to call it
     :raises DataError: naming both shapes
     """
@@ -65,13 +76,11 @@ def _check_part(
     source: str | Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], space: spaces.Space[Any], env: str
 ) -> None:
     of_numbers = isinstance(space, (spaces.Box, spaces.MultiBinary))
-    if has_channels_last(space):
-        space = VecTransposeImage.transpose_space(space)  # as SB3's policies see it
     if not of_numbers or space.shape != shape:
         remedy = "is it the data of another environment?"
         if not of_numbers:
             remedy = "data are numbers of a Box; a wrapper makes one of it"
-        elif dtype == np.uint8 and space.dtype != np.uint8:
+        elif dtype == np.uint8 and space.dtype != np.uint8 and len(shape) == len(space.shape or ()) == 3:
             remedy = NORMALIZED
         elif space.shape == (*shape[-1:], *shape[:-1]):
             remedy = "SB3 shows images channel first: transpose them too, observations.transpose(0, 3, 1, 2)"
@@ -79,7 +88,7 @@ def _check_part(
     as_bytes = dtype == np.uint8 and isinstance(space, spaces.Box)
     # SB3 scales images on the way into the policy, by the environment's space
     if (as_bytes and space.dtype != np.uint8) or (not as_bytes and is_image_space(space)):
-        remedy = f"; {NORMALIZED}" if as_bytes else ""
+        remedy = f"; {NORMALIZED}" if as_bytes and len(shape) == 3 else ""
         raise DataError(source, name, f"they are {dtype}, but the {env} shows {space}{remedy}")
 
 

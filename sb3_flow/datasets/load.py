@@ -10,7 +10,7 @@ from gymnasium import spaces
 from sb3_flow.common.checks import require_choice
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, from_arrays
 from sb3_flow.datasets.errors import missing_file
-from sb3_flow.datasets.fits import check_fits
+from sb3_flow.datasets.fits import check_seen
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import find_ogbench, load_ogbench
 from sb3_flow.datasets.robomimic import KINDS, find_robomimic, load_robomimic
@@ -61,7 +61,7 @@ def load_fitting(
     :raises DataError: if they are of another environment, or have no h steps in a row
     """
     dataset = load_dataset(spec, as_dict=isinstance(observation_space, spaces.Dict))
-    check_fits(dataset, observation_space, action_space)
+    check_seen(dataset, observation_space, action_space)
     dataset.check_chunks(horizon_length)
     return dataset
 

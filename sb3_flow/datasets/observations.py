@@ -7,7 +7,8 @@ from typing import Any, TypeGuard, TypeVar
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_flow.datasets.arrays import Array, as_array, check_shape, float_array
 from sb3_flow.datasets.errors import DataError
@@ -36,7 +37,14 @@ def each(function: Callable[[T], R], observations: T | dict[str, T]) -> R | dict
 
 def has_channels_last(space: spaces.Space[Any]) -> TypeGuard["spaces.Box[Any]"]:
     """Whether SB3's policies see the images of a space transposed, channels first."""
-    return isinstance(space, spaces.Box) and is_image_space(space) and int(np.argmin(space.shape)) == 2
+    return isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space)
+
+
+def as_seen(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """A space with its images channels first, as SB3 shows them to policies."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict([(key, as_seen(leaf)) for key, leaf in space.items()])
+    return VecTransposeImage.transpose_space(space) if has_channels_last(space) else space
 
 
 def length(observations: Observations) -> int:
@@ -84,7 +92,8 @@ def named(source: str | Path, names: Collection[str], name: str) -> dict[str, st
 
     :raises DataError: if there are both
     """
-    found = {full.removeprefix(f"{name}/"): full for full in names if full.startswith(f"{name}/")}
+    inside = f"{name}/"
+    found = {full.removeprefix(inside): full for full in names if full.startswith(inside) and full != inside}
     if name not in names:
         return found
     if found:
@@ -92,18 +101,17 @@ def named(source: str | Path, names: Collection[str], name: str) -> dict[str, st
     return {"": name}
 
 
-def gathered(source: str | Path, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Arrays whose observations stand under `observations/<key>`, as `numpy.load` gives them, with dicts of these.
+def gathered(source: str | Path, arrays: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+    """Some arrays, as dicts where the observations stand under `observations/<key>`; no others are read.
 
-    :raises DataError: if there are `observations` beside them
+    :param arrays: by name, as `numpy.load` gives them
+    :param wanted: names; what is not there is left out
+    :raises DataError: if there are `observations` beside those
     """
     found = {name: named(source, arrays.keys(), name) for name in OBSERVATIONS}
-    apart = {full for keys in found.values() for key, full in keys.items() if key}
-    if not apart:
-        return arrays  # which may be read from a file one by one
-    dicts = {name: {key: arrays[full] for key, full in found[name].items()} for name in found if found[name]}
-    whole = {name: arrays[name] for name in arrays if name not in apart and name not in dicts}
-    return {**whole, **dicts}
+    dicts = {name: keys for name, keys in found.items() if keys and "" not in keys}
+    whole = {name: arrays[name] for name in wanted if name in arrays}
+    return whole | {name: {key: arrays[full] for key, full in keys.items()} for name, keys in dicts.items()}
 
 
 def checked_observations(source: str | Path, name: str, values: Any) -> Observations:
@@ -118,7 +126,7 @@ def checked_observations(source: str | Path, name: str, values: Any) -> Observat
     if not values:
         raise DataError(source, name, "it is a dict without arrays")
     # In one order, whatever they come from: in another one code would be compiled again
-    arrays = {str(key): _checked(source, f"{name}/{key}", values[key]) for key in sorted(values)}
+    arrays = {str(key): _checked(source, f"{name}/{key}", values[key]) for key in sorted(values, key=str)}
     for key, array in arrays.items():
         check_shape(source, f"{name}/{key}", array, (length(arrays), *array.shape[1:]))
     return arrays

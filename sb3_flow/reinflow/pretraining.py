@@ -18,7 +18,7 @@ from sb3_flow.common.callbacks import correct_progress_bars, no_steps
 from sb3_flow.common.checks import check_finite, require, require_whole
 from sb3_flow.common.encoding import SharedFeatures
 from sb3_flow.common.flow import Line, matching_error
-from sb3_flow.common.hints import normalization_hints
+from sb3_flow.common.hints import knows_nothing, normalization_hints, normalizes
 from sb3_flow.common.log import Log
 from sb3_flow.common.matching import MatchingLoss, matching_loss
 from sb3_flow.common.normalize import learn_statistics
@@ -105,8 +105,13 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
                 f"actions. To begin with that one's, give policy_kwargs={{'flow_steps': {theirs}}}.",
                 stacklevel=2,
             )
-        for hint in normalization_hints(self._vec_normalize_env, getattr(model, "_was_normalized", False)):
-            warnings.warn(hint, stacklevel=2)
+        ours = self._vec_normalize_env
+        if getattr(model, "_was_normalized", False) and (not normalizes(ours) or knows_nothing(ours)):
+            warnings.warn(
+                f"The {type(model).__name__} learned from observations that a VecNormalize had normalised: give this "
+                "model's environment one with the same statistics (VecNormalize.load).",
+                stacklevel=2,
+            )
         # On the CPU, for it is saved with policy_kwargs and may be loaded where there is nothing else
         copy = deepcopy(flow)
         for net in (copy.features_extractor, copy.norm, copy.velocity):
