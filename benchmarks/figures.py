@@ -119,8 +119,8 @@ def plot_curves(
     algos = in_order(algo for _, algo in curves)
     columns = min(len(tasks), 4)
     rows = -(-len(tasks) // columns)
-    # Long legends of one or two panels would reach into each other, and out of the picture
-    width = 6.6 if columns < 3 and len(algos) > 4 else 4.4
+    # Long legends of few panels would reach into each other, and out of the picture
+    width = {1: 6.6, 2: 6.6, 3: 5.2}.get(columns, 4.4) if len(algos) > 4 else 4.4
     figure = Figure(figsize=(width * columns, 4.0 * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns)).flatten()
     for axes, task in zip(panels, tasks, strict=False):
