@@ -210,9 +210,8 @@ def _load_around(env: VecEnv, path: Path) -> VecNormalize:
     """A VecNormalize that was saved, around an environment, whose images get channels first if it knows such."""
     with path.open("rb") as file:
         saved: VecNormalize = pickle.load(file)
-    if same_shapes(saved.observation_space, as_seen(env.observation_space)) and not same_shapes(
-        saved.observation_space, env.observation_space
-    ):
+    known, shown = saved.observation_space, env.observation_space
+    if not same_shapes(known, shown) and same_shapes(known, as_seen(shown)):
         env = VecTransposeImage(env)
     saved.set_venv(env)
     return saved

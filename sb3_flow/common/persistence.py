@@ -39,11 +39,9 @@ class PersistentAlgorithm(BaseAlgorithm):
     Mixed in before one of SB3's, whose parameters it has.
     """
 
-    _was_normalized = False  # whether the observations of the last `learn` were; a file of 0.1 does not say
-
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._was_normalized = False
+        self._was_normalized = False  # whether the observations of the last `learn` were
         self._generators: Generators | None = None  # what a checkpoint holds of them
         self._between_steps: list[Callable[[], None]] = []
 
