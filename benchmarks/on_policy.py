@@ -12,6 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
+from sb3_flow.common.hints import normalizes
+
 ZOO = Path(rl_zoo3.exp_manager.__file__).parent / "hyperparams" / "ppo.yml"
 # Of a run's settings, those that are not the algorithm's
 ENVIRONMENT = ("n_envs", "normalize")
@@ -72,7 +74,7 @@ def evaluated_in(model: BaseAlgorithm, env: VecEnv) -> VecEnv:
     :param env: of the same task
     """
     normalize = model.get_vec_normalize_env()
-    if normalize is None or not normalize.norm_obs:
+    if not normalizes(normalize):
         return env  # VecNormalize keeps no statistics of what it does not normalise
     wrapped = VecNormalize(env, training=False, norm_reward=False)
     wrapped.obs_rms = normalize.obs_rms

@@ -19,6 +19,7 @@ from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.checks import extra, require
 from sb3_flow.common.hints import normalizes
 from sb3_flow.common.policies import ActorPolicy
+from sb3_flow.datasets.observations import parts
 
 Observation = th.Tensor | dict[str, th.Tensor]
 ACTION, NOISE = "action", "noise"  # names in the file
@@ -178,10 +179,10 @@ def _example(model: FlowAlgorithm) -> Observation:
 
 def _normalizers(normalize: VecNormalize | None, device: th.device) -> dict[str, _Normalizer]:
     """Of each key; the key of an observation that is no Dict is ""."""
-    if normalize is None or not normalize.norm_obs:
+    if not normalizes(normalize):
         return {}
-    rms = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
-    return {key: _Normalizer(one, normalize, device) for key, one in rms.items()}
+    statistics: dict[str, RunningMeanStd] = parts(normalize.obs_rms)
+    return {key: _Normalizer(one, normalize, device) for key, one in statistics.items()}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,13 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_flow.datasets.observations import parts
 
 # Arguments of SB3's SAC, and what there is instead
 INSTEAD: Mapping[str, str] = {
@@ -160,16 +162,14 @@ def normalization_hints(normalize: VecNormalize | None, was_normalized: bool) ->
         )
 
 
-def normalizes(normalize: VecNormalize | None) -> bool:
+def normalizes(normalize: VecNormalize | None) -> TypeGuard[VecNormalize]:
     """Whether observations are normalised."""
     return normalize is not None and normalize.norm_obs
 
 
 def knows_nothing(normalize: VecNormalize | None) -> bool:
     """Whether a VecNormalize has seen no observation."""
-    if normalize is None or not normalize.norm_obs:
+    if not normalizes(normalize):
         return False
-    rms = normalize.obs_rms
-    first = next(iter(rms.values())) if isinstance(rms, dict) else rms
-    assert isinstance(first, RunningMeanStd)
-    return first.count < 1
+    statistics: dict[str, RunningMeanStd] = parts(normalize.obs_rms)
+    return next(iter(statistics.values())).count < 1

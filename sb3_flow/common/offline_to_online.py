@@ -26,7 +26,7 @@ from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
 from sb3_flow.common.transfer import on_device
 from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
-from sb3_flow.datasets.observations import has_channels_last
+from sb3_flow.datasets.observations import has_channels_last, leaves
 
 SelfOfflineToOnline = TypeVar("SelfOfflineToOnline", bound="OfflineToOnlineAlgorithm")
 
@@ -112,14 +112,13 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         normalize = self._vec_normalize_env
         if normalize is None or same_shapes(normalize.observation_space, self.observation_space):
             return
-        problem = "what is around its VecNormalize changes the shape of observations; put it inside"
         inside = normalize.observation_space
         how = "VecNormalize(VecFrameStack(env, n))"
-        if has_channels_last(inside):
-            how = "VecNormalize(VecTransposeImage(env), norm_obs=False)"
-        elif isinstance(inside, spaces.Dict) and any(map(has_channels_last, inside.values())):
-            how = "VecNormalize(VecTransposeImage(env), norm_obs_keys=[...])"
-        require(False, "env", self.env, f"{problem}, as {how} does")
+        if any(map(has_channels_last, leaves(inside).values())):
+            left_out = "norm_obs_keys=[...]" if isinstance(inside, spaces.Dict) else "norm_obs=False"
+            how = f"VecNormalize(VecTransposeImage(env), {left_out})"
+        advice = f"what is around its VecNormalize changes the shape of observations; put it inside, as {how} does"
+        require(False, "env", self.env, advice)
 
     def _check_sizes(self) -> None:
         for name, lowest in SIZES.items():

@@ -10,7 +10,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset
 from sb3_flow.datasets.errors import DataError
-from sb3_flow.datasets.observations import as_seen, full_name, parts
+from sb3_flow.datasets.observations import as_seen, full_name, leaves, parts
 
 NORMALIZED = "VecNormalize changes images, too: leave them out, by norm_obs_keys, or norm_obs=False without a Dict"
 
@@ -57,18 +57,18 @@ def check_seen(
 
 def _check_observations(dataset: Dataset, space: spaces.Space[Any], env: str) -> None:
     shapes, dtypes = parts(dataset.observation_shape), parts(dataset.observation_dtype)
-    leaves = dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
-    if shapes.keys() != leaves.keys():
+    shown = leaves(space)
+    if shapes.keys() != shown.keys():
         if "" in shapes:
             remedy = "give a dict of arrays, with its keys"
-            if not any(map(is_image_space, leaves.values())):  # of which it would make vectors, too
+            if not any(map(is_image_space, shown.values())):  # of which it would make vectors, too
                 remedy += "; or gymnasium.wrappers.FlattenObservation makes vectors of its observations"
             remedy += "; Minari's are kept by load_dataset(..., as_dict=True)"
             problem = f"one has shape {dataset.observation_shape}, but the {env} shows {space}; {remedy}"
         else:
             problem = f"they are a dict of {', '.join(shapes)}, but the {env} shows {space}"
         raise DataError(dataset.source, "observations", problem)
-    for key, leaf in leaves.items():
+    for key, leaf in shown.items():
         _check_part(dataset.source, full_name("observations", key), shapes[key], dtypes[key], leaf, env)
 
 

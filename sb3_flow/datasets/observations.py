@@ -28,6 +28,16 @@ def parts(observations: T | dict[str, T]) -> dict[str, T]:
     return observations if isinstance(observations, dict) else {"": observations}
 
 
+def whole(by_key: dict[str, T]) -> T | dict[str, T]:
+    """What `parts` were made of."""
+    return by_key.get("", by_key)
+
+
+def leaves(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """The spaces of a Dict by key; another one alone has the key ""."""
+    return dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
+
+
 def each(function: Callable[[T], R], observations: T | dict[str, T]) -> R | dict[str, R]:
     """A function of each array, in the form that the observations have."""
     if isinstance(observations, dict):

@@ -15,7 +15,7 @@ from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDa
 from sb3_flow.datasets.errors import DataError, missing_file, reading
 from sb3_flow.datasets.fits import check_fits
 from sb3_flow.datasets.npz import NpzReader
-from sb3_flow.datasets.observations import Observations, length, named
+from sb3_flow.datasets.observations import Observations, length, named, whole
 
 DATA_DIR = Path("~/.ogbench/data")
 ACTION_LIMIT = 1 - 1e-5  # the papers' clipping
@@ -117,7 +117,7 @@ def measure(path: Path) -> Extent:
             steps -= int(flag_array(path, "terminals", file.read("terminals"), steps).sum())
         of_one = {key: shape[1:] for key, shape in shapes.items()}
         types = {key: np.dtype(dtype) for key, dtype in _dtypes(file).items()}
-        return Extent(steps, of_one.get("", of_one), types.get("", types), file.header("actions").shape[1])
+        return Extent(steps, whole(of_one), whole(types), file.header("actions").shape[1])
 
 
 def _check_layout(path: Path, file: NpzReader) -> None:
@@ -257,8 +257,7 @@ def _dtypes(file: NpzReader) -> dict[str, type[np.generic]]:
 
 def _read_observations(file: NpzReader, name: str) -> Observations:
     dtypes = _dtypes(file)
-    read = {key: file.read(full, dtypes.get(key)) for key, full in _observation_names(file, name).items()}
-    return read.get("", read)
+    return whole({key: file.read(full, dtypes.get(key)) for key, full in _observation_names(file, name).items()})
 
 
 def _holds_next(file: NpzReader) -> bool:

@@ -14,6 +14,8 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_flow.datasets.observations import leaves, parts, whole
+
 FloatArray = NDArray[np.float32]
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 
@@ -61,10 +63,9 @@ class PathRolloutBuffer(BaseBuffer):
     def reset(self) -> None:
         super().reset()
         shape = (self.buffer_size, self.n_envs)
-        space = self.observation_space
-        leaves = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+        shown = leaves(self.observation_space).items()
         # One array for every key of a Dict space; "" is that of an observation that is no Dict
-        self.observations = {key: np.zeros((*shape, *get_obs_shape(leaf)), leaf.dtype) for key, leaf in leaves.items()}
+        self.observations = {key: np.zeros((*shape, *get_obs_shape(leaf)), leaf.dtype) for key, leaf in shown}
         self.paths: FloatArray = np.zeros((*shape, *self.path_shape), np.float32)
         self.rewards: FloatArray = np.zeros(shape, np.float32)
         self.episode_starts: NDArray[np.bool_] = np.zeros(shape, np.bool_)
@@ -95,8 +96,7 @@ class PathRolloutBuffer(BaseBuffer):
         :param decided: (E,) whether a chunk was decided, and did not go on
         :param paths: (E, K + 1, D), which count where `decided`
         """
-        leaves = observations if isinstance(observations, dict) else {"": observations}
-        for key, leaf in leaves.items():
+        for key, leaf in parts(observations).items():
             stored = self.observations[key]
             stored[self.pos] = np.reshape(leaf, stored.shape[1:])
         self.rewards[self.pos] = rewards
@@ -116,8 +116,8 @@ class PathRolloutBuffer(BaseBuffer):
         :param rows: (B,) their numbers
         """
         steps, envs = (index[rows] for index in np.nonzero(self.decided))
-        leaves = {key: self.to_torch(values[steps, envs]) for key, values in self.observations.items()}
-        return leaves.get("", leaves), self.to_torch(self.paths[steps, envs])
+        observations = {key: self.to_torch(values[steps, envs]) for key, values in self.observations.items()}
+        return whole(observations), self.to_torch(self.paths[steps, envs])
 
     def finish(
         self, values: FloatArray, log_probs: FloatArray, last_values: FloatArray, dones: NDArray[np.bool_]
