@@ -1,7 +1,7 @@
 # `make demo` and `make test` do everything from a bare clone; the environment in .venv is made once.
 # 3.13 comes last: no wheels of what OGBench's and Robomimic's environments need
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
-EXTRAS := dev,docs,plots,postgresql,onnx,minari,ray
+EXTRAS := dev,docs,plots,postgresql,onnx,minari,lerobot,ray
 ENVIRONMENTS := $(shell $(PYTHON) -c "import sys; print(',ogbench,robomimic' * (sys.version_info < (3, 13)))")
 VENV := .venv
 BIN := $(VENV)/bin

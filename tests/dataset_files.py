@@ -1,6 +1,9 @@
 """Small files in the real formats, and the arrays that they must be read as."""
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +200,38 @@ def write_minari(
     return folder
 
 
+def write_lerobot(folder: Path, columns: dict[str, NDArray[Any]], lengths: list[int], files: int = 1) -> Path:
+    """A dataset in LeRobot's form without cameras.
+
+    :param columns: (frames, ...) of all episodes, in their order
+    :param lengths: frames of each episode
+    :param files: to distribute the frames over, out of order
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    episodes = np.repeat(np.arange(len(lengths)), lengths)
+    steps = np.concatenate([np.arange(length) for length in lengths])
+    table = pa.table(
+        {name: list(values) for name, values in columns.items()}
+        | {"episode_index": episodes, "frame_index": steps, "timestamp": (steps / 10).astype(np.float32)}
+    )
+    (folder / "data" / "chunk-000").mkdir(parents=True)
+    order = np.random.default_rng(len(steps)).permutation(len(steps)) if files > 1 else np.arange(len(steps))
+    for number, rows in enumerate(np.array_split(order, files)):
+        parquet.write_table(table.take(rows), folder / "data" / "chunk-000" / f"file-{number:03d}.parquet")
+    info = {
+        "codebase_version": "v3.0",
+        "fps": 10,
+        "total_frames": len(steps),
+        "total_episodes": len(lengths),
+        "features": {name: {"dtype": "float32"} for name in table.column_names},
+    }
+    (folder / "meta").mkdir()
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    return folder
+
+
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
     """A file cut short, or with some bytes changed."""
     if rng.random() < 0.3:
@@ -205,3 +240,21 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
     for at in rng.integers(0, len(data), size=int(rng.integers(1, 9))):
         changed[at] ^= int(rng.integers(1, 256))
     return bytes(changed)
+
+
+class HangError(BaseException):
+    """Loading took too long."""
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise HangError
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,9 +1,7 @@
 """Bad data are refused with an error that names file, key and row; damaged files never crash, hang or pass unseen."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from dataset_files import (
     raw_arrays,
     regular_arrays,
     steps_of,
+    time_limit,
     trajectories,
     write_minari,
     write_robomimic,
@@ -440,24 +439,6 @@ def test_the_part_of_minaris_observations_that_lacks_one_is_named(tmp_path: Path
 
 
 # Damaged files
-
-
-class HangError(BaseException):
-    """Loading took too long."""
-
-
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise HangError
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 Steps = dict[str, Any]

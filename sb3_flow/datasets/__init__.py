@@ -3,6 +3,7 @@
 from sb3_flow.datasets.dataset import ARRAY_KEYS, Dataset, OfflineDataset, ShardedDataset, from_arrays
 from sb3_flow.datasets.errors import DataError, HorizonError
 from sb3_flow.datasets.fits import check_fits
+from sb3_flow.datasets.lerobot import load_lerobot
 from sb3_flow.datasets.load import DatasetSpec, load_dataset, load_fitting
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import load_ogbench
@@ -20,6 +21,7 @@ __all__ = [
     "from_arrays",
     "load_dataset",
     "load_fitting",
+    "load_lerobot",
     "load_minari",
     "load_ogbench",
     "load_robomimic",

@@ -11,6 +11,7 @@ from sb3_flow.datasets.errors import DataError
 
 Array = NDArray[Any]
 
+STEP_REWARD = -1.0  # of demonstrations, which say only where the task is solved
 CLIP_TOLERANCE = 1e-3  # actions further outside [-1, 1] are another scale, not rounding
 SCALE = "scale them by the bounds of the action space: 2 * (actions - low) / (high - low) - 1"
 BLOCK_BYTES = 1 << 20  # stays in the processor's cache between two passes

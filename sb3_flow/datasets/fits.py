@@ -63,7 +63,7 @@ def _check_observations(dataset: Dataset, space: spaces.Space[Any], env: str) ->
             remedy = "give a dict of arrays, with its keys"
             if not any(map(is_image_space, shown.values())):  # of which it would make vectors, too
                 remedy += "; or gymnasium.wrappers.FlattenObservation makes vectors of its observations"
-            remedy += "; Minari's are kept by load_dataset(..., as_dict=True)"
+            remedy += "; Minari's are kept by load_dataset(..., env.observation_space)"
             problem = f"one has shape {dataset.observation_shape}, but the {env} shows {space}; {remedy}"
         else:
             problem = f"they are a dict of {', '.join(shapes)}, but the {env} shows {space}"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecTransposeImage
 
+from sb3_flow.common.checks import require
 from sb3_flow.datasets.arrays import Array, as_array, check_shape, float_array
 from sb3_flow.datasets.errors import DataError
 
@@ -19,6 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Observations = Array | dict[str, Array]
+Keys = str | Sequence[str] | Mapping[str, str | Sequence[str]]  # what an observation is made of, of a Dict space by key
 Shapes = tuple[int, ...] | dict[str, tuple[int, ...]]
 Dtypes = np.dtype[Any] | dict[str, np.dtype[Any]]
 
@@ -43,6 +45,19 @@ def each(function: Callable[[T], R], observations: T | dict[str, T]) -> R | dict
     if isinstance(observations, dict):
         return {key: function(part) for key, part in observations.items()}
     return function(observations)
+
+
+def listed(observation_keys: Keys) -> list[str] | dict[str, list[str]]:
+    """Lists of names, of one name as well.
+
+    :raises ValueError: if there are none
+    """
+    given = dict(observation_keys) if isinstance(observation_keys, Mapping) else observation_keys
+    names = each(lambda name: [name] if isinstance(name, str) else list(name), given)
+    wanted = list(parts(names).values())
+    named = len(wanted) > 0 and all(len(part) > 0 and all(part) for part in wanted)
+    require(named, "observation_keys", observation_keys, "name one at least")
+    return names
 
 
 def has_channels_last(space: spaces.Space[Any]) -> TypeGuard["spaces.Box[Any]"]:

@@ -14,19 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from sb3_flow.common.checks import extra, require, require_choice
-from sb3_flow.datasets.arrays import Array, bounded_actions, check_dtype, check_shape, flag_array, float_array
+from sb3_flow.common.checks import extra, require_choice
+from sb3_flow.datasets.arrays import (
+    STEP_REWARD,
+    Array,
+    bounded_actions,
+    check_dtype,
+    check_shape,
+    flag_array,
+    float_array,
+)
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_array, missing_file, reading
 from sb3_flow.datasets.hdf5 import check_stored
-from sb3_flow.datasets.observations import Observations, concatenated, each, length, parts
+from sb3_flow.datasets.observations import Keys, Observations, concatenated, each, length, listed, parts
 
 DATA_DIR = Path("~/.robomimic")
 FILES = ("low_dim_v15.hdf5", "low_dim_v141.hdf5", "low_dim.hdf5")
 OBSERVATION_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 KINDS = ("ph", "mh")
 ENVIRONMENTS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}
-STEP_REWARD = -1.0
 DEMO = re.compile(r"demo_(\d+)")
 
 
@@ -34,7 +41,7 @@ def load_robomimic(
     path: str | Path,
     task: str | None = None,
     filter_key: str | None = None,
-    observation_keys: str | Sequence[str] | Mapping[str, str | Sequence[str]] = OBSERVATION_KEYS,
+    observation_keys: Keys = OBSERVATION_KEYS,
 ) -> OfflineDataset:
     """Read demonstrations: reward -1 a step, no bootstrap where `dones` is 1. Rewards in the file are not used.
 
@@ -49,7 +56,7 @@ def load_robomimic(
     path = Path(path).expanduser()
     if task is not None:
         require_choice("task", task, list(ENVIRONMENTS))
-    keys = _listed(observation_keys)
+    keys = listed(observation_keys)
     with _open(path) as file:
         if task is not None:
             _check_task(path, task, _env_args(path, file))
@@ -193,18 +200,6 @@ def _check_total(path: Path, data: Any, names: list[str]) -> None:
         raise DataError(
             path, "data.attrs[total]", f"it says {total} steps, but the demos' num_samples add up to {steps}"
         )
-
-
-def _listed(
-    observation_keys: str | Sequence[str] | Mapping[str, str | Sequence[str]],
-) -> list[str] | dict[str, list[str]]:
-    """Lists of names, of one name as well."""
-    given = dict(observation_keys) if isinstance(observation_keys, Mapping) else observation_keys
-    listed = each(lambda names: [names] if isinstance(names, str) else list(names), given)
-    wanted = list(parts(listed).values())
-    named = len(wanted) > 0 and all(len(names) > 0 and all(names) for names in wanted)
-    require(named, "observation_keys", observation_keys, "name one at least")
-    return listed
 
 
 def _read_demo(

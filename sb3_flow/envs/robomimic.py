@@ -9,7 +9,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_flow.common.checks import extra, require, require_choice
-from sb3_flow.datasets.robomimic import ENVIRONMENTS, OBSERVATION_KEYS, STEP_REWARD, read_env_args
+from sb3_flow.datasets.arrays import STEP_REWARD
+from sb3_flow.datasets.robomimic import ENVIRONMENTS, OBSERVATION_KEYS, read_env_args
 
 try:
     import mujoco

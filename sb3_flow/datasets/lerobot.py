@@ -1,0 +1,242 @@
+"""LeRobot's datasets, of formats 2 and 3."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sb3_flow.datasets.arrays import STEP_REWARD, Array, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.dataset import OfflineDataset
+from sb3_flow.datasets.errors import DataError, missing_file
+from sb3_flow.datasets.lerobot_files import INFO, Recording
+from sb3_flow.datasets.observations import Keys, as_seen, leaves, listed, parts, whole
+
+PREFIX = "observation."
+# What LeRobot calls the observations that Gymnasium's environments show under these names
+THEIR_NAMES = {"agent_pos": "state", "pixels": "image"}
+ACTION, REWARD = "action", "next.reward"
+SUCCESS, DONE, TRUNCATED = "next.success", "next.done", "next.truncated"
+
+
+class Task(NamedTuple):
+    """What a recording says of the task, (N,) each."""
+
+    rewards: NDArray[np.float32]
+    terminal: NDArray[np.bool_]
+
+
+class Rows(NamedTuple):
+    """Where the frames go: behind a terminal end of an episode its last frame stands again, which is no step."""
+
+    frame: NDArray[np.intp]  # (R,) which one is there
+    is_step: NDArray[np.bool_]  # (R,)
+    ends: NDArray[np.bool_]  # (R,)
+
+
+def load_lerobot(
+    path: str | Path,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+    observation_keys: Keys | None = None,
+    demonstrations: bool | None = None,
+) -> OfflineDataset:
+    """Read a LeRobot dataset.
+
+    The reward is `next.reward`; where that was not recorded, a step costs 1. What is terminal says `next.success`, else
+    `next.done` without `next.truncated`. LeRobot keeps no observation after an episode's last step, which is left out
+    therefore if it is not terminal.
+
+    :param path: a directory with meta/info.json
+    :param observation_space: that the model sees, or of the environment: of a Dict each key's observation is looked for
+        by its name, and pictures are brought to its size, channels first. None: vectors side by side
+    :param action_space: of the environment, in whose units the actions are: its bounds become -1 and 1. None if they
+        are in [-1, 1] already
+    :param observation_keys: what an observation is made of, in this order, e.g. ["observation.state"]; of a Dict space
+        a dict that says it of each key
+    :param demonstrations: whether every episode ends in success: then a step costs 1, the last one is terminal, and
+        what else was recorded of the task is not read. None: if nothing was
+    :raises ValueError: for bad data of every kind, naming file, key and row
+    :raises FileNotFoundError: if there is no such directory
+    """
+    recording = Recording(Path(path).expanduser())
+    task = _task(recording, demonstrations)
+    actions = _scaled(recording.path, _vectors(recording, ACTION), action_space)
+    rows = _rows(recording, task.terminal)
+    chosen = _chosen(recording, observation_space, observation_keys)
+    shown = {} if observation_space is None else leaves(as_seen(observation_space))
+    observations = {key: _joined(recording, names, rows.frame, shown.get(key)) for key, names in parts(chosen).items()}
+    return OfflineDataset(
+        whole(observations),
+        actions[rows.frame],
+        task.rewards[rows.frame],
+        ~task.terminal[rows.frame],
+        rows.ends,
+        is_step=rows.is_step,
+        source=recording.path,
+    )
+
+
+def find_lerobot(name: str) -> Path:
+    """Where a dataset of the hub is, downloaded if it is not there.
+
+    :param name: e.g. "lerobot/pusht"
+    :raises FileNotFoundError: saying what was looked for, where, and how to get it
+    """
+    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "lerobot"
+    home = Path(os.environ.get("HF_LEROBOT_HOME", cache)).expanduser()
+    if (home / name / INFO).is_file():
+        return home / name
+    how = f"Record it, or get it by: hf download --repo-type dataset {name} --local-dir {home / name}"
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except Exception as error:  # whatever fails, the remedy is the same
+        raise missing_file(f"LeRobot's {name}", [home / name], how, error) from error
+
+
+def _task(recording: Recording, demonstrations: bool | None) -> Task:
+    recorded = recording.features.keys() & {REWARD, SUCCESS, DONE}
+    costs = np.full(len(recording), STEP_REWARD, dtype=np.float32)
+    if demonstrations is None and not recorded:
+        warnings.warn(
+            f"{recording.path}: it has neither {REWARD} nor {SUCCESS} nor {DONE}: all its episodes are taken as "
+            "demonstrations that end in success, where each step before costs 1. Leave out those that failed; "
+            "load_lerobot(..., demonstrations=True) says that none did.",
+            stacklevel=3,
+        )
+        demonstrations = True
+    if demonstrations:
+        return Task(costs, recording.last)
+    terminal = np.zeros(len(recording), dtype=np.bool_)
+    if SUCCESS in recorded:
+        terminal = _flags(recording, SUCCESS)
+    elif DONE in recorded:
+        terminal = _flags(recording, DONE)
+        if TRUNCATED in recording.features:
+            terminal &= ~_flags(recording, TRUNCATED)
+    if REWARD in recorded:
+        return Task(float_array(recording.path, REWARD, _column(recording, REWARD)), terminal)
+    if not terminal.any():
+        problem = (
+            f"no step has it, and there is no {REWARD}: nothing says what the task is. If every episode ends in "
+            "success, say so: load_lerobot(..., demonstrations=True)"
+        )
+        raise DataError(recording.path, SUCCESS if SUCCESS in recorded else DONE, problem)
+    return Task(costs, terminal)
+
+
+def _column(recording: Recording, key: str) -> Array:
+    """One number a frame, (N,)."""
+    array = recording.numbers(key)
+    array = array[:, 0] if array.shape[1:] == (1,) else array
+    check_shape(recording.path, key, array, (len(recording),))
+    return array
+
+
+def _flags(recording: Recording, key: str) -> NDArray[np.bool_]:
+    return flag_array(recording.path, key, _column(recording, key), len(recording))
+
+
+def _vectors(recording: Recording, key: str) -> NDArray[np.float32]:
+    """(N, d) finite numbers."""
+    array = float_array(recording.path, key, recording.numbers(key))
+    return array.reshape(len(array), -1)
+
+
+def _scaled(path: Path, raw: NDArray[np.float32], action_space: spaces.Space[Any] | None) -> Array:
+    """Actions in [-1, 1]."""
+    if action_space is None:
+        remedy = "load_lerobot(..., action_space=env.action_space) scales them by the environment's bounds"
+        return bounded_actions(path, ACTION, raw, remedy=remedy)
+    if not (isinstance(action_space, spaces.Box) and raw.shape[1:] == (action_space.low.size,)):
+        problem = f"one has {raw.shape[1]} numbers, but the environment takes {action_space}"
+        raise DataError(path, ACTION, problem)
+    low, high = (bound.reshape(-1).astype(np.float64) for bound in (action_space.low, action_space.high))
+    remedy = (
+        f"it was recorded outside of the bounds of {action_space}, which become -1 and 1: widen them to what is "
+        "commanded, or clip what was recorded"
+    )
+    return bounded_actions(path, ACTION, 2 * (raw - low) / (high - low) - 1, remedy=remedy)
+
+
+def _rows(recording: Recording, terminal: NDArray[np.bool_]) -> Rows:
+    closed = recording.last & terminal
+    frame = np.repeat(np.arange(len(recording)), 1 + closed)
+    again = np.append(False, frame[1:] == frame[:-1])
+    no_step = again | (recording.last & ~terminal)[frame]
+    follows = np.append(recording.episode[frame][1:] == recording.episode[frame][:-1], False)
+    # The last step of an episode is the one before the row that is none
+    return Rows(frame, ~no_step, follows & np.append(no_step[1:], False))
+
+
+def _chosen(
+    recording: Recording, space: spaces.Space[Any] | None, observation_keys: Keys | None
+) -> list[str] | dict[str, list[str]]:
+    """Which columns make up the observations."""
+    if observation_keys is not None:
+        return listed(observation_keys)
+    observed = [name for name in recording.features if name.startswith(PREFIX)]
+    if isinstance(space, spaces.Dict):
+        return {key: [_called(recording, key, observed)] for key in space}
+    cameras = list(filter(recording.is_camera, observed))
+    vectors = [name for name in observed if name not in cameras]
+    wants_image = space is not None and len(space.shape or ()) == 3
+    found = cameras if wants_image else vectors
+    if not found or (wants_image and len(cameras) > 1):
+        problem = (
+            f"there are {', '.join(observed) or 'none'}; say what is seen: load_lerobot(..., observation_keys=[...])"
+        )
+        raise DataError(recording.path, "observation", problem)
+    return found
+
+
+def _called(recording: Recording, key: str, observed: Sequence[str]) -> str:
+    """The column that a key of a Dict space means: observation.state, observation.images.<camera>."""
+    for wanted in (key, THEIR_NAMES.get(key)):
+        found = [name for name in observed if wanted in (name, name.removeprefix(PREFIX), name.rpartition(".")[2])]
+        if len(found) == 1:
+            return found[0]
+    problem = (
+        f"the environment shows {key!r}, but there are {', '.join(observed) or 'none'}; say which is meant: "
+        f"load_lerobot(..., observation_keys={{{key!r}: ...}})"
+    )
+    raise DataError(recording.path, "observation", problem)
+
+
+def _joined(
+    recording: Recording, names: Sequence[str], frame: NDArray[np.intp], space: spaces.Space[Any] | None
+) -> Array:
+    """Vectors side by side, or pictures by their channels, (R, ...)."""
+    cameras = [recording.is_camera(name) for name in names]
+    if any(cameras) and not all(cameras):
+        problem = f"of {', '.join(names)} some are pictures; give a dict, {{key: [these], other: [those]}}"
+        raise DataError(recording.path, "observation", problem)
+    if not any(cameras):
+        return np.concatenate([_vectors(recording, name) for name in names], axis=1)[frame]
+    shown = () if space is None else space.shape or ()
+    shape = (shown[0] // len(names), *shown[1:]) if len(shown) == 3 else None
+    found = [_pictures(recording, name, frame, shape) for name in names]
+    return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+
+def _pictures(
+    recording: Recording, name: str, frame: NDArray[np.intp], shape: tuple[int, ...] | None
+) -> NDArray[np.uint8]:
+    """(R, channels, height, width), in the memory that the dataset keeps: there may be gigabytes of them."""
+    rows = np.searchsorted(frame, np.arange(len(recording)))  # where each frame stands first
+    pictures: NDArray[np.uint8] | None = None
+    for number, picture in recording.pictures(name, shape):
+        if pictures is None:
+            pictures = np.empty((len(frame), *picture.shape), dtype=np.uint8)
+        check_shape(recording.path, name, picture, pictures.shape[1:])
+        pictures[rows[number]] = picture
+    assert pictures is not None
+    again = np.flatnonzero(frame[1:] == frame[:-1]) + 1
+    pictures[again] = pictures[again - 1]
+    return pictures
