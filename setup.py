@@ -65,7 +65,7 @@ setup(
         "ogbench": ["ogbench>=1.2"],
         "robomimic": ["robosuite>=1.5.2,<1.6", "h5py>=3.8"],
         "minari": ["minari[hdf5,hf]>=0.5.3"],
-        "lerobot": ["pyarrow>=15", "av>=14", "huggingface_hub>=0.23"],
+        "lerobot": ["pyarrow>=15", "av>=15", "huggingface_hub>=0.23"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.6.1", "onnxruntime>=1.20"],  # onnxscript 0.6.0 fails with torch 2.8
         "plots": ["matplotlib>=3.8", "plotly>=6"],
         "postgresql": ["psycopg[binary]>=3.1"],  # studies that several machines share

@@ -136,7 +136,9 @@ def test_steps_are_those_of_the_episodes_in_whatever_order_the_files_are(
         np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
-@pytest.mark.parametrize("given_columns", ["done", "done, truncated", "success, done", "reward"])
+@pytest.mark.parametrize(
+    "given_columns", ["done", "done, truncated", "success, done", "success, done, truncated", "reward"]
+)
 def test_what_is_terminal_is_success_or_else_what_is_done_and_not_truncated(tmp_path: Path, given_columns: str) -> None:
     columns = random_columns([3, 4, 2])
     marks = {
@@ -149,13 +151,50 @@ def test_what_is_terminal_is_success_or_else_what_is_done_and_not_truncated(tmp_
     for name in given_columns.split(", "):
         columns[f"next.{name}"] = marks[name]
     dataset = quietly(write_lerobot(tmp_path / "data", columns, [3, 4, 2]))
-    terminal = {"done": [2, 6, 8], "done, truncated": [2, 8], "success, done": [2], "reward": []}[given_columns]
+    terminal = {
+        "done": [2, 6, 8],
+        "done, truncated": [2, 8],
+        "success, done": [2],
+        "success, done, truncated": [2, 8],  # the last episode ends in failure
+        "reward": [],
+    }[given_columns]
     steps = [t for t in range(9) if t in terminal or t not in (2, 6, 8)]
     rows = dataset.rows(np.arange(len(dataset)))
     np.testing.assert_array_equal(dataset.masks[rows] == 0, [t in terminal for t in steps])
     np.testing.assert_array_equal(dataset.observations[rows], columns["observation.state"][steps])
     rewards = marks["reward"] if given_columns == "reward" else np.full(9, -1.0)
     np.testing.assert_array_equal(dataset.rewards[rows], rewards[steps])
+
+
+def test_time_limits_that_look_like_ends_are_pointed_out(tmp_path: Path) -> None:
+    columns = random_columns([3, 3])
+    del columns["next.success"]
+    columns["next.reward"] = np.float32([0, 0, 1, 0, 0, 0])
+    columns["next.done"] = np.array([0, 0, 1, 0, 0, 1], bool)
+    path = write_lerobot(tmp_path / "data", columns, [3, 3])
+    (message,) = warned(lambda: load_lerobot(path))
+    assert "next.done marks 2 ends, 1 of them with a reward" in message
+    assert len(load_lerobot(path)) == 6
+    steps = steps_of(quietly(path, terminal="next.reward"))
+    np.testing.assert_array_equal(steps["masks"], [1, 1, 0, 1, 1])
+    with pytest.raises(DataError, match=r"'next\.failure': it is missing"):
+        load_lerobot(path, terminal="next.failure")
+
+
+def test_episodes_are_chosen_by_their_numbers_and_several_tasks_are_pointed_out(recorded: Path, tmp_path: Path) -> None:
+    columns = random_columns([3, 4, 2])
+    columns["task_index"] = np.repeat([0, 1, 0], [3, 4, 2])
+    path = write_lerobot(tmp_path / "data", columns, [3, 4, 2])
+    assert any("its episodes are of 2 tasks" in line for line in warned(lambda: load_lerobot(path)))
+    some = steps_of(quietly(path, episodes=[2, 0]))
+    np.testing.assert_array_equal(some["observations"], columns["observation.state"][[0, 1, 2, 7, 8]])
+    whole = load_lerobot(recorded, ROBOT, ACTIONS)
+    part = load_lerobot(recorded, ROBOT, ACTIONS, episodes=[1, 2])
+    for key, values in part.observations_at(part.rows(np.arange(len(part)))).items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(values, whole.observations_at(whole.rows(np.arange(5, 17)))[key], err_msg=key)
+    for episodes in ([], [3], [-1]):
+        with pytest.raises(ValueError, match=r"episodes=.*some of 0 to 2"):
+            load_lerobot(path, episodes=episodes)
 
 
 def test_episodes_without_rewards_are_demonstrations_and_it_is_said(tmp_path: Path) -> None:
@@ -182,11 +221,25 @@ def test_actions_are_scaled_by_the_bounds_of_the_environment(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"action_space=env\.action_space"):
         load_lerobot(path)
     narrow = spaces.Box(np.float32([-2, 0]), np.float32([1, 8]))
-    with pytest.raises(DataError, match=r"'action' row 1: .*outside of the bounds"):
+    with pytest.raises(DataError, match=r"'action' row 1: .*outside of the environment's space, Box"):
         load_lerobot(path, action_space=narrow)
-    for other in (spaces.Box(-1, 1, (3,)), spaces.Discrete(2)):
-        with pytest.raises(DataError, match="one has 2 numbers, but the environment takes"):
+    with pytest.raises(DataError, match="one has 2 numbers, but the environment takes"):
+        load_lerobot(path, action_space=spaces.Box(-1, 1, (3,)))
+    for other in (spaces.Discrete(2), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(0.0, 0.0, (2,))):
+        with pytest.raises(
+            DataError, match=r"'action_space': it is (Discrete|Box).*(generates numbers|cannot be scaled)"
+        ):
             load_lerobot(path, action_space=other)
+    edit_info(path, lambda info: info["features"].pop("action"))
+    with pytest.raises(DataError, match="'action': it is missing"):
+        load_lerobot(path)
+
+
+def test_actions_may_be_called_otherwise(tmp_path: Path) -> None:
+    columns = random_columns([3])
+    columns["actions"] = columns.pop("action")
+    dataset = quietly(write_lerobot(tmp_path / "data", columns, [3]), action_key="actions")
+    np.testing.assert_array_equal(steps_of(dataset)["actions"], columns["actions"])
 
 
 @pytest.mark.parametrize("keys", [None, {"pixels": "observation.images.top", "agent_pos": ["observation.state"]}])
@@ -208,6 +261,26 @@ def rename(folder: Path, old: str, new: str) -> None:
     for path in (folder / "meta" / "episodes").rglob("*.parquet"):
         table = parquet.read_table(path)
         parquet.write_table(table.rename_columns([name.replace(old, new) for name in table.column_names]), path)
+
+
+def test_what_is_no_vector_of_its_own_is_not_joined(tmp_path: Path) -> None:
+    columns: dict[str, Any] = random_columns([4])
+    columns["observation.state.gripper"] = columns["observation.state"][:, 2:]
+    columns["observation.instruction"] = ["go"] * 4
+    path = write_lerobot(tmp_path / "data", columns, [4])
+    edit_info(path, lambda info: info["features"]["observation.instruction"].update(dtype="string"))
+    np.testing.assert_array_equal(steps_of(quietly(path))["observations"], columns["observation.state"])
+    with pytest.raises(DataError, match=r"'observation\.instruction': it holds string, not numbers"):
+        load_lerobot(path, observation_keys="observation.instruction")
+
+
+def test_matrices_keep_their_shape(tmp_path: Path) -> None:
+    columns: dict[str, Any] = random_columns([4])
+    columns["observation.grid"] = [row.tolist() for row in np.arange(24.0).reshape(4, 2, 3)]
+    path = write_lerobot(tmp_path / "data", columns, [4])
+    space = spaces.Dict({"grid": spaces.Box(-np.inf, np.inf, (2, 3))})
+    dataset = load_lerobot(path, space)
+    assert dataset.observation_shape == {"grid": (2, 3)}
 
 
 def test_vectors_are_joined_in_their_order(tmp_path: Path) -> None:
@@ -271,12 +344,70 @@ def test_smaller_pictures_are_averages_and_frames_may_be_stored_in_any_order(tmp
     assert np.abs(shown.observations[rows] - wanted).max() <= 1
 
 
+def test_smaller_pictures_of_videos_keep_their_colours(tmp_path: Path) -> None:
+    import av
+
+    folder = shutil.copytree(RECORDED / "v2.1", tmp_path / "data")
+    blocks = np.random.default_rng(0).integers(64, 192, (48, 64, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+    for path in folder.rglob("*.mp4"):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.height, stream.width, stream.pix_fmt = *blocks.shape[:2], "yuv420p"
+            for _ in range(max(LENGTHS)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(blocks, format="rgb24")))
+            container.mux(stream.encode())
+    keys = ["observation.images.top"]
+    whole = load_lerobot(folder, None, ACTIONS, keys).observations
+    assert isinstance(whole, np.ndarray)
+    smaller = load_lerobot(folder, spaces.Box(0, 255, (3, 120, 160), np.uint8), ACTIONS, keys).observations
+    averages = whole[0].reshape(3, 120, 4, 160, 4).astype(float).mean(axis=(2, 4))
+    assert np.abs(smaller[0] - averages).mean() < 3  # 7 with colours of half the resolution
+
+
+def test_images_may_be_files_beside_the_tables(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder = shutil.copytree(RECORDED / "v3.0", tmp_path / "data")
+    column, keys = "observation.images.wrist", ["observation.images.wrist"]
+    wanted = load_lerobot(folder, PICTURE, ACTIONS, keys).observations
+    (file,) = (folder / "data").rglob("*.parquet")
+    table = parquet.read_table(file)
+    places = []
+    for index, stored in enumerate(table.column(column).to_pylist()):
+        places.append({"bytes": None, "path": f"{index}.png"})
+        (folder / f"{index}.png").write_bytes(stored["bytes"])
+    parquet.write_table(table.set_column(table.column_names.index(column), column, pa.array(places)), file)
+    np.testing.assert_array_equal(load_lerobot(folder, PICTURE, ACTIONS, keys).observations, wanted)
+    (folder / "3.png").unlink()
+    with pytest.raises(DataError, match=r"'observation.images.wrist': cannot be read .*3\.png"):
+        load_lerobot(folder, PICTURE, ACTIONS, keys)
+
+
+def test_pictures_are_those_of_the_recorded_times(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    folder = shutil.copytree(RECORDED / "v2.1", tmp_path / "data")
+    # The first two frames of an episode were cut off, but not from its video
+    file = sorted(folder.rglob("*.parquet"))[1]
+    table = parquet.read_table(file).slice(2)
+    frames = table.column("frame_index")
+    table = table.set_column(table.column_names.index("frame_index"), "frame_index", [list(range(len(frames)))])
+    parquet.write_table(table, file)
+    edit_info(folder, lambda info: info.update(total_frames=sum(LENGTHS) - 2))
+    seen = load_lerobot(folder, ROBOT, ACTIONS, episodes=[1]).observations
+    assert isinstance(seen, dict)
+    assert np.abs(seen["top"].astype(float).mean((2, 3))[:, 1] - 30 * seen["state"][:, 1] - 20).max() < 5
+
+
 def test_two_cameras_stand_above_each_other_in_the_channels(recorded: Path) -> None:
     keys = ["observation.images.wrist", "observation.images.top"]
     both = load_lerobot(recorded, spaces.Box(0, 255, (6, 32, 48), np.uint8), ACTIONS, keys).observations
     assert isinstance(both, np.ndarray)
     for key, part in zip(keys, (both[:, :3], both[:, 3:]), strict=True):
         np.testing.assert_array_equal(part, load_lerobot(recorded, PICTURE, ACTIONS, [key]).observations)
+    with pytest.raises(DataError, match="of 2 cameras 3 channels are wanted"):
+        load_lerobot(recorded, PICTURE, ACTIONS, keys)
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -292,6 +423,12 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         ),
         "it holds depths",
     ),
+    "depth, as it was said before": (
+        lambda info: info["features"].update(
+            {"observation.state": {"dtype": "image", "info": None, "video_info": {"video.is_depth_map": True}}}
+        ),
+        "it holds depths",
+    ),
 }
 
 
@@ -300,7 +437,7 @@ def test_metadata_that_do_not_say_what_is_there_are_refused(tmp_path: Path, case
     change, message = BAD[case]
     path = write_lerobot(tmp_path / "data", random_columns([3, 4]), [3, 4])
     edit_info(path, change)
-    keys = ["observation.state"] if case == "depth" else None
+    keys = ["observation.state"] if case.startswith("depth") else None
     with pytest.raises(DataError, match=message):
         load_lerobot(path, observation_keys=keys)
 
@@ -360,14 +497,32 @@ def test_unclear_observations_are_refused_with_what_to_say(recorded: Path, tmp_p
         load_lerobot(recorded, None, ACTIONS, [])
 
 
+@pytest.mark.parametrize("lacking", ["chunk_index", "from_timestamp", "episode", "video_path"])
+def test_a_video_of_which_is_not_said_where_it_is_is_refused(tmp_path: Path, lacking: str) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder = shutil.copytree(RECORDED / "v3.0", tmp_path / "data")
+    (file,) = (folder / "meta" / "episodes").rglob("*.parquet")
+    table = parquet.read_table(file)
+    column = f"videos/observation.images.top/{lacking}"
+    if lacking == "video_path":
+        edit_info(folder, lambda info: info.update(video_path="videos/{camera}.mp4"))
+    elif lacking == "episode":
+        parquet.write_table(table.slice(1), file)
+    else:
+        place, kind = table.column_names.index(column), table.column(column).type
+        parquet.write_table(table.set_column(place, column, pa.nulls(len(table), kind)), file)
+    with pytest.raises(
+        DataError, match=r"observation\.images\.top': (it does not say where episode 0 is|cannot be read)"
+    ):
+        load_lerobot(folder, PICTURE, ACTIONS, ["observation.images.top"])
+
+
 def test_a_video_that_is_missing_or_cut_is_named(recorded: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(recorded, tmp_path / "data")
     video = sorted(folder.rglob("*.mp4"))[-1]
     keys = ["observation.images.top"]
-    edit_info(folder, lambda info: info.update(fps=20))  # so that there is a picture at every other frame only
-    with pytest.raises(DataError, match=r"\.mp4: it has no picture at 0\.050 s"):
-        load_lerobot(folder, PICTURE, ACTIONS, keys)
-    edit_info(folder, lambda info: info.update(fps=10))
     video.write_bytes(video.read_bytes()[:600])
     with pytest.raises(DataError, match=r"\.mp4: .*is it complete"):
         load_lerobot(folder, PICTURE, ACTIONS, keys)
@@ -416,6 +571,10 @@ def test_a_dataset_of_the_hub_is_looked_for_where_lerobot_keeps_it(
     assert len(load_dataset("lerobot:me/mine")) == 3
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, repo_type: str(tmp_path / "me" / name[3:]))
     assert find_lerobot("me/mine") == path
+    shutil.rmtree(tmp_path / "me")
+    hub = tmp_path / "hub" / "datasets--me--mine" / "snapshots" / "abc"
+    write_lerobot(hub, random_columns([3, 1]), [3, 1])
+    assert find_lerobot("me/mine") == hub
     with pytest.raises(ValueError, match="lerobot:<user>/<name>"):
         load_dataset("lerobot:")
     with pytest.raises(FileNotFoundError, match="meta"):

@@ -133,6 +133,7 @@ class Dummy(OffPolicyFlowAlgorithm):
             "offline_steps": 0,
             "offline_ratio": None,
             "start_training": 0,
+            "random_shift": 0,
             "bc_coef": 0.0,
             "compile": False,
             "amp": None,

@@ -24,6 +24,7 @@ from sb3_flow.common.experience import Experience
 from sb3_flow.common.hints import jumps, learning_hints, normalization_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
+from sb3_flow.common.shift import check_shift, shift_images
 from sb3_flow.common.transfer import on_device
 from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
 from sb3_flow.datasets.observations import has_channels_last, leaves
@@ -41,6 +42,7 @@ SIZES = {
     "horizon_length": 1,
     "offline_steps": 0,
     "start_training": 0,
+    "random_shift": 0,
     "_stats_window_size": 1,
 }
 
@@ -53,6 +55,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_ratio: share of the data in a batch when learning online, in [0, 1]; None for the union
     :param start_training: steps of the environment to store, after the offline phase, before the first update
+    :param random_shift: pixels by which each image of a batch is moved at most, at random; 0 for images as they are
     :raises ValueError: before training, for arguments outside of what is stated here
 
     The other parameters are those of `ChunkedAlgorithm` and of SB3's OffPolicyAlgorithm.
@@ -66,6 +69,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         offline_steps: int,
         offline_ratio: float | None,
         start_training: int,
+        random_shift: int,
         **kwargs: Any,
     ):
         if learning_starts is None:
@@ -79,6 +83,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         self.offline_steps = offline_steps
         self.offline_ratio = offline_ratio
         self.start_training = start_training
+        self.random_shift = random_shift
         self._dataset: Dataset | None = None
         self._dataset_of: Any = None  # the offline_dataset that it was loaded for
         self._dataset_name = ""
@@ -104,6 +109,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
         require(has_buffer, "n_steps", self.n_steps, advice)
         self._check_chunks()
+        check_shift(self.random_shift, self.observation_space)
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
 
@@ -193,9 +199,9 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         )
 
     def _sample(self, batch_size: int) -> Batch:
-        """A batch on the model's device, its rewards on the critics' scale."""
+        """A batch on the model's device, its rewards on the critics' scale, its images moved at random."""
         batch = self.experience.sample(batch_size, self._n_updates - 1)
-        return on_device(self._scaled(batch), self.device)
+        return shift_images(on_device(self._scaled(batch), self.device), self.random_shift)
 
     def _scaled(self, batch: Batch) -> Batch:
         if self.reward_scale is None:

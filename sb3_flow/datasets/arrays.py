@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_flow.datasets.errors import DataError
@@ -131,3 +132,40 @@ def bounded_actions(
             )
         clip |= largest > limit
     return np.clip(actions, np.float32(-limit), np.float32(limit)) if clip else actions
+
+
+def scalable(source: str | Path, space: spaces.Space[Any]) -> "spaces.Box[Any]":
+    """An action space by whose bounds actions can be scaled.
+
+    :raises DataError: for another one
+    """
+    if not isinstance(space, spaces.Box):
+        raise DataError(source, "action_space", f"it is {space}, but a flow generates numbers")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = high - low
+    if not (np.isfinite(width).all() and (width > 0).all()):
+        problem = (
+            f"it is {space}, by whose bounds actions cannot be scaled to [-1, 1]: they must be finite, and low below "
+            "high. Give it the bounds that policies act in, or scale them yourself"
+        )
+        raise DataError(source, "action_space", problem)
+    return space
+
+
+def scaled_actions(
+    source: str | Path, key: str, raw: NDArray[np.float32], space: spaces.Space[Any], whose: str, remedy: str
+) -> NDArray[np.float32]:
+    """Actions in [-1, 1] of those in the units of their space, as SB3 does.
+
+    :param raw: (N, ...) in the space
+    :param space: a Box whose bounds become -1 and 1
+    :param whose: space it is
+    :param remedy: for actions that lie outside
+    :raises DataError: for those, and for another space
+    """
+    bounds = scalable(source, space)
+    check_shape(source, key, raw, (len(raw), *bounds.shape))
+    low, high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
+    outside = f"it was recorded outside of {whose}, {bounds}, whose bounds become -1 and 1: {remedy}"
+    return bounded_actions(source, key, 2 * (raw - low) / (high - low) - 1, remedy=outside)

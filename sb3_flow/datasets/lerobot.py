@@ -10,7 +10,16 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_flow.datasets.arrays import STEP_REWARD, Array, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.common.checks import extra
+from sb3_flow.datasets.arrays import (
+    STEP_REWARD,
+    Array,
+    bounded_actions,
+    check_shape,
+    flag_array,
+    float_array,
+    scaled_actions,
+)
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file
 from sb3_flow.datasets.lerobot_files import INFO, Recording
@@ -19,8 +28,7 @@ from sb3_flow.datasets.observations import Keys, as_seen, leaves, listed, parts,
 PREFIX = "observation."
 # What LeRobot calls the observations that Gymnasium's environments show under these names
 THEIR_NAMES = {"agent_pos": "state", "pixels": "image"}
-ACTION, REWARD = "action", "next.reward"
-SUCCESS, DONE, TRUNCATED = "next.success", "next.done", "next.truncated"
+REWARD, SUCCESS, DONE, TRUNCATED = "next.reward", "next.success", "next.done", "next.truncated"
 
 
 class Task(NamedTuple):
@@ -43,13 +51,15 @@ def load_lerobot(
     observation_space: spaces.Space[Any] | None = None,
     action_space: spaces.Space[Any] | None = None,
     observation_keys: Keys | None = None,
+    action_key: str = "action",
+    episodes: Sequence[int] | None = None,
     demonstrations: bool | None = None,
+    terminal: str | None = None,
 ) -> OfflineDataset:
     """Read a LeRobot dataset.
 
-    The reward is `next.reward`; where that was not recorded, a step costs 1. What is terminal says `next.success`, else
-    `next.done` without `next.truncated`. LeRobot keeps no observation after an episode's last step, which is left out
-    therefore if it is not terminal.
+    The reward is `next.reward`; where that was not recorded, a step costs 1. LeRobot keeps no observation after an
+    episode's last step, which is left out therefore if it is not terminal.
 
     :param path: a directory with meta/info.json
     :param observation_space: that the model sees, or of the environment: of a Dict each key's observation is looked for
@@ -58,14 +68,18 @@ def load_lerobot(
         are in [-1, 1] already
     :param observation_keys: what an observation is made of, in this order, e.g. ["observation.state"]; of a Dict space
         a dict that says it of each key
+    :param action_key: the actions
+    :param episodes: those to read, by their numbers; None for all
     :param demonstrations: whether every episode ends in success: then a step costs 1, the last one is terminal, and
         what else was recorded of the task is not read. None: if nothing was
+    :param terminal: the column that is not 0 where a step ended in a terminal state, "next.reward" for rewards of
+        success alone. None: `next.success`, and `next.done` if that is all there is, or `next.truncated` tells it apart
     :raises ValueError: for bad data of every kind, naming file, key and row
     :raises FileNotFoundError: if there is no such directory
     """
-    recording = Recording(Path(path).expanduser())
-    task = _task(recording, demonstrations)
-    actions = _scaled(recording.path, _vectors(recording, ACTION), action_space)
+    recording = Recording(Path(path).expanduser(), episodes)
+    task = _task(recording, demonstrations, terminal)
+    actions = _actions(recording, action_key, action_space)
     rows = _rows(recording, task.terminal)
     chosen = _chosen(recording, observation_space, observation_keys)
     shown = {} if observation_space is None else leaves(as_seen(observation_space))
@@ -87,48 +101,84 @@ def find_lerobot(name: str) -> Path:
     :param name: e.g. "lerobot/pusht"
     :raises FileNotFoundError: saying what was looked for, where, and how to get it
     """
-    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "lerobot"
-    home = Path(os.environ.get("HF_LEROBOT_HOME", cache)).expanduser()
-    if (home / name / INFO).is_file():
-        return home / name
-    how = f"Record it, or get it by: hf download --repo-type dataset {name} --local-dir {home / name}"
     try:
         from huggingface_hub import snapshot_download
-
+        from huggingface_hub.constants import HF_HOME
+    except ImportError as error:
+        raise ImportError(f"LeRobot's datasets need huggingface_hub: {extra('lerobot')}") from error
+    home = Path(os.environ.get("HF_LEROBOT_HOME", Path(HF_HOME) / "lerobot")).expanduser()
+    downloaded = home / "hub" / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    found = [path for path in (home / name, *downloaded.glob("*")) if (path / INFO).is_file()]
+    if found:
+        return max(found, key=lambda path: (path / INFO).stat().st_mtime)
+    how = f"Record it, or get it by: hf download --repo-type dataset {name} --local-dir {home / name}"
+    try:
         return Path(snapshot_download(name, repo_type="dataset"))
     except Exception as error:  # whatever fails, the remedy is the same
-        raise missing_file(f"LeRobot's {name}", [home / name], how, error) from error
+        raise missing_file(f"LeRobot's {name}", [home / name, downloaded], how, error) from error
 
 
-def _task(recording: Recording, demonstrations: bool | None) -> Task:
+def _task(recording: Recording, demonstrations: bool | None, terminal: str | None) -> Task:
     recorded = recording.features.keys() & {REWARD, SUCCESS, DONE}
+    _warn_of_several_tasks(recording)
     costs = np.full(len(recording), STEP_REWARD, dtype=np.float32)
-    if demonstrations is None and not recorded:
+    if demonstrations is None and not recorded and terminal is None:
         warnings.warn(
             f"{recording.path}: it has neither {REWARD} nor {SUCCESS} nor {DONE}: all its episodes are taken as "
-            "demonstrations that end in success, where each step before costs 1. Leave out those that failed; "
-            "load_lerobot(..., demonstrations=True) says that none did.",
+            "demonstrations that end in success, where each step costs 1. Leave out those that failed, by "
+            "load_lerobot(..., episodes=[...]); demonstrations=True says that none did.",
             stacklevel=3,
         )
         demonstrations = True
     if demonstrations:
         return Task(costs, recording.last)
-    terminal = np.zeros(len(recording), dtype=np.bool_)
-    if SUCCESS in recorded:
-        terminal = _flags(recording, SUCCESS)
-    elif DONE in recorded:
-        terminal = _flags(recording, DONE)
-        if TRUNCATED in recording.features:
-            terminal &= ~_flags(recording, TRUNCATED)
+    marked = _terminal(recording) if terminal is None else _column(recording, terminal) != 0
     if REWARD in recorded:
-        return Task(float_array(recording.path, REWARD, _column(recording, REWARD)), terminal)
-    if not terminal.any():
+        task = Task(float_array(recording.path, REWARD, _column(recording, REWARD)), marked)
+        if terminal is None and not recorded & {SUCCESS} and TRUNCATED not in recording.features:
+            _warn_of_time_limits(recording, task)
+        return task
+    if not marked.any():
         problem = (
             f"no step has it, and there is no {REWARD}: nothing says what the task is. If every episode ends in "
             "success, say so: load_lerobot(..., demonstrations=True)"
         )
-        raise DataError(recording.path, SUCCESS if SUCCESS in recorded else DONE, problem)
-    return Task(costs, terminal)
+        raise DataError(recording.path, terminal or (SUCCESS if SUCCESS in recorded else DONE), problem)
+    return Task(costs, marked)
+
+
+def _terminal(recording: Recording) -> NDArray[np.bool_]:
+    """Where a step ended in a terminal state, as far as that was recorded, (N,)."""
+    success, done, truncated = (
+        _flags(recording, key) if key in recording.features else None for key in (SUCCESS, DONE, TRUNCATED)
+    )
+    marked = np.zeros(len(recording), dtype=np.bool_) if success is None else success
+    if done is not None and truncated is not None:
+        return marked | (done & ~truncated)
+    return marked if done is None or success is not None else done
+
+
+def _warn_of_several_tasks(recording: Recording) -> None:
+    if "task_index" not in recording.features:
+        return
+    tasks = np.unique(recording.numbers("task_index"))
+    if len(tasks) > 1:
+        warnings.warn(
+            f"{recording.path}: its episodes are of {len(tasks)} tasks, which a policy that is not told them takes for "
+            "one. Choose by load_lerobot(..., episodes=[...]).",
+            stacklevel=4,
+        )
+
+
+def _warn_of_time_limits(recording: Recording, task: Task) -> None:
+    """Point out ends that look as if a time limit had made some of them."""
+    last = task.rewards[recording.last & task.terminal]
+    if set(np.unique(task.rewards)) == {0.0, 1.0} and 0 < np.count_nonzero(last) < len(last):
+        warnings.warn(
+            f"{recording.path}: {DONE} marks {len(last)} ends, {np.count_nonzero(last)} of them with a reward. All "
+            f'count as terminal; if time limits made the others, give load_lerobot(..., terminal="{REWARD}").',
+            stacklevel=4,
+        )
 
 
 def _column(recording: Recording, key: str) -> Array:
@@ -144,25 +194,24 @@ def _flags(recording: Recording, key: str) -> NDArray[np.bool_]:
 
 
 def _vectors(recording: Recording, key: str) -> NDArray[np.float32]:
-    """(N, d) finite numbers."""
+    """(N, ...) finite numbers."""
     array = float_array(recording.path, key, recording.numbers(key))
-    return array.reshape(len(array), -1)
+    return array[:, None] if array.ndim == 1 else array
 
 
-def _scaled(path: Path, raw: NDArray[np.float32], action_space: spaces.Space[Any] | None) -> Array:
-    """Actions in [-1, 1]."""
+def _actions(recording: Recording, key: str, action_space: spaces.Space[Any] | None) -> Array:
+    """(N, d) in [-1, 1]."""
+    raw = _vectors(recording, key)
     if action_space is None:
         remedy = "load_lerobot(..., action_space=env.action_space) scales them by the environment's bounds"
-        return bounded_actions(path, ACTION, raw, remedy=remedy)
-    if not (isinstance(action_space, spaces.Box) and raw.shape[1:] == (action_space.low.size,)):
-        problem = f"one has {raw.shape[1]} numbers, but the environment takes {action_space}"
-        raise DataError(path, ACTION, problem)
-    low, high = (bound.reshape(-1).astype(np.float64) for bound in (action_space.low, action_space.high))
-    remedy = (
-        f"it was recorded outside of the bounds of {action_space}, which become -1 and 1: widen them to what is "
-        "commanded, or clip what was recorded"
-    )
-    return bounded_actions(path, ACTION, 2 * (raw - low) / (high - low) - 1, remedy=remedy)
+        return bounded_actions(recording.path, key, raw, remedy=remedy)
+    if isinstance(action_space, spaces.Box):
+        if raw[0].size != action_space.low.size:
+            problem = f"one has {raw[0].size} numbers, but the environment takes {action_space}"
+            raise DataError(recording.path, key, problem)
+        raw = raw.reshape(len(raw), *action_space.shape)
+    remedy = "widen them to what is commanded, or clip what was recorded"
+    return scaled_actions(recording.path, key, raw, action_space, "the environment's space", remedy)
 
 
 def _rows(recording: Recording, terminal: NDArray[np.bool_]) -> Rows:
@@ -185,7 +234,9 @@ def _chosen(
     if isinstance(space, spaces.Dict):
         return {key: [_called(recording, key, observed)] for key in space}
     cameras = list(filter(recording.is_camera, observed))
-    vectors = [name for name in observed if name not in cameras]
+    numeric = list(filter(recording.is_numeric, observed))
+    # Some datasets have the parts of a vector beside it: observation.state, observation.state.gripper
+    vectors = [name for name in numeric if not any(name.startswith(f"{other}.") for other in numeric)]
     wants_image = space is not None and len(space.shape or ()) == 3
     found = cameras if wants_image else vectors
     if not found or (wants_image and len(cameras) > 1):
@@ -198,8 +249,11 @@ def _chosen(
 
 def _called(recording: Recording, key: str, observed: Sequence[str]) -> str:
     """The column that a key of a Dict space means: observation.state, observation.images.<camera>."""
-    for wanted in (key, THEIR_NAMES.get(key)):
-        found = [name for name in observed if wanted in (name, name.removeprefix(PREFIX), name.rpartition(".")[2])]
+    for wanted in (key, THEIR_NAMES.get(key, key)):
+        for name in (wanted, PREFIX + wanted):
+            if name in observed:
+                return name
+        found = [name for name in observed if name.endswith(f".{wanted}")]
         if len(found) == 1:
             return found[0]
     problem = (
@@ -218,10 +272,19 @@ def _joined(
         problem = f"of {', '.join(names)} some are pictures; give a dict, {{key: [these], other: [those]}}"
         raise DataError(recording.path, "observation", problem)
     if not any(cameras):
-        return np.concatenate([_vectors(recording, name) for name in names], axis=1)[frame]
-    shown = () if space is None else space.shape or ()
-    shape = (shown[0] // len(names), *shown[1:]) if len(shown) == 3 else None
+        vectors = [_vectors(recording, name) for name in names]
+        joined = vectors[0] if len(names) == 1 else np.hstack([part.reshape(len(part), -1) for part in vectors])
+        return joined[frame]
+    shape = None
+    if space is not None and space.dtype == np.uint8 and len(space.shape or ()) == 3:
+        channels, *size = space.shape or ()
+        if channels % len(names):
+            problem = f"of {len(names)} cameras {channels} channels are wanted; they are joined by their channels"
+            raise DataError(recording.path, ", ".join(names), problem)
+        shape = (channels // len(names), *size)
     found = [_pictures(recording, name, frame, shape) for name in names]
+    for name, pictures in zip(names, found, strict=True):
+        check_shape(recording.path, name, pictures, found[0].shape)
     return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
 

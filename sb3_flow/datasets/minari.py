@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_flow.common.checks import extra
-from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.arrays import Array, check_shape, flag_array, float_array, scalable, scaled_actions
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
 from sb3_flow.datasets.hdf5 import check_stored
@@ -40,7 +40,7 @@ def load_minari(name: str | Path, as_dict: bool = False) -> OfflineDataset:
     with reading(path):
         data = minari.MinariDataset(path)
         action_space = data.action_space
-    _check_actions(path, action_space)
+    scalable(path, action_space)
     with reading(path):
         stated = int(data.storage.metadata["total_steps"])
         whole = _in_recorded_order(data.observation_space, _described(path))
@@ -68,21 +68,6 @@ def _in_recorded_order(space: spaces.Space[Any], described: Any) -> spaces.Space
         return space
     parts = described["subspaces"]
     return spaces.Dict(OrderedDict((key, _in_recorded_order(space[key], parts[key])) for key in parts))
-
-
-def _check_actions(path: Path, action_space: spaces.Space[Any]) -> None:
-    """Refuse a space by whose bounds nothing can be scaled."""
-    if not isinstance(action_space, spaces.Box):
-        raise DataError(path, "action_space", f"it is {action_space}, but a flow generates numbers")
-    low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        width = high - low
-    if not (np.isfinite(width).all() and (width > 0).all()):
-        problem = (
-            f"it is {action_space}, by whose bounds actions cannot be scaled to [-1, 1]: they must be finite, "
-            "and low below high. Record the data with the bounds that policies act in, or scale them yourself"
-        )
-        raise DataError(path, "action_space", problem)
 
 
 def _download(name: str) -> Path:
@@ -131,9 +116,7 @@ def _episode(
     check_shape(path, f"{prefix}/rewards", rewards, (steps,))
     raw = float_array(path, f"{prefix}/actions", episode.actions)
     check_shape(path, f"{prefix}/actions", raw, (steps, *action_space.shape))
-    low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
-    remedy = f"it was recorded outside of the data's own space, {action_space}, whose bounds become -1 and 1: clip it"
-    actions = bounded_actions(path, f"{prefix}/actions", 2 * (raw - low) / (high - low) - 1, remedy=remedy)
+    actions = scaled_actions(path, f"{prefix}/actions", raw, action_space, "the data's own space", "clip it")
     terminated = flag_array(path, f"{prefix}/terminations", episode.terminations, steps)
     truncated = flag_array(path, f"{prefix}/truncations", episode.truncations, steps)
     if not (terminated[-1] or truncated[-1]):

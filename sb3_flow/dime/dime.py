@@ -57,6 +57,8 @@ class DIME(MaxEntropyAlgorithm):
         data and replay buffer
     :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
         Q-chunking's code)
+    :param random_shift: pixels by which each image of a batch is moved at most, at random (DrQ-v2: 4 of 84); 0 for
+        images as they are
     :param qf_learning_rate: of the critics
     :param policy_delay: critic updates per actor update, >= 1
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to try more kernels
@@ -105,6 +107,7 @@ class DIME(MaxEntropyAlgorithm):
         offline_steps: int = 0,
         offline_ratio: float | None = None,
         start_training: int = 0,
+        random_shift: int = 0,
         qf_learning_rate: float | Schedule = 3e-4,
         policy_delay: int = 3,
         compile: CompileMode = False,
@@ -142,6 +145,7 @@ class DIME(MaxEntropyAlgorithm):
             offline_steps=offline_steps,
             offline_ratio=offline_ratio,
             start_training=start_training,
+            random_shift=random_shift,
             compile=compile,
             amp=amp,
             stats_window_size=stats_window_size,

@@ -77,6 +77,8 @@ class QSM(OffPolicyFlowAlgorithm):
         data and replay buffer
     :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
         Q-chunking's code)
+    :param random_shift: pixels by which each image of a batch is moved at most, at random (DrQ-v2: 4 of 84); 0 for
+        images as they are
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to try more kernels
         there; it pays for itself after some ten thousand updates (docs/speed.md)
     :param amp: "bf16" for the matrix products of the losses in bfloat16; None for float32 throughout
@@ -126,6 +128,7 @@ class QSM(OffPolicyFlowAlgorithm):
         offline_steps: int = 0,
         offline_ratio: float | None = None,
         start_training: int = 0,
+        random_shift: int = 0,
         compile: CompileMode = False,
         amp: str | None = None,
         stats_window_size: int = 100,
@@ -162,6 +165,7 @@ class QSM(OffPolicyFlowAlgorithm):
             offline_steps=offline_steps,
             offline_ratio=offline_ratio,
             start_training=start_training,
+            random_shift=random_shift,
             compile=compile,
             amp=amp,
             stats_window_size=stats_window_size,

@@ -83,6 +83,8 @@ class SACFlow(MaxEntropyAlgorithm):
         data and replay buffer
     :param start_training: steps of the environment to store, after the offline phase, before the first update (5,000 in
         Q-chunking's code)
+    :param random_shift: pixels by which each image of a batch is moved at most, at random (DrQ-v2: 4 of 84); 0 for
+        images as they are
     :param matching_target: what the flow is matched to offline: "atanh" of the actions, or the "raw" actions
     :param proximity: what `bc_coef` holds the policy to: "data", the replayed actions (Eq. 12), which draws every path
         to their mean, or "behavior", a second flow's action for the same noise; that flow clones the replayed actions,
@@ -143,6 +145,7 @@ class SACFlow(MaxEntropyAlgorithm):
         offline_steps: int = 0,
         offline_ratio: float | None = None,
         start_training: int = 0,
+        random_shift: int = 0,
         matching_target: MatchingTarget = "atanh",
         proximity: Proximity = "data",
         qf_learning_rate: float | Schedule | None = None,
@@ -193,6 +196,7 @@ class SACFlow(MaxEntropyAlgorithm):
             offline_steps=offline_steps,
             offline_ratio=offline_ratio,
             start_training=start_training,
+            random_shift=random_shift,
             compile=compile,
             amp=amp,
             stats_window_size=stats_window_size,
