@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import ONE_OF_EACH, RandomEnv, make_variant
+from helpers import ON_POLICY, ONE_OF_EACH, RandomEnv, make_any, make_variant
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +91,21 @@ def test_every_algorithm_learns_from_moved_images(name: str) -> None:
     assert not th.equal(weights[0], weights[1])
 
 
+@pytest.mark.parametrize("name", ON_POLICY)
+def test_moved_images_are_cloned(name: str) -> None:
+    arrays = regular_arrays(trajectories([20]))
+    images = np.random.default_rng(0).integers(0, 256, (21, 3, 40, 44), np.uint8)
+    data = {**arrays, "observations": images[:-1], "next_observations": images[1:]}
+    weights = []
+    for pixels in (0, 2, 2):
+        model = make_any(name, RandomEnv(IMAGE), policy="CnnPolicy", random_shift=pixels, seed=0)
+        model.pretrain(data, 2)
+        weights.append(th.nn.utils.parameters_to_vector(model.actor.parameters()))
+    assert th.equal(weights[1], weights[2])
+    assert not th.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("name", ["flow_t", *ON_POLICY])
 @pytest.mark.parametrize(
     ("space", "pixels", "message"),
     [
@@ -100,11 +116,11 @@ def test_every_algorithm_learns_from_moved_images(name: str) -> None:
         (ROBOT, 1.5, "random_shift=1.5 .*an integer >= 0"),
     ],
 )
-def test_a_shift_of_nothing_or_by_too_much_is_refused(space: Any, pixels: Any, message: str) -> None:
+def test_a_shift_of_nothing_or_by_too_much_is_refused(name: str, space: Any, pixels: Any, message: str) -> None:
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
     with pytest.raises(ValueError, match=message):
-        make_variant("flow_t", RandomEnv(space), policy=policy, random_shift=pixels)
-    model = make_variant("flow_t", RandomEnv(space), policy=policy)
+        make_any(name, RandomEnv(space), policy=policy, random_shift=pixels)
+    model = make_any(name, RandomEnv(space), policy=policy)
     model.random_shift = pixels
     with pytest.raises(ValueError, match=message):
         model.learn(1)

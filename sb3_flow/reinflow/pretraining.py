@@ -23,6 +23,7 @@ from sb3_flow.common.log import Log
 from sb3_flow.common.matching import MatchingLoss, matching_loss
 from sb3_flow.common.normalize import learn_statistics
 from sb3_flow.common.policies import ChunkActor
+from sb3_flow.common.shift import shift_images
 from sb3_flow.common.transfer import on_device
 from sb3_flow.common.velocity import Flow
 from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
@@ -42,6 +43,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_batch_size: chunks per update from data
     :param offline_learning_rate: of the updates from data, at their start
+    :param random_shift: pixels by which each image of the data is moved at most, at random; 0 for images as they are
 
     The other parameters are those of SB3's OnPolicyAlgorithm.
     """
@@ -56,6 +58,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         offline_steps: int,
         offline_batch_size: int,
         offline_learning_rate: float,
+        random_shift: int,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -63,6 +66,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         self.offline_steps = offline_steps
         self.offline_batch_size = offline_batch_size
         self.offline_learning_rate = offline_learning_rate
+        self.random_shift = random_shift
         self._dataset: Dataset | None = None
         self._dataset_of: Any = None  # the offline_dataset that it was loaded for
         self._moments_of: Literal["", "cloning", "fine-tuning"] = ""  # the loss that the actor's optimizer knows
@@ -254,7 +258,7 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         )
         batch = to_batch(chunks, self.gamma)
         check_finite("data", observations=batch.observations, actions=batch.actions)
-        return on_device(batch, self.device)
+        return shift_images(on_device(batch, self.device), self.random_shift)
 
     def _matching_loss(
         self, observations: PyTorchObs, actions: Any, line: Line, in_episode: Any | None

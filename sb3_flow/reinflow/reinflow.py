@@ -20,6 +20,7 @@ from sb3_flow.common.guard import Guard
 from sb3_flow.common.log import Log
 from sb3_flow.common.policies import n_observations
 from sb3_flow.common.schedules import as_schedule
+from sb3_flow.common.shift import check_shift
 from sb3_flow.common.updates import Descent, L
 from sb3_flow.datasets import DatasetSpec
 from sb3_flow.reinflow import losses
@@ -38,6 +39,7 @@ SIZES = {
     "critic_warmup": 0,
     "offline_steps": 0,
     "offline_batch_size": 2,
+    "random_shift": 0,
     "_stats_window_size": 1,
 }
 # Those that are numbers in [0, 1]
@@ -73,6 +75,8 @@ class ReinFlow(PretrainedAlgorithm):
     :param offline_steps: timesteps at the start of training that are updates from these data, without the environment
     :param offline_batch_size: chunks per update from data
     :param offline_learning_rate: of the updates from data; it falls to a tenth along half a cosine
+    :param random_shift: pixels by which each image of the data is moved at most, at random (DrQ-v2: 4 of 84); 0 for
+        images as they are, which those of fine-tuning always are
     :param compile: True for torch.compile of losses and acting, with CUDA graphs on CUDA; "max" to compile longer
         for faster code (docs/speed.md)
     :param stats_window_size: episodes that the logged return is averaged over
@@ -119,6 +123,7 @@ class ReinFlow(PretrainedAlgorithm):
         offline_steps: int = 0,
         offline_batch_size: int = 128,
         offline_learning_rate: float = 1e-3,
+        random_shift: int = 0,
         compile: CompileMode = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -144,6 +149,7 @@ class ReinFlow(PretrainedAlgorithm):
             offline_steps=offline_steps,
             offline_batch_size=offline_batch_size,
             offline_learning_rate=offline_learning_rate,
+            random_shift=random_shift,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -174,6 +180,7 @@ class ReinFlow(PretrainedAlgorithm):
     def _check_arguments(self) -> None:
         for name, lowest in SIZES.items():
             setattr(self, name, as_integer(name.removeprefix("_"), self.__dict__[name], lowest))
+        check_shift(self.random_shift, self.observation_space)
         for name in SHARES:
             require_number(name, getattr(self, name), 0, 1, "a number in [0, 1]")
         positive = {"ent_coef": self.ent_coef, "offline_learning_rate": self.offline_learning_rate}
