@@ -181,6 +181,18 @@ def test_time_limits_that_look_like_ends_are_pointed_out(tmp_path: Path) -> None
         load_lerobot(path, terminal="next.failure")
 
 
+def test_rewards_that_are_left_out_with_the_last_steps_are_pointed_out(tmp_path: Path) -> None:
+    columns = random_columns([3, 3])
+    del columns["next.success"]
+    columns["next.reward"] = np.float32([0, 0, 1, 0, 0, 0])
+    path = write_lerobot(tmp_path / "data", columns, [3, 3])
+    (message,) = warned(lambda: load_lerobot(path))
+    assert "next.reward is 0 but at the last steps of episodes, which are left out" in message
+    steps = steps_of(quietly(path, terminal="next.reward"))
+    np.testing.assert_array_equal(steps["rewards"], [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(steps["masks"], [1, 1, 0, 1, 1])
+
+
 def test_episodes_are_chosen_by_their_numbers_and_several_tasks_are_pointed_out(recorded: Path, tmp_path: Path) -> None:
     columns = random_columns([3, 4, 2])
     columns["task_index"] = np.repeat([0, 1, 0], [3, 4, 2])

@@ -137,6 +137,7 @@ def _task(recording: Recording, demonstrations: bool | None, terminal: str | Non
         task = Task(float_array(recording.path, REWARD, _column(recording, REWARD)), marked)
         if terminal is None and not recorded & {SUCCESS} and TRUNCATED not in recording.features:
             _warn_of_time_limits(recording, task)
+        _warn_of_lost_rewards(recording, task)
         return task
     if not marked.any():
         problem = (
@@ -177,6 +178,18 @@ def _warn_of_time_limits(recording: Recording, task: Task) -> None:
         warnings.warn(
             f"{recording.path}: {DONE} marks {len(last)} ends, {np.count_nonzero(last)} of them with a reward. All "
             f'count as terminal; if time limits made the others, give load_lerobot(..., terminal="{REWARD}").',
+            stacklevel=4,
+        )
+
+
+def _warn_of_lost_rewards(recording: Recording, task: Task) -> None:
+    """Point out rewards that stand at steps which are left out alone."""
+    left_out = recording.last & ~task.terminal
+    kept = np.unique(task.rewards[~left_out])
+    if len(kept) == 1 and (task.rewards[left_out] != kept).any():
+        warnings.warn(
+            f"{recording.path}: {REWARD} is {kept[0]:g} but at the last steps of episodes, which are left out, for they "
+            f'are not terminal. If they are, give load_lerobot(..., terminal="{REWARD}").',
             stacklevel=4,
         )
 
