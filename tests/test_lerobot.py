@@ -187,7 +187,7 @@ def test_rewards_that_are_left_out_with_the_last_steps_are_pointed_out(tmp_path:
     columns["next.reward"] = np.float32([0, 0, 1, 0, 0, 0])
     path = write_lerobot(tmp_path / "data", columns, [3, 3])
     (message,) = warned(lambda: load_lerobot(path))
-    assert "next.reward is 0 but at the last steps of episodes, which are left out" in message
+    assert "next.reward is 0 but at last steps of episodes, which are left out" in message
     steps = steps_of(quietly(path, terminal="next.reward"))
     np.testing.assert_array_equal(steps["rewards"], [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(steps["masks"], [1, 1, 0, 1, 1])

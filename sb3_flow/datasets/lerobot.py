@@ -188,7 +188,7 @@ def _warn_of_lost_rewards(recording: Recording, task: Task) -> None:
     kept = np.unique(task.rewards[~left_out])
     if len(kept) == 1 and (task.rewards[left_out] != kept).any():
         warnings.warn(
-            f"{recording.path}: {REWARD} is {kept[0]:g} but at the last steps of episodes, which are left out, for they "
+            f"{recording.path}: {REWARD} is {kept[0]:g} but at last steps of episodes, which are left out, for they "
             f'are not terminal. If they are, give load_lerobot(..., terminal="{REWARD}").',
             stacklevel=4,
         )
