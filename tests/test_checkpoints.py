@@ -113,6 +113,8 @@ def test_statistics_that_nobody_takes_are_pointed_out(tmp_path: Path) -> None:
     (message,) = warned(lambda: SACFlow.resume(tmp_path, device="cpu"))
     assert "rl_model_vecnormalize_12_steps.pkl are not used: pass env to `resume`" in message
     assert not warned(lambda: SACFlow.resume(tmp_path, RandomEnv(), device="cpu"))
+    with pytest.raises(ValueError, match=r"env=Dict.* the VecNormalize of .* is one of Box"):
+        SACFlow.resume(tmp_path, RandomEnv(spaces.Dict({"joints": spaces.Box(-1, 1, (3,))})), device="cpu")
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def test_what_is_terminal_is_success_or_else_what_is_done_and_not_truncated(tmp_
     del columns["next.success"]
     for name in given_columns.split(", "):
         columns[f"next.{name}"] = marks[name]
-    dataset = quietly(write_lerobot(tmp_path / "data", columns, [3, 4, 2]))
+    path = write_lerobot(tmp_path / "data", columns, [3, 4, 2])
+    dataset = load_lerobot(path) if given_columns == "done" else quietly(path)
     terminal = {
         "done": [2, 6, 8],
         "done, truncated": [2, 8],
@@ -179,6 +181,23 @@ def test_time_limits_that_look_like_ends_are_pointed_out(tmp_path: Path) -> None
     np.testing.assert_array_equal(steps["masks"], [1, 1, 0, 1, 1])
     with pytest.raises(DataError, match=r"'next\.failure': it is missing"):
         load_lerobot(path, terminal="next.failure")
+
+
+def test_demonstrations_that_were_recorded_as_failures_are_pointed_out(recorded: Path) -> None:
+    load = partial(load_lerobot, recorded, ROBOT, ACTIONS, demonstrations=True)
+    (message,) = warned(load)
+    assert "1 episodes, 1 the first, were recorded without next.success" in message
+    assert warned(lambda: load(episodes=[0, 2])) == []
+
+
+def test_ends_without_any_word_on_success_are_pointed_out(tmp_path: Path) -> None:
+    columns = random_columns([3, 3])
+    del columns["next.success"], columns["next.reward"]
+    columns["next.done"] = np.array([0, 0, 1, 0, 0, 1], bool)
+    path = write_lerobot(tmp_path / "data", columns, [3, 3])
+    (message,) = warned(lambda: load_lerobot(path))
+    assert "next.done marks the end of every episode, and there is no next.reward" in message
+    assert len(quietly(path, demonstrations=True)) == 6
 
 
 def test_rewards_that_are_left_out_with_the_last_steps_are_pointed_out(tmp_path: Path) -> None:
@@ -216,7 +235,9 @@ def test_episodes_without_rewards_are_demonstrations_and_it_is_said(tmp_path: Pa
     bare = write_lerobot(tmp_path / "bare", columns, [3, 4])
     assert any("all its episodes are taken as demonstrations" in line for line in warned(lambda: load_lerobot(bare)))
     for path in (bare, rewarded):
-        steps = steps_of(quietly(path, demonstrations=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if path == rewarded else "error")  # an episode failed
+            steps = steps_of(load_lerobot(path, demonstrations=True))
         np.testing.assert_array_equal(steps["rewards"], np.full(7, -1.0))
         np.testing.assert_array_equal(np.flatnonzero(steps["masks"] == 0), [2, 6])
         np.testing.assert_array_equal(np.flatnonzero(steps["ends"]), [2, 6])
@@ -230,7 +251,7 @@ def test_actions_are_scaled_by_the_bounds_of_the_environment(tmp_path: Path) -> 
     path = write_lerobot(tmp_path / "data", columns, [3])
     space = spaces.Box(np.float32([-2, 0]), np.float32([1, 10]))
     np.testing.assert_allclose(steps_of(quietly(path, action_space=space))["actions"], [[-1, -1], [1, 1], [0, 0]])
-    with pytest.raises(DataError, match=r"action_space=env\.action_space"):
+    with pytest.raises(DataError, match=r"load_dataset\(\.\.\., env\.observation_space, env\.action_space\)"):
         load_lerobot(path)
     narrow = spaces.Box(np.float32([-2, 0]), np.float32([1, 8]))
     with pytest.raises(DataError, match=r"'action' row 1: .*outside of the environment's space, Box"):
@@ -591,6 +612,14 @@ def test_a_dataset_of_the_hub_is_looked_for_where_lerobot_keeps_it(
         load_dataset("lerobot:")
     with pytest.raises(FileNotFoundError, match="meta"):
         load_lerobot(tmp_path / "elsewhere")
+    for inside in ("data", "meta/info.json"):
+        with pytest.raises(ValueError, match=r"of LeRobot's dataset give '.*abc'"):
+            load_dataset(hub / inside)
+    monkeypatch.chdir(tmp_path)
+    write_lerobot(tmp_path / "local", random_columns([3]), [3])
+    assert len(load_dataset("lerobot:local")) == 3
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "elsewhere")):
+        load_dataset("elsewhere")
 
 
 @pytest.mark.parametrize("module", ["pyarrow", "av"])

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import torch as th
 from dataset_files import compact_arrays, regular_arrays, trajectories, write_minari
 from gymnasium import spaces
 from gymnasium.wrappers import ClipAction, TransformAction
-from helpers import VARIANTS, VECTOR, RandomEnv, make_model, make_variant, observations
+from helpers import ACTION, VARIANTS, VECTOR, RandomEnv, make_model, make_variant, observations, warned
 from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_flow import SACFlow
 from sb3_flow.common.checks import check_spaces
-from sb3_flow.datasets import DataError, from_arrays, load_dataset
+from sb3_flow.datasets import DataError, check_fits, from_arrays, load_dataset
 from sb3_flow.datasets.ogbench import measure
 from sb3_flow.export import ActingPolicy, export_onnx
 
@@ -283,3 +284,17 @@ def test_an_export_leaves_acting_compiled(tmp_path: Path) -> None:
     export_onnx(model, tmp_path / "policy.onnx")
     acting: Any = model.actor.action_fn
     assert (acting.failed, acting._compiled) == (False, None)  # it is compiled by the first decision, not by the export
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(1.0, False), (3.0, False), (57.3, True)])
+def test_observations_in_other_units_are_pointed_out(scale: float, warns: bool) -> None:
+    arrays = data()
+    space = spaces.Box(np.float32([-np.inf, -4, -np.inf]), np.float32([np.inf, 4, 9]), dtype=np.float32)
+    for name in ("observations", "next_observations"):
+        arrays[name] = np.clip(arrays[name], -4, 4)
+    arrays["observations"][3, 1] = arrays["next_observations"][2, 1] = 4 * scale
+    by_key = {**arrays, **{name: {"joints": arrays[name]} for name in ("observations", "next_observations")}}
+    for given, shown in ((arrays, space), (by_key, spaces.Dict({"joints": space}))):
+        messages = warned(partial(check_fits, from_arrays(given), shown, ACTION))
+        assert len(messages) == warns
+        assert all("in their number 1, but the environment shows -4 to 4: are they in" in line for line in messages)

@@ -213,6 +213,9 @@ def _load_around(env: VecEnv, path: Path) -> VecNormalize:
     known, shown = saved.observation_space, env.observation_space
     if not same_shapes(known, shown) and same_shapes(known, as_seen(shown)):
         env = VecTransposeImage(env)
+    shown = env.observation_space
+    alike = isinstance(known, spaces.Dict) == isinstance(shown, spaces.Dict)
+    require(alike, "env", shown, f"the VecNormalize of {path} is one of {known}")
     saved.set_venv(env)
     return saved
 

@@ -123,7 +123,10 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         if any(map(has_channels_last, leaves(inside).values())):
             left_out = "norm_obs_keys=[...]" if isinstance(inside, spaces.Dict) else "norm_obs=False"
             how = f"VecNormalize(VecTransposeImage(env), {left_out})"
-        advice = f"what is around its VecNormalize changes the shape of observations; put it inside, as {how} does"
+        advice = (
+            f"what is around its VecNormalize changes the shape of observations; put it inside, as {how} does (in "
+            "rl-zoo3 a vec_env_wrapper)"
+        )
         require(False, "env", self.env, advice)
 
     def _check_sizes(self) -> None:
@@ -366,7 +369,8 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         That is so as well if they are stopped early. A checkpoint made on the way goes on with them.
 
         :param steps: number of updates
-        :param kwargs: arguments of `learn`: callback, log_interval, progress_bar, ...
+        :param kwargs: arguments of `learn`: callback, progress_bar, ...; the log has a row every thousand updates, or
+            none with log_interval=None
         :raises ValueError: without `offline_dataset`, and if steps is no whole number >= 1
         """
         advice = f"there are no data to learn from; pass it to {type(self).__name__}, or to `load`"

@@ -72,6 +72,6 @@ def missing_file(what: str, looked: list[Path], how: str, cause: BaseException |
     :param how: how to get the data
     :param cause: why the download failed, if one was tried
     """
-    places = ", ".join(map(str, looked))
+    places = ", ".join(str(path.absolute()) for path in looked)
     tried = f" The download failed ({type(cause).__name__}: {cause})." if cause is not None else ""
     return FileNotFoundError(f"{what} was not found; looked for {places}.{tried} {how}")

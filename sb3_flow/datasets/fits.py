@@ -8,11 +8,16 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
+from sb3_flow.datasets.arrays import Array
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset
 from sb3_flow.datasets.errors import DataError
 from sb3_flow.datasets.observations import as_seen, full_name, leaves, parts
 
-NORMALIZED = "VecNormalize changes images, too: leave them out, by norm_obs_keys, or norm_obs=False without a Dict"
+NORMALIZED = (
+    "images have to be uint8 there as well. VecNormalize changes images, too: leave them out, by norm_obs_keys, or "
+    "norm_obs=False without a Dict"
+)
+BEYOND = 5  # widths of a space; environments leave their own bounds by less, and other units lead further
 
 
 def check_fits(
@@ -63,13 +68,16 @@ def _check_observations(dataset: Dataset, space: spaces.Space[Any], env: str) ->
             remedy = "give a dict of arrays, with its keys"
             if not any(map(is_image_space, shown.values())):  # of which it would make vectors, too
                 remedy += "; or gymnasium.wrappers.FlattenObservation makes vectors of its observations"
-            remedy += "; Minari's are kept by load_dataset(..., env.observation_space)"
+            remedy += "; Minari's and LeRobot's are kept by load_dataset(..., env.observation_space)"
             problem = f"one has shape {dataset.observation_shape}, but the {env} shows {space}; {remedy}"
         else:
             problem = f"they are a dict of {', '.join(shapes)}, but the {env} shows {space}"
         raise DataError(dataset.source, "observations", problem)
     for key, leaf in shown.items():
         _check_part(dataset.source, full_name("observations", key), shapes[key], dtypes[key], leaf, env)
+        _warn_of_other_units(
+            dataset.source, full_name("observations", key), parts(dataset.at(0).observations)[key], leaf
+        )
 
 
 def _check_part(
@@ -92,6 +100,23 @@ def _check_part(
         raise DataError(source, name, f"they are {dtype}, but the {env} shows {space}{remedy}")
 
 
+def _warn_of_other_units(source: str | Path, name: str, array: Array, space: spaces.Space[Any]) -> None:
+    """Point out numbers far outside of the bounds of their space, degrees for radians."""
+    if not isinstance(space, spaces.Box) or array.dtype == np.uint8:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        margin = BEYOND * (space.high.astype(np.float64) - space.low)  # infinite or NaN where there are no bounds
+        outside = (array.min(axis=0) < space.low - margin) | (array.max(axis=0) > space.high + margin)
+    if outside.any():
+        at = int(outside.argmax())
+        numbers, low, high = array.reshape(len(array), -1)[:, at], space.low.flat[at], space.high.flat[at]
+        warnings.warn(
+            f"{source}: {name} reach from {numbers.min():g} to {numbers.max():g} in their number {at}, but the "
+            f"environment shows {low:g} to {high:g}: are they in other units?",
+            stacklevel=3,
+        )
+
+
 def _warn_of_raw_actions(data: OfflineDataset, action_space: spaces.Box) -> None:
     """Point out actions that look as if nobody had scaled them, where that can be seen: the space is a narrow one."""
     low, high = action_space.low.flatten(), action_space.high.flatten()
@@ -100,6 +125,7 @@ def _warn_of_raw_actions(data: OfflineDataset, action_space: spaces.Box) -> None
     if actions.size > 0 and (actions.min(axis=0) >= low[narrow]).all() and (actions.max(axis=0) <= high[narrow]).all():
         warnings.warn(
             f"{data.source}: all actions lie within the bounds of {action_space}, as if they were in the environment's "
-            "units. Data are in [-1, 1]; if these are not, scale them: 2 * (actions - low) / (high - low) - 1.",
+            "units. Data are in [-1, 1]; if these are not, scale them: 2 * (actions - low) / (high - low) - 1. "
+            "LeRobot's are scaled by load_dataset(..., action_space=env.action_space).",
             stacklevel=2,
         )

@@ -87,7 +87,7 @@ def load_lerobot(
     return OfflineDataset(
         whole(observations),
         actions[rows.frame],
-        task.rewards[rows.frame],
+        np.where(rows.is_step, task.rewards[rows.frame], 0),
         ~task.terminal[rows.frame],
         rows.ends,
         is_step=rows.is_step,
@@ -98,7 +98,7 @@ def load_lerobot(
 def find_lerobot(name: str) -> Path:
     """Where a dataset of the hub is, downloaded if it is not there.
 
-    :param name: e.g. "lerobot/pusht"
+    :param name: e.g. "lerobot/pusht"; or a directory
     :raises FileNotFoundError: saying what was looked for, where, and how to get it
     """
     try:
@@ -106,6 +106,8 @@ def find_lerobot(name: str) -> Path:
         from huggingface_hub.constants import HF_HOME
     except ImportError as error:
         raise ImportError(f"LeRobot's datasets need huggingface_hub: {extra('lerobot')}") from error
+    if (Path(name) / INFO).is_file():
+        return Path(name)
     home = Path(os.environ.get("HF_LEROBOT_HOME", Path(HF_HOME) / "lerobot")).expanduser()
     downloaded = home / "hub" / f"datasets--{name.replace('/', '--')}" / "snapshots"
     found = [path for path in (home / name, *downloaded.glob("*")) if (path / INFO).is_file()]
@@ -125,12 +127,13 @@ def _task(recording: Recording, demonstrations: bool | None, terminal: str | Non
     if demonstrations is None and not recorded and terminal is None:
         warnings.warn(
             f"{recording.path}: it has neither {REWARD} nor {SUCCESS} nor {DONE}: all its episodes are taken as "
-            "demonstrations that end in success, where each step costs 1. Leave out those that failed, by "
-            "load_lerobot(..., episodes=[...]); demonstrations=True says that none did.",
+            "demonstrations that end in success, where each step costs 1, as it should in the environment. Leave out "
+            "those that failed, by load_lerobot(..., episodes=[...]); demonstrations=True says that none did.",
             stacklevel=3,
         )
         demonstrations = True
     if demonstrations:
+        _warn_of_failures(recording)
         return Task(costs, recording.last)
     marked = _terminal(recording) if terminal is None else _column(recording, terminal) != 0
     if REWARD in recorded:
@@ -145,6 +148,13 @@ def _task(recording: Recording, demonstrations: bool | None, terminal: str | Non
             "success, say so: load_lerobot(..., demonstrations=True)"
         )
         raise DataError(recording.path, terminal or (SUCCESS if SUCCESS in recorded else DONE), problem)
+    if terminal is None and SUCCESS not in recorded and marked[recording.last].all():
+        warnings.warn(
+            f"{recording.path}: {DONE} marks the end of every episode, and there is no {REWARD}: all count as "
+            "successes. Leave out those that failed, by load_lerobot(..., episodes=[...]); demonstrations=True says "
+            "that none did.",
+            stacklevel=3,
+        )
     return Task(costs, marked)
 
 
@@ -157,6 +167,20 @@ def _terminal(recording: Recording) -> NDArray[np.bool_]:
     if done is not None and truncated is not None:
         return marked | (done & ~truncated)
     return marked if done is None or success is not None else done
+
+
+def _warn_of_failures(recording: Recording) -> None:
+    """Point out demonstrations that were recorded as failures."""
+    if SUCCESS not in recording.features:
+        return
+    succeeded = recording.episode[_flags(recording, SUCCESS)]
+    failed = sorted(set(recording.episode.tolist()) - set(succeeded.tolist()))
+    if failed:
+        warnings.warn(
+            f"{recording.path}: {len(failed)} episodes, {failed[0]} the first, were recorded without {SUCCESS}, and "
+            "demonstrations=True takes them as successes. Leave them out, by episodes=[...].",
+            stacklevel=4,
+        )
 
 
 def _warn_of_several_tasks(recording: Recording) -> None:
@@ -216,7 +240,10 @@ def _actions(recording: Recording, key: str, action_space: spaces.Space[Any] | N
     """(N, d) in [-1, 1]."""
     raw = _vectors(recording, key)
     if action_space is None:
-        remedy = "load_lerobot(..., action_space=env.action_space) scales them by the environment's bounds"
+        remedy = (
+            "LeRobot's are in the environment's units: load_dataset(..., env.observation_space, env.action_space) "
+            "scales them by its bounds"
+        )
         return bounded_actions(recording.path, key, raw, remedy=remedy)
     if isinstance(action_space, spaces.Box):
         if raw[0].size != action_space.low.size:

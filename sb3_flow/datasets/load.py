@@ -119,6 +119,9 @@ LOADERS = {"ogbench": _load_ogbench, "robomimic": _load_robomimic, "minari": _lo
 
 
 def _load_path(path: Path, of: Spaces) -> Dataset:
+    above = [parent for parent in path.absolute().parents if (parent / INFO).is_file()]
+    if above:
+        raise ValueError(f"offline_dataset={str(path)!r} is not allowed: of LeRobot's dataset give {str(above[0])!r}")
     if path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.npz"))):
         return load_ogbench(path)
     if path.suffix in (".hdf5", ".h5"):
