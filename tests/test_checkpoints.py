@@ -115,6 +115,8 @@ def test_statistics_that_nobody_takes_are_pointed_out(tmp_path: Path) -> None:
     assert not warned(lambda: SACFlow.resume(tmp_path, RandomEnv(), device="cpu"))
     with pytest.raises(ValueError, match=r"env=Dict.* the VecNormalize of .* is one of Box"):
         SACFlow.resume(tmp_path, RandomEnv(spaces.Dict({"joints": spaces.Box(-1, 1, (3,))})), device="cpu")
+    with pytest.raises(ValueError, match=r"env=Box.*\(5,\).* the VecNormalize of .* is one of Box"):
+        SACFlow.resume(tmp_path, RandomEnv(spaces.Box(-1.0, 1.0, (5,))), device="cpu")
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_files import ACT, OBS, damage, steps_of, time_limit, write_lerobot
+from dataset_files import ACT, OBS, damage, regular_arrays, steps_of, time_limit, trajectories, write_lerobot
 from gymnasium import spaces
 from helpers import RandomEnv, make_any, warned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sb3_flow.datasets import DataError, OfflineDataset, load_dataset, load_lerobot
+from sb3_flow.datasets import DataError, OfflineDataset, load_dataset, load_fitting, load_lerobot
 from sb3_flow.datasets.lerobot import find_lerobot
 
 pytest.importorskip("pyarrow")
@@ -181,6 +181,8 @@ def test_time_limits_that_look_like_ends_are_pointed_out(tmp_path: Path) -> None
     np.testing.assert_array_equal(steps["masks"], [1, 1, 0, 1, 1])
     with pytest.raises(DataError, match=r"'next\.failure': it is missing"):
         load_lerobot(path, terminal="next.failure")
+    with pytest.raises(ValueError, match=r"terminal='next\.reward' .*demonstrations=True says already"):
+        load_lerobot(path, terminal="next.reward", demonstrations=True)
 
 
 def test_demonstrations_that_were_recorded_as_failures_are_pointed_out(recorded: Path) -> None:
@@ -198,6 +200,14 @@ def test_ends_without_any_word_on_success_are_pointed_out(tmp_path: Path) -> Non
     (message,) = warned(lambda: load_lerobot(path))
     assert "next.done marks the end of every episode, and there is no next.reward" in message
     assert len(quietly(path, demonstrations=True)) == 6
+
+
+def test_time_limits_alone_are_no_successes(tmp_path: Path) -> None:
+    columns = random_columns([3, 3])
+    del columns["next.success"], columns["next.reward"]
+    columns["next.truncated"] = np.array([0, 0, 1, 0, 0, 1], bool)
+    with pytest.raises(DataError, match="nothing says what the task is"):
+        load_lerobot(write_lerobot(tmp_path / "data", columns, [3, 3]))
 
 
 def test_rewards_that_are_left_out_with_the_last_steps_are_pointed_out(tmp_path: Path) -> None:
@@ -223,6 +233,7 @@ def test_episodes_are_chosen_by_their_numbers_and_several_tasks_are_pointed_out(
     part = load_lerobot(recorded, ROBOT, ACTIONS, episodes=[1, 2])
     for key, values in part.observations_at(part.rows(np.arange(len(part)))).items():  # type: ignore[union-attr]
         np.testing.assert_array_equal(values, whole.observations_at(whole.rows(np.arange(5, 17)))[key], err_msg=key)
+    assert len(quietly(path, episodes={2, 0})) == len(some["rewards"])
     for episodes in ([], [3], [-1]):
         with pytest.raises(ValueError, match=r"episodes=.*some of 0 to 2"):
             load_lerobot(path, episodes=episodes)
@@ -256,6 +267,10 @@ def test_actions_are_scaled_by_the_bounds_of_the_environment(tmp_path: Path) -> 
     narrow = spaces.Box(np.float32([-2, 0]), np.float32([1, 8]))
     with pytest.raises(DataError, match=r"'action' row 1: .*outside of the environment's space, Box"):
         load_lerobot(path, action_space=narrow)
+    half = spaces.Box(-0.5, 0.5, (2,), np.float32)
+    columns["action"] = np.float32([[-0.1, 0], [0.1, 0.1], [0, 0]])
+    narrow_path = write_lerobot(tmp_path / "narrow", columns, [3])
+    assert warned(partial(load_fitting, narrow_path, STATE, half, 1)) == []
     with pytest.raises(DataError, match="one has 2 numbers, but the environment takes"):
         load_lerobot(path, action_space=spaces.Box(-1, 1, (3,)))
     for other in (spaces.Discrete(2), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(0.0, 0.0, (2,))):
@@ -447,6 +462,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "frames": (lambda info: info.update(total_frames=8), "'total_frames': it is 8, but there are 7; is the dataset"),
     "episodes": (lambda info: info.update(total_episodes=3), "'total_episodes': it is 3, but there are 2"),
     "version": (lambda info: info.update(codebase_version="v1.6"), "it is v1.6; formats 2 and 3 can be read"),
+    "no features": (lambda info: info["features"].update(action="float"), "cannot be read"),
     "no fps": (lambda info: info.pop("fps"), "cannot be read"),
     "no action": (lambda info: info["features"].pop("action"), "'action': it is missing; there are episode_index"),
     "not stored": (lambda info: info["features"].update({"observation.arm": {"dtype": "float32"}}), "observation.arm"),
@@ -615,6 +631,8 @@ def test_a_dataset_of_the_hub_is_looked_for_where_lerobot_keeps_it(
     for inside in ("data", "meta/info.json"):
         with pytest.raises(ValueError, match=r"of LeRobot's dataset give '.*abc'"):
             load_dataset(hub / inside)
+    np.savez(hub / "converted.npz", **regular_arrays(trajectories([4])))
+    assert len(load_dataset(hub / "converted.npz")) == 4
     monkeypatch.chdir(tmp_path)
     write_lerobot(tmp_path / "local", random_columns([3]), [3])
     assert len(load_dataset("lerobot:local")) == 3

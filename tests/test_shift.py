@@ -11,7 +11,7 @@ from helpers import ON_POLICY, ONE_OF_EACH, RandomEnv, make_any, make_variant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_flow.common.shift import shift_images, shifted
+from sb3_flow.common.shift import image_keys, shift_images, shifted
 
 IMAGE = spaces.Box(0, 255, (40, 44, 3), np.uint8)
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -75,9 +75,18 @@ def offset_of(image: th.Tensor, moved: th.Tensor, pixels: int) -> tuple[int, int
 def test_without_a_shift_and_without_images_nothing_is_drawn() -> None:
     images, vectors = filled(IMAGE)._sample(8), filled(VECTOR_ONLY)._sample(8)
     state = th.get_rng_state()
-    assert shift_images(images, 0) is images
-    assert shift_images(vectors, 2).observations["joints"] is vectors.observations["joints"]
+    assert shift_images(images, 0, [""]) is images
+    assert shift_images(vectors, 2, []).observations["joints"] is vectors.observations["joints"]
     assert th.equal(state, th.get_rng_state())
+
+
+def test_what_is_no_image_stays_beside_one() -> None:
+    space = spaces.Dict({"camera": IMAGE, "map": spaces.Box(-1.0, 1.0, (2, 3, 3), np.float32)})
+    model = filled(space, random_shift=4)
+    assert image_keys(model.observation_space, {}) == {"camera": (3, 40, 44)}
+    floats = spaces.Box(0.0, 1.0, (3, 40, 44), np.float32)
+    assert image_keys(floats, {"normalize_images": False}) == {"": (3, 40, 44)}
+    assert image_keys(floats, {}) == image_keys(spaces.Box(0.0, 1.0, (40, 44, 3)), {"normalize_images": False}) == {}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -109,9 +118,10 @@ def test_moved_images_are_cloned(name: str) -> None:
 @pytest.mark.parametrize(
     ("space", "pixels", "message"),
     [
-        (VECTOR, 2, r"random_shift=2 .*it is for images, and Box.* has none"),
-        (VECTOR_ONLY, 2, "it is for images, and Dict.* has none"),
-        (ROBOT, 40, "random_shift=40 .*less than the images' 40 pixels"),
+        (VECTOR, 2, r"random_shift=2 .*it is for images, channels first, and Box.* has none"),
+        (VECTOR_ONLY, 2, "it is for images, channels first, and Dict.* has none"),
+        (spaces.Box(-1.0, 1.0, (2, 3, 4), np.float32), 2, "it is for images"),
+        (ROBOT, 40, "random_shift=40 .*less than the 40 pixels of camera; DrQ"),
         (ROBOT, -1, "random_shift=-1 .*an integer >= 0"),
         (ROBOT, 1.5, "random_shift=1.5 .*an integer >= 0"),
     ],

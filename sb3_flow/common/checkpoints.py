@@ -19,7 +19,7 @@ from sb3_flow.common.buffers import same_shapes
 from sb3_flow.common.checks import require, require_integer
 from sb3_flow.common.files import remove_leftovers, write_pickle
 from sb3_flow.common.normalize import TAUGHT
-from sb3_flow.datasets.observations import as_seen
+from sb3_flow.datasets.observations import as_seen, leaves
 
 MODEL = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
 RETURNS = "returns_at_checkpoint"  # attribute of a saved VecNormalize: SB3 leaves out the running returns
@@ -214,7 +214,9 @@ def _load_around(env: VecEnv, path: Path) -> VecNormalize:
     if not same_shapes(known, shown) and same_shapes(known, as_seen(shown)):
         env = VecTransposeImage(env)
     shown = env.observation_space
-    alike = isinstance(known, spaces.Dict) == isinstance(shown, spaces.Dict)
+    alike = leaves(known).keys() == leaves(shown).keys() and (
+        isinstance(known, spaces.Dict) or same_shapes(known, shown)
+    )
     require(alike, "env", shown, f"the VecNormalize of {path} is one of {known}")
     saved.set_venv(env)
     return saved

@@ -24,7 +24,7 @@ from sb3_flow.common.experience import Experience
 from sb3_flow.common.hints import jumps, learning_hints, normalization_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
-from sb3_flow.common.shift import check_shift, shift_images
+from sb3_flow.common.shift import check_shift, image_keys, shift_images
 from sb3_flow.common.transfer import on_device
 from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
 from sb3_flow.datasets.observations import has_channels_last, leaves
@@ -109,7 +109,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         advice = "SB3 has no n-step buffer for Dict observations; use n_steps=1 or flatten them"
         require(has_buffer, "n_steps", self.n_steps, advice)
         self._check_chunks()
-        check_shift(self.random_shift, self.observation_space)
+        check_shift(self.random_shift, self.observation_space, self.policy_kwargs)
         if self.offline_ratio is not None:
             require_number("offline_ratio", self.offline_ratio, 0, 1, "a number in [0, 1], or None for the union")
 
@@ -204,7 +204,8 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     def _sample(self, batch_size: int) -> Batch:
         """A batch on the model's device, its rewards on the critics' scale, its images moved at random."""
         batch = self.experience.sample(batch_size, self._n_updates - 1)
-        return shift_images(on_device(self._scaled(batch), self.device), self.random_shift)
+        images = image_keys(self.observation_space, self.policy_kwargs)
+        return shift_images(on_device(self._scaled(batch), self.device), self.random_shift, images)
 
     def _scaled(self, batch: Batch) -> Batch:
         if self.reward_scale is None:

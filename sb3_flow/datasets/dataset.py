@@ -52,6 +52,7 @@ class OfflineDataset:
     :param source: the file, or what else to name in errors
     :param names: names of these parameters in the source, where they differ
     :param action_limit: actions are clipped to +-action_limit <= 1
+    :param were_scaled: whether the actions were scaled to [-1, 1] by the bounds of a space
     :raises DataError: naming source, array and row
     """
 
@@ -68,7 +69,9 @@ class OfflineDataset:
         source: str | Path = "the dataset",
         names: Mapping[str, str] | None = None,
         action_limit: float = 1.0,
+        were_scaled: bool = False,
     ):
+        self.were_scaled = were_scaled
         self.source = source
         self._names = {} if names is None else names
         self.observations = checked_observations(source, self._name("observations"), observations)

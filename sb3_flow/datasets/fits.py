@@ -57,7 +57,8 @@ def check_seen(
         problem = f"one {shape_or_size}, but the {env} takes {action_space}; {remedy}"
         raise DataError(dataset.source, "actions", problem)
     assert isinstance(action_space, spaces.Box)
-    _warn_of_raw_actions(dataset.at(0), action_space)
+    if not dataset.at(0).were_scaled:
+        _warn_of_raw_actions(dataset.at(0), action_space)
 
 
 def _check_observations(dataset: Dataset, space: spaces.Space[Any], env: str) -> None:
@@ -105,7 +106,8 @@ def _warn_of_other_units(source: str | Path, name: str, array: Array, space: spa
     if not isinstance(space, spaces.Box) or array.dtype == np.uint8:
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        margin = BEYOND * (space.high.astype(np.float64) - space.low)  # infinite or NaN where there are no bounds
+        width = space.high.astype(np.float64) - space.low  # infinite or NaN where there are no bounds
+        margin = np.where(width == 0, np.inf, BEYOND * width)
         outside = (array.min(axis=0) < space.low - margin) | (array.max(axis=0) > space.high + margin)
     if outside.any():
         at = int(outside.argmax())

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sb3_flow.common.checks import extra
+from sb3_flow.common.checks import extra, require
 from sb3_flow.datasets.arrays import (
     STEP_REWARD,
     Array,
@@ -29,6 +29,8 @@ PREFIX = "observation."
 # What LeRobot calls the observations that Gymnasium's environments show under these names
 THEIR_NAMES = {"agent_pos": "state", "pixels": "image"}
 REWARD, SUCCESS, DONE, TRUNCATED = "next.reward", "next.success", "next.done", "next.truncated"
+
+CHOOSE = "Leave out those that failed, by load_lerobot(..., episodes=[...]); demonstrations=True says that none did."
 
 
 class Task(NamedTuple):
@@ -52,7 +54,7 @@ def load_lerobot(
     action_space: spaces.Space[Any] | None = None,
     observation_keys: Keys | None = None,
     action_key: str = "action",
-    episodes: Sequence[int] | None = None,
+    episodes: Iterable[int] | None = None,
     demonstrations: bool | None = None,
     terminal: str | None = None,
 ) -> OfflineDataset:
@@ -92,6 +94,7 @@ def load_lerobot(
         rows.ends,
         is_step=rows.is_step,
         source=recording.path,
+        were_scaled=action_space is not None,
     )
 
 
@@ -101,13 +104,14 @@ def find_lerobot(name: str) -> Path:
     :param name: e.g. "lerobot/pusht"; or a directory
     :raises FileNotFoundError: saying what was looked for, where, and how to get it
     """
+    here = Path(name).expanduser()
+    if (here / INFO).is_file():
+        return here
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.constants import HF_HOME
     except ImportError as error:
         raise ImportError(f"LeRobot's datasets need huggingface_hub: {extra('lerobot')}") from error
-    if (Path(name) / INFO).is_file():
-        return Path(name)
     home = Path(os.environ.get("HF_LEROBOT_HOME", Path(HF_HOME) / "lerobot")).expanduser()
     downloaded = home / "hub" / f"datasets--{name.replace('/', '--')}" / "snapshots"
     found = [path for path in (home / name, *downloaded.glob("*")) if (path / INFO).is_file()]
@@ -121,24 +125,29 @@ def find_lerobot(name: str) -> Path:
 
 
 def _task(recording: Recording, demonstrations: bool | None, terminal: str | None) -> Task:
-    recorded = recording.features.keys() & {REWARD, SUCCESS, DONE}
+    recorded = recording.features.keys() & {REWARD, SUCCESS, DONE, TRUNCATED}
     _warn_of_several_tasks(recording)
     costs = np.full(len(recording), STEP_REWARD, dtype=np.float32)
     if demonstrations is None and not recorded and terminal is None:
         warnings.warn(
             f"{recording.path}: it has neither {REWARD} nor {SUCCESS} nor {DONE}: all its episodes are taken as "
-            "demonstrations that end in success, where each step costs 1, as it should in the environment. Leave out "
-            "those that failed, by load_lerobot(..., episodes=[...]); demonstrations=True says that none did.",
+            f"demonstrations that end in success, where each step costs 1, as it should in the environment. {CHOOSE}",
             stacklevel=3,
         )
         demonstrations = True
+    require(
+        not (demonstrations and terminal), "terminal", terminal, "demonstrations=True says already what is terminal"
+    )
     if demonstrations:
         _warn_of_failures(recording)
         return Task(costs, recording.last)
-    marked = _terminal(recording) if terminal is None else _column(recording, terminal) != 0
+    if terminal is None:
+        marked = _terminal(recording)
+    else:
+        marked = float_array(recording.path, terminal, _column(recording, terminal)) != 0
     if REWARD in recorded:
         task = Task(float_array(recording.path, REWARD, _column(recording, REWARD)), marked)
-        if terminal is None and not recorded & {SUCCESS} and TRUNCATED not in recording.features:
+        if terminal is None and not recorded & {SUCCESS, TRUNCATED}:
             _warn_of_time_limits(recording, task)
         _warn_of_lost_rewards(recording, task)
         return task
@@ -151,8 +160,7 @@ def _task(recording: Recording, demonstrations: bool | None, terminal: str | Non
     if terminal is None and SUCCESS not in recorded and marked[recording.last].all():
         warnings.warn(
             f"{recording.path}: {DONE} marks the end of every episode, and there is no {REWARD}: all count as "
-            "successes. Leave out those that failed, by load_lerobot(..., episodes=[...]); demonstrations=True says "
-            "that none did.",
+            f"successes. {CHOOSE}",
             stacklevel=3,
         )
     return Task(costs, marked)

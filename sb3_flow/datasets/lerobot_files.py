@@ -3,7 +3,7 @@
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,13 @@ class Recording:
     :raises FileNotFoundError: if there is none
     """
 
-    def __init__(self, path: Path, episodes: Sequence[int] | None = None):
+    def __init__(self, path: Path, episodes: Iterable[int] | None = None):
         self.path = path
         if not (path / INFO).is_file():
             raise missing_file("LeRobot's data", [path / INFO], "Give the directory that has meta and data in it.")
         with reading(path / INFO):
             self._info = json.loads((path / INFO).read_text())
-            self.features: dict[str, dict[str, Any]] = dict(self._info["features"])
+            self.features: dict[str, dict[str, Any]] = {key: dict(of) for key, of in self._info["features"].items()}
             version = str(self._info["codebase_version"])
             half_a_frame = 0.5 / float(self._info["fps"])
         if not version.startswith(FORMATS):
@@ -142,15 +142,14 @@ class Recording:
             raise DataError(self.path, "frame_index", problem)
         return order
 
-    def _choose(self, episodes: Sequence[int] | None) -> None:
+    def _choose(self, episodes: Iterable[int] | None) -> None:
         """Keep some episodes."""
         numbers = self.numbers("episode_index").reshape(-1)
         if episodes is not None:
+            episodes = list(episodes)
             unknown = sorted(set(episodes) - set(numbers.tolist()))
             known = len(episodes) > 0 and not unknown
-            require(
-                known, "episodes", list(episodes), f"some of {numbers[0]} to {numbers[-1]}, as far as there are such"
-            )
+            require(known, "episodes", episodes, f"some of {numbers[0]} to {numbers[-1]}, as far as there are such")
             chosen = np.isin(numbers, episodes)
             self._order, numbers = self._order[chosen], numbers[chosen]
         self.episode: NDArray[np.int64] = numbers.astype(np.int64)  # (N,)

@@ -119,15 +119,15 @@ LOADERS = {"ogbench": _load_ogbench, "robomimic": _load_robomimic, "minari": _lo
 
 
 def _load_path(path: Path, of: Spaces) -> Dataset:
-    above = [parent for parent in path.absolute().parents if (parent / INFO).is_file()]
-    if above:
-        raise ValueError(f"offline_dataset={str(path)!r} is not allowed: of LeRobot's dataset give {str(above[0])!r}")
     if path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.npz"))):
         return load_ogbench(path)
     if path.suffix in (".hdf5", ".h5"):
         return load_robomimic(path)
     if (path / INFO).is_file():
         return load_lerobot(path, of.observations, of.actions)
+    above = next((parent for parent in path.absolute().parents if (parent / INFO).is_file()), None)
+    if above is not None:
+        raise ValueError(f"offline_dataset={str(path)!r} is not allowed: of LeRobot's dataset give {str(above)!r}")
     if path.is_dir():
         inner = path / "data"
         return load_minari(inner if inner.is_dir() else path, of.are_dict)

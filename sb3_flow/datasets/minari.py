@@ -53,7 +53,7 @@ def load_minari(name: str | Path, as_dict: bool = False) -> OfflineDataset:
     if steps != stated:
         raise DataError(path, "total_steps", f"the metadata say {stated} steps, but the episodes have {steps}")
     observations, (actions, rewards, masks, ends, is_step) = concatenated(columns[0]), map(np.concatenate, columns[1:])
-    return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path)
+    return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path, were_scaled=True)
 
 
 def _described(path: Path) -> Any:

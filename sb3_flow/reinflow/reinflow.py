@@ -180,7 +180,7 @@ class ReinFlow(PretrainedAlgorithm):
     def _check_arguments(self) -> None:
         for name, lowest in SIZES.items():
             setattr(self, name, as_integer(name.removeprefix("_"), self.__dict__[name], lowest))
-        check_shift(self.random_shift, self.observation_space)
+        check_shift(self.random_shift, self.observation_space, self.policy_kwargs)
         for name in SHARES:
             require_number(name, getattr(self, name), 0, 1, "a number in [0, 1]")
         positive = {"ent_coef": self.ent_coef, "offline_learning_rate": self.offline_learning_rate}
