@@ -117,8 +117,8 @@ def plot_curves(
     over_seeds = {"mean": mean, "IQM": iqm}[statistic]
     tasks = sorted({task for task, _ in curves})
     algos = in_order(algo for _, algo in curves)
-    columns = min(len(tasks), 4)
-    rows = -(-len(tasks) // columns)
+    rows = -(-len(tasks) // 4)
+    columns = -(-len(tasks) // rows)
     # Long legends of few panels would reach into each other, and out of the picture
     width = {1: 6.6, 2: 6.6, 3: 5.2}.get(columns, 4.4) if len(algos) > 4 else 4.4
     figure = Figure(figsize=(width * columns, 4.0 * rows), layout="constrained")
