@@ -1,6 +1,6 @@
 """What `random_shift` is worth: a robot that sees by a camera alone learns from a few demonstrations, then by itself.
 
-    python benchmarks/shift.py --shifts 0 2 --seeds 1 2 3
+    python benchmarks/shift.py --shifts 0 2 4 --seeds 1 2 3
 
 A tool has to be brought to a target; both are dots in a picture of 48 x 48, and the actions are its velocity. Evaluated
 without noise in as many other episodes after the offline and after the online phase.
@@ -111,7 +111,7 @@ def run(pixels: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shifts", nargs="+", type=int, default=[0, 2])
+    parser.add_argument("--shifts", nargs="+", type=int, default=[0, 2, 4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--demonstrations", type=positive, default=20)
     parser.add_argument("--offline", type=positive, default=3_000, help="updates from the demonstrations alone")
