@@ -30,8 +30,6 @@ PREFIX = "observation."
 THEIR_NAMES = {"agent_pos": "state", "pixels": "image"}
 REWARD, SUCCESS, DONE, TRUNCATED = "next.reward", "next.success", "next.done", "next.truncated"
 
-CHOOSE = "Leave out those that failed, by load_lerobot(..., episodes=[...]); demonstrations=True says that none did."
-
 
 class Task(NamedTuple):
     """What a recording says of the task, (N,) each."""
@@ -125,29 +123,22 @@ def find_lerobot(name: str) -> Path:
 
 
 def _task(recording: Recording, demonstrations: bool | None, terminal: str | None) -> Task:
+    advice = "demonstrations=True says already what is terminal"
+    require(not (demonstrations and terminal), "terminal", terminal, advice)
     recorded = recording.features.keys() & {REWARD, SUCCESS, DONE, TRUNCATED}
     _warn_of_several_tasks(recording)
     costs = np.full(len(recording), STEP_REWARD, dtype=np.float32)
     if demonstrations is None and not recorded and terminal is None:
-        warnings.warn(
-            f"{recording.path}: it has neither {REWARD} nor {SUCCESS} nor {DONE}: all its episodes are taken as "
-            f"demonstrations that end in success, where each step costs 1, as it should in the environment. {CHOOSE}",
-            stacklevel=3,
-        )
-        demonstrations = True
-    require(
-        not (demonstrations and terminal), "terminal", terminal, "demonstrations=True says already what is terminal"
-    )
+        _warn_of_no_success(recording, f"it has neither {REWARD} nor {SUCCESS} nor {DONE}")
+        return Task(costs, recording.last)
     if demonstrations:
         _warn_of_failures(recording)
         return Task(costs, recording.last)
-    if terminal is None:
-        marked = _terminal(recording)
-    else:
-        marked = float_array(recording.path, terminal, _column(recording, terminal)) != 0
+    marked = _terminal(recording, terminal)
+    guessed = terminal is None and not recorded & {SUCCESS, TRUNCATED}
     if REWARD in recorded:
         task = Task(float_array(recording.path, REWARD, _column(recording, REWARD)), marked)
-        if terminal is None and not recorded & {SUCCESS, TRUNCATED}:
+        if guessed:
             _warn_of_time_limits(recording, task)
         _warn_of_lost_rewards(recording, task)
         return task
@@ -157,17 +148,15 @@ def _task(recording: Recording, demonstrations: bool | None, terminal: str | Non
             "success, say so: load_lerobot(..., demonstrations=True)"
         )
         raise DataError(recording.path, terminal or (SUCCESS if SUCCESS in recorded else DONE), problem)
-    if terminal is None and SUCCESS not in recorded and marked[recording.last].all():
-        warnings.warn(
-            f"{recording.path}: {DONE} marks the end of every episode, and there is no {REWARD}: all count as "
-            f"successes. {CHOOSE}",
-            stacklevel=3,
-        )
+    if guessed and marked[recording.last].all():
+        _warn_of_no_success(recording, f"{DONE} marks the end of every episode, and there is no {REWARD}")
     return Task(costs, marked)
 
 
-def _terminal(recording: Recording) -> NDArray[np.bool_]:
+def _terminal(recording: Recording, column: str | None) -> NDArray[np.bool_]:
     """Where a step ended in a terminal state, as far as that was recorded, (N,)."""
+    if column is not None:
+        return np.not_equal(float_array(recording.path, column, _column(recording, column)), 0)
     success, done, truncated = (
         _flags(recording, key) if key in recording.features else None for key in (SUCCESS, DONE, TRUNCATED)
     )
@@ -175,6 +164,15 @@ def _terminal(recording: Recording) -> NDArray[np.bool_]:
     if done is not None and truncated is not None:
         return marked | (done & ~truncated)
     return marked if done is None or success is not None else done
+
+
+def _warn_of_no_success(recording: Recording, why: str) -> None:
+    warnings.warn(
+        f"{recording.path}: {why}: all its episodes are taken as demonstrations that end in success, where each step "
+        "costs 1, as it should in the environment. Leave out those that failed, by load_lerobot(..., episodes=[...]); "
+        "demonstrations=True says that none did.",
+        stacklevel=4,
+    )
 
 
 def _warn_of_failures(recording: Recording) -> None:
