@@ -7,7 +7,6 @@ without noise in as many other episodes after the offline and after the online p
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from evaluate import episodes
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
-from records import machine
 from stable_baselines3.common.env_util import make_vec_env
+from timing import write_measured
 
 from sb3_flow import SACFlow
 
@@ -122,17 +121,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/shift.csv"))
     args = parser.parse_args()
     th.set_num_threads(1)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         for pixels in args.shifts:
             rows.append(run(pixels, seed, args))
             print(rows[-1], flush=True)
-            with args.out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-    print(machine())
+            write_measured(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def offset_of(image: th.Tensor, moved: th.Tensor, pixels: int) -> tuple[int, int
 def test_without_a_shift_and_without_images_nothing_is_drawn() -> None:
     images, vectors = filled(IMAGE)._sample(8), filled(VECTOR_ONLY)._sample(8)
     state = th.get_rng_state()
-    assert shift_images(images, 0, [""]) is images
-    assert shift_images(vectors, 2, []).observations["joints"] is vectors.observations["joints"]
+    assert shift_images(images, 0, IMAGE, {}) is images
+    assert shift_images(vectors, 2, VECTOR_ONLY, {}).observations["joints"] is vectors.observations["joints"]
     assert th.equal(state, th.get_rng_state())
 
 

@@ -24,7 +24,7 @@ from sb3_flow.common.experience import Experience
 from sb3_flow.common.hints import jumps, learning_hints, normalization_hints
 from sb3_flow.common.normalize import learn_statistics, running_returns
 from sb3_flow.common.reward_scale import RewardScale
-from sb3_flow.common.shift import check_shift, image_keys, shift_images
+from sb3_flow.common.shift import check_shift, shift_images
 from sb3_flow.common.transfer import on_device
 from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
 from sb3_flow.datasets.observations import has_channels_last, leaves
@@ -204,8 +204,8 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     def _sample(self, batch_size: int) -> Batch:
         """A batch on the model's device, its rewards on the critics' scale, its images moved at random."""
         batch = self.experience.sample(batch_size, self._n_updates - 1)
-        images = image_keys(self.observation_space, self.policy_kwargs)
-        return shift_images(on_device(self._scaled(batch), self.device), self.random_shift, images)
+        batch = on_device(self._scaled(batch), self.device)
+        return shift_images(batch, self.random_shift, self.observation_space, self.policy_kwargs)
 
     def _scaled(self, batch: Batch) -> Batch:
         if self.reward_scale is None:

@@ -67,15 +67,19 @@ def shifted(images: th.Tensor, offsets: th.Tensor) -> th.Tensor:
     return moved.gather(3, columns[:, None, None].expand(images.shape))
 
 
-def shift_images(batch: Batch, pixels: int, keys: Collection[str]) -> Batch:
+def shift_images(
+    batch: Batch, pixels: int, observation_space: spaces.Space[Any], policy_kwargs: Mapping[str, Any]
+) -> Batch:
     """A batch whose images are each moved by up to so many pixels: those of a step, and those after it, independently.
 
     :param batch: on any device
     :param pixels: largest shift in each direction; 0 leaves everything as it is, and draws nothing
-    :param keys: of the images, see `image_keys`
+
+    The other parameters are those of `image_keys`.
     """
     if pixels == 0:
         return batch
+    keys = image_keys(observation_space, policy_kwargs)
     observations, after = (_shift(each, pixels, keys) for each in (batch.observations, batch.next_observations))
     return batch._replace(observations=observations, next_observations=after)
 

@@ -154,18 +154,16 @@ def scalable(source: str | Path, space: spaces.Space[Any]) -> "spaces.Box[Any]":
 
 
 def scaled_actions(
-    source: str | Path, key: str, raw: NDArray[np.float32], space: spaces.Space[Any], whose: str, remedy: str
+    source: str | Path, key: str, raw: NDArray[np.float32], bounds: "spaces.Box[Any]", whose: str, remedy: str
 ) -> NDArray[np.float32]:
     """Actions in [-1, 1] of those in the units of their space, as SB3 does.
 
-    :param raw: (N, ...) in the space
-    :param space: a Box whose bounds become -1 and 1
+    :param raw: (N, ...) of the space's shape
+    :param bounds: a `scalable` space, whose bounds become -1 and 1
     :param whose: space it is
     :param remedy: for actions that lie outside
-    :raises DataError: for those, and for another space
+    :raises DataError: for those
     """
-    bounds = scalable(source, space)
-    check_shape(source, key, raw, (len(raw), *bounds.shape))
     low, high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
     outside = f"it was recorded outside of {whose}, {bounds}, whose bounds become -1 and 1: {remedy}"
     return bounded_actions(source, key, 2 * (raw - low) / (high - low) - 1, remedy=outside)

@@ -18,6 +18,7 @@ from sb3_flow.datasets.arrays import (
     check_shape,
     flag_array,
     float_array,
+    scalable,
     scaled_actions,
 )
 from sb3_flow.datasets.dataset import OfflineDataset
@@ -251,13 +252,12 @@ def _actions(recording: Recording, key: str, action_space: spaces.Space[Any] | N
             "scales them by its bounds"
         )
         return bounded_actions(recording.path, key, raw, remedy=remedy)
-    if isinstance(action_space, spaces.Box):
-        if raw[0].size != action_space.low.size:
-            problem = f"one has {raw[0].size} numbers, but the environment takes {action_space}"
-            raise DataError(recording.path, key, problem)
-        raw = raw.reshape(len(raw), *action_space.shape)
+    bounds = scalable(recording.path, action_space)
+    if raw[0].size != bounds.low.size:
+        raise DataError(recording.path, key, f"one has {raw[0].size} numbers, but the environment takes {bounds}")
+    raw = raw.reshape(len(raw), *bounds.shape)
     remedy = "widen them to what is commanded, or clip what was recorded"
-    return scaled_actions(recording.path, key, raw, action_space, "the environment's space", remedy)
+    return scaled_actions(recording.path, key, raw, bounds, "the environment's space", remedy)
 
 
 def _rows(recording: Recording, terminal: NDArray[np.bool_]) -> Rows:

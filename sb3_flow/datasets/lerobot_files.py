@@ -48,11 +48,10 @@ class Recording:
             self._info = json.loads((path / INFO).read_text())
             self.features: dict[str, dict[str, Any]] = {key: dict(of) for key, of in self._info["features"].items()}
             version = str(self._info["codebase_version"])
-            half_a_frame = 0.5 / float(self._info["fps"])
+            self._tolerance = 0.5 / float(self._info["fps"])  # seconds, half a frame
         if not version.startswith(FORMATS):
             problem = f"it is {version}; formats 2 and 3 can be read, and LeRobot has scripts that convert older ones"
             raise DataError(path / INFO, "codebase_version", problem)
-        self._tolerance = half_a_frame
         self._file_an_episode = version.startswith("v2.")
         self._tables = sorted((path / "data").rglob("*.parquet"))
         self._columns = self._read_columns()

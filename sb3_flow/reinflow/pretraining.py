@@ -23,7 +23,7 @@ from sb3_flow.common.log import Log
 from sb3_flow.common.matching import MatchingLoss, matching_loss
 from sb3_flow.common.normalize import learn_statistics
 from sb3_flow.common.policies import ChunkActor
-from sb3_flow.common.shift import image_keys, shift_images
+from sb3_flow.common.shift import shift_images
 from sb3_flow.common.transfer import on_device
 from sb3_flow.common.velocity import Flow
 from sb3_flow.datasets import Dataset, DatasetSpec, load_fitting
@@ -258,8 +258,8 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         )
         batch = to_batch(chunks, self.gamma)
         check_finite("data", observations=batch.observations, actions=batch.actions)
-        images = image_keys(self.observation_space, self.policy_kwargs)
-        return shift_images(on_device(batch, self.device), self.random_shift, images)
+        batch = on_device(batch, self.device)
+        return shift_images(batch, self.random_shift, self.observation_space, self.policy_kwargs)
 
     def _matching_loss(
         self, observations: PyTorchObs, actions: Any, line: Line, in_episode: Any | None
