@@ -23,13 +23,14 @@ from timing import write_measured
 
 from sb3_flow import SACFlow
 
-SIZE, DOT, REACHED, SPEED, STEPS = 48, 2, 0.12, 0.1, 40
+SIZE, DOT, SPEED, STEPS = 48, 2, 0.1, 40
 
 
-class Reach(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
+class Reach(gym.Env[Any, NDArray[np.float32]]):
     """A tool, blue, and its target, red, in [0, 1]^2, seen from above. A step costs 1, until it is reached."""
 
     observation_space = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+    reached_within = 0.12
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -39,7 +40,7 @@ class Reach(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
     def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.tool = np.clip(self.tool + SPEED * action, 0.0, 1.0)
-        reached = bool(np.linalg.norm(self.tool - self.target) < REACHED)
+        reached = bool(np.linalg.norm(self.tool - self.target) < self.reached_within)
         return self._seen(), -1.0, reached, False, {"is_success": reached}
 
     def demonstrated(self) -> NDArray[np.float32]:
@@ -48,7 +49,7 @@ class Reach(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
         return clipped
 
-    def _seen(self) -> NDArray[np.uint8]:
+    def _seen(self) -> NDArray[Any]:
         picture = np.full((SIZE, SIZE, 3), 255, np.uint8)
         for (x, y), colour in ((self.target, (255, 0, 0)), (self.tool, (0, 0, 255))):
             row, column = round(y * (SIZE - 1)), round(x * (SIZE - 1))

@@ -3,6 +3,7 @@
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
@@ -11,6 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 
 from sb3_flow.common.buffers import ChunkDictReplayBuffer, ChunkReplayBuffer, ChunkSampling
 from sb3_flow.common.checks import require
+from sb3_flow.common.interventions import executed
 from sb3_flow.common.persistence import PersistentOffPolicyAlgorithm
 
 
@@ -28,6 +30,7 @@ class ChunkedAlgorithm(PersistentOffPolicyAlgorithm):
         self.horizon_length = horizon_length
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
         self._built_horizon: int | None = None  # that of the policy
+        self._was_taken_over = False  # in one step at least
 
     def _check_chunks(self) -> None:
         h, buffer = self.horizon_length, self.replay_buffer_class
@@ -95,8 +98,14 @@ class ChunkedAlgorithm(PersistentOffPolicyAlgorithm):
         dones: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._last_episode_starts = dones  # empties the queues of the environments that were reset
+        assert isinstance(self.action_space, spaces.Box)
+        actions, taken_over = executed(buffer_action, infos, self.action_space)
+        super()._store_transition(replay_buffer, actions, new_obs, reward, dones, infos)
+        # Empties the queues of the environments that were reset, or left by another hand than the policy's
+        self._last_episode_starts = np.logical_or(dones, taken_over)
+        self._was_taken_over |= bool(taken_over.any())
+        if self._was_taken_over:
+            self.logger.record_mean("rollout/intervention_rate", float(taken_over.mean()))
 
 
 def _without_returns(kwargs: dict[str, Any]) -> dict[str, Any]:

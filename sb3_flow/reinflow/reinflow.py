@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_flow.common.checks import as_integer, check_finite, require, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
 from sb3_flow.common.guard import Guard
+from sb3_flow.common.interventions import refuse_interventions
 from sb3_flow.common.log import Log
 from sb3_flow.common.policies import n_observations
 from sb3_flow.common.schedules import as_schedule
@@ -285,6 +286,7 @@ class ReinFlow(PretrainedAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 return None
+            refuse_interventions(infos)
             self._update_info_buffer(infos, dones)
             rewards = rewards + self._after_time_limits(dones, infos)
             rollout_buffer.add(self._last_obs, rewards, starts, decided, paths)
