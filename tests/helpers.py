@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from enum import Enum
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -86,6 +87,7 @@ EVERY_MODEL += [pytest.param(name, None, id=name) for name in GUESTS]
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
+UNEVEN = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 10.0], np.float32))
 
 
 def steps_of(name: str, steps: int) -> dict[str, int]:
@@ -143,6 +145,48 @@ class RandomEnv(gym.Env[Any, Any]):
         if self.bad_obs is not None and len(self.actions) > self.bad_from:
             obs[0] = self.bad_obs
         return obs
+
+
+class TeleopEvents(Enum):
+    """As LeRobot's."""
+
+    IS_INTERVENTION = "is_intervention"
+
+
+class TakenOver(RandomEnv):
+    """A person acts in three steps of every ten, and `info` says so.
+
+    :param says: by which key; "" to be silent
+    :param from_step: of an episode
+    """
+
+    def __init__(self, says: str = "intervene_action", from_step: int = 4, **kwargs: Any):
+        super().__init__(action_space=UNEVEN, **kwargs)
+        self.says = says
+        self.from_step = from_step
+        self.decided: list[npt.NDArray[Any]] = []
+        self.taken_over: list[bool] = []
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.decided.append(np.copy(action))
+        acts = self.from_step <= self.elapsed < self.from_step + 3
+        self.taken_over.append(acts)
+        if acts:
+            action = np.array([-1.5, 1.0 + self.elapsed], np.float32)
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.says == "intervene_action":
+            info |= {"intervene_action": action} if acts else {}
+        elif self.says == "teleop_action":
+            info |= {"is_intervention": acts, "teleop_action": action}
+        elif self.says == "LeRobot":
+            info |= {TeleopEvents.IS_INTERVENTION: acts, "teleop_action": th.tensor(action)}
+        return obs, reward, terminated, truncated, info
+
+
+def scaled(actions: Any) -> npt.NDArray[Any]:
+    """Actions of `UNEVEN`, as a buffer has them."""
+    low, high = UNEVEN.low, UNEVEN.high
+    return np.asarray(2 * (np.asarray(actions) - low) / (high - low) - 1)
 
 
 def policy_kwargs(policy: str, critic: str = "crossq", **kwargs: Any) -> dict[str, Any]:

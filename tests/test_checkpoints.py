@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import EVERY_KIND, VARIANTS, RandomEnv, differences, make_any, make_model, make_variant, snapshot, warned
+from helpers import (
+    EVERY_KIND,
+    VARIANTS,
+    RandomEnv,
+    TakenOver,
+    differences,
+    make_any,
+    make_model,
+    make_variant,
+    snapshot,
+    warned,
+)
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -37,6 +48,7 @@ PHASES: dict[str, dict[str, Any]] = {
     "from scratch": {"env": RandomEnv, "normalize": True, "sac_flow": {"noise_repeat": 16}},
     "n-step returns": {"env": RandomEnv, "n_steps": 3},
     "chunks": {"env": RandomEnv, "horizon_length": 3, "normalize": True},
+    "with a person's help": {"env": TakenOver, "horizon_length": 3},
     "offline": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 10**6, "normalize": True},
     "offline chunks": {"env": RandomEnv, "offline_dataset": data, "offline_steps": 10**6, "horizon_length": 3},
     "online with data": {"env": RandomEnv, "offline_dataset": data, "offline_ratio": 0.5, "learning_starts": 0},

@@ -1,64 +1,95 @@
 """What a person did in the policy's place is what is learned from."""
 
+import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import ON_POLICY, ONE_OF_EACH, RandomEnv, make_any, make_variant
+from helpers import ON_POLICY, ONE_OF_EACH, UNEVEN, TakenOver, make_any, make_variant, scaled, warned
 from hypothesis import given
 from hypothesis import strategies as st
 from interventions import WAYS, Helped
-from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_flow.common.interventions import executed
 
-UNEVEN = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 10.0], np.float32))
 H = 3
 
 
-class TakenOver(RandomEnv):
-    """A person acts in steps 4, 5, 6 of every ten; in one of two ways `info` says so."""
+class HelpedGoals(gym.Wrapper[Any, Any, Any, Any]):
+    """Every third step a person flips the first bit alone."""
 
-    def __init__(self, says: str = "intervene_action", from_step: int = 4, **kwargs: Any):
-        super().__init__(action_space=UNEVEN, **kwargs)
-        self.says = says
-        self.from_step = from_step
-        self.decided: list[NDArray[Any]] = []
-        self.taken_over: list[bool] = []
+    def __init__(self) -> None:
+        super().__init__(BitFlippingEnv(n_bits=3, continuous=True, max_steps=6))
+        self.actions: list[Any] = []
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.decided.append(np.copy(action))
-        acts = self.from_step <= self.elapsed < self.from_step + 3
-        self.taken_over.append(acts)
-        if acts:
-            action = np.array([-1.5, 1.0 + self.elapsed], np.float32)
-        obs, reward, terminated, truncated, info = super().step(action)
-        if self.says == "intervene_action":
-            info |= {"intervene_action": action} if acts else {}
-        elif self.says == "teleop_action":
-            info |= {"is_intervention": acts, "teleop_action": action}
-        return obs, reward, terminated, truncated, info
+    def step(self, action: Any) -> Any:
+        acts = len(self.actions) % 3 == 2
+        self.actions.append(np.array([1.0, -1.0, -1.0]) if acts else action)
+        obs, reward, terminated, truncated, info = super().step(self.actions[-1])
+        return obs, reward, terminated, truncated, {**info, "intervene_action": self.actions[-1] if acts else None}
 
 
-def scaled(actions: Any) -> NDArray[Any]:
-    low, high = UNEVEN.low, UNEVEN.high
-    return np.asarray(2 * (np.asarray(actions) - low) / (high - low) - 1)
+def check_stored(model: Any, env: TakenOver) -> None:
+    """The buffer has the actions that were executed, some of which the policy had not decided."""
+    stored = model.replay_buffer.actions[: len(env.actions), 0]
+    np.testing.assert_allclose(stored, scaled(env.actions), atol=1e-5)
+    theirs = np.array(env.taken_over)
+    assert theirs.any()
+    assert np.abs(scaled(env.decided) - stored)[theirs].max() > 0.1
+    np.testing.assert_array_equal(np.array(env.decided)[~theirs], np.array(env.actions)[~theirs])
 
 
-@pytest.mark.parametrize("says", ["intervene_action", "teleop_action"])
+@pytest.mark.parametrize("says", ["intervene_action", "teleop_action", "LeRobot"])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_buffer_has_the_actions_that_were_executed(name: str, says: str) -> None:
     env = TakenOver(says)
     model = make_variant(name, env)
     model.learn(25)
-    stored = model.replay_buffer.actions[:25, 0]
-    np.testing.assert_allclose(stored, scaled(env.actions[:25]), atol=1e-5)
-    policys = ~np.array(env.taken_over)
-    np.testing.assert_array_equal(np.array(env.decided)[policys], np.array(env.actions)[policys])
-    assert np.abs(scaled(env.decided) - stored)[~policys].max() > 0.1
+    check_stored(model, env)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"horizon_length": H, "learning_starts": 5},
+        {"n_steps": 3},
+        {"train_freq": (1, "episode"), "gradient_steps": -1},
+        {"sac_flow": {"noise_repeat": 4}},
+    ],
+    ids=["chunks", "n-step", "episodes", "noise"],
+)
+@pytest.mark.parametrize("from_step", [0, 4, 7])
+def test_a_person_may_act_in_the_first_and_in_the_last_step_of_an_episode(
+    from_step: int, kwargs: dict[str, Any]
+) -> None:
+    env = TakenOver(from_step=from_step)
+    model = make_variant("flow_t", env, **kwargs)
+    model.learn(30)
+    check_stored(model, env)
+
+
+def test_normalised_and_relabelled_experience_has_their_actions() -> None:
+    env = TakenOver()
+    model = make_variant("flow_t", VecNormalize(DummyVecEnv([lambda: env])))
+    model.learn(25)
+    check_stored(model, env)
+
+    goals = HelpedGoals()
+    buffer = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 2}}
+    model = make_variant("flow_t", goals, policy="MultiInputPolicy", **buffer)
+    model.learn(25)
+    np.testing.assert_allclose(model.replay_buffer.actions[:25, 0], goals.actions, atol=1e-5)
+    assert model._n_updates > 0
 
 
 def test_of_several_environments_only_the_one_that_was_taken_over_is_another() -> None:
@@ -98,13 +129,23 @@ def test_a_chunk_ends_where_a_person_takes_over(name: str, monkeypatch: pytest.M
     assert seen == [0, 3, 5, 6, 7, 10, 13, 15, 16, 17]
 
 
-def test_the_share_of_such_steps_is_logged_once_there_was_one() -> None:
-    model = make_variant("flow_t", TakenOver())
-    model.learn(3, log_interval=None)
-    assert "rollout/intervention_rate" not in model.logger.name_to_value
-    model.learn(10, log_interval=None)
-    # From the first of them on: 3 of the 6 steps that are left of the episode
-    assert model.logger.name_to_value["rollout/intervention_rate"] == pytest.approx(3 / 6)
+@pytest.mark.parametrize(("from_step", "share"), [(8, 0.2), (100, None)])
+def test_the_share_of_such_steps_is_logged_if_there_are(from_step: int, share: float | None, tmp_path: Path) -> None:
+    model = make_variant("flow_t", TakenOver(from_step=from_step), learning_starts=0)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(30, log_interval=1)
+    rows = pd.read_csv(tmp_path / "progress.csv")
+    shares = rows["rollout/intervention_rate"].tolist() if "rollout/intervention_rate" in rows else None
+    assert shares == (None if share is None else [share] * 3)
+
+
+def test_the_share_counts_each_step_once(tmp_path: Path) -> None:
+    """Of episodes that end together the log has a row each, at the same step."""
+    model = make_variant("flow_t", DummyVecEnv([partial(TakenOver, from_step=8), TakenOver]), learning_starts=0)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(40, log_interval=1)
+    shares = pd.read_csv(tmp_path / "progress.csv")["rollout/intervention_rate"]
+    assert shares[shares.notna()].tolist() == [0.25, 0.25]
 
 
 def test_an_environment_that_says_nothing_changes_nothing() -> None:
@@ -127,15 +168,38 @@ def test_on_policy_a_person_is_refused(name: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("info", "match"),
     [
-        ({"intervene_action": [-2.5, 1.0]}, r"\[-2.5, 1.0\] is not allowed: it is not between \[-2.0, 0.0\] and"),
-        ({"intervene_action": [np.nan, 1.0]}, "cut it off there"),
-        ({"is_intervention": True, "teleop_action": [0.0, 1.0, 0.0]}, "3 numbers, and an action has the shape"),
+        ({"intervene_action": [-90.0, 1.0]}, r"\[-90.0, 1.0\] is not allowed: it is far from what is between \[-2.0"),
+        ({"intervene_action": [np.nan, 1.0]}, "in the units of the model's action space"),
+        ({"intervene_action": [[0.0], [1.0]]}, "its shape is"),
+        ({"intervene_action": {"delta_x": 1.0, "delta_y": 1.0}}, "an array of the shape"),
+        ({"is_intervention": True, "teleop_action": [0.0, 1.0, 0.0]}, "its shape is"),
         ({"is_intervention": True}, "teleop_action"),
     ],
 )
 def test_what_cannot_have_been_an_action_is_refused(info: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         executed(np.zeros((1, 2)), [info], UNEVEN)
+
+
+def test_what_is_a_little_outside_is_cut_off_and_pointed_out_once() -> None:
+    """HIL-SERL's RelativeFrame turns an action of a box out of it."""
+    infos = [{"intervene_action": [-2.6, 10.5]}]
+    with pytest.warns(UserWarning, match=r"not between \[-2.0, 0.0\] and \[1.0, 10.0\]"):
+        actions, _ = executed(np.zeros((1, 2)), infos, UNEVEN)
+    np.testing.assert_array_equal(actions, [[-1.0, 1.0]])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for x in (-2.7, -2.8, -2.9):
+            executed(np.zeros((1, 2)), [{"intervene_action": [x, 0.0]}], UNEVEN)
+    assert len(caught) == 1
+    assert warned(lambda: executed(np.zeros((1, 2)), [{"intervene_action": [-2.00001, 0.0]}], UNEVEN)) == []
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (1, 1, 2)])
+def test_actions_may_have_the_axis_of_a_batch(shape: tuple[int, ...]) -> None:
+    theirs = th.tensor([-0.5, 10.0], requires_grad=True).reshape(shape)
+    actions, _ = executed(np.zeros((1, 2)), [{"is_intervention": True, "action_intervention": theirs}], UNEVEN)
+    np.testing.assert_allclose(actions, [[0.0, 1.0]])
 
 
 def test_what_is_not_taken_over_stays() -> None:

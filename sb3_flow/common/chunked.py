@@ -31,6 +31,7 @@ class ChunkedAlgorithm(PersistentOffPolicyAlgorithm):
         self._chunk_state: tuple[NDArray[Any], ...] | None = None
         self._built_horizon: int | None = None  # that of the policy
         self._was_taken_over = False  # in one step at least
+        self._n_steps_logged = self._n_taken_over = 0  # steps since the last row of the log, and those of them
 
     def _check_chunks(self) -> None:
         h, buffer = self.horizon_length, self.replay_buffer_class
@@ -101,11 +102,17 @@ class ChunkedAlgorithm(PersistentOffPolicyAlgorithm):
         assert isinstance(self.action_space, spaces.Box)
         actions, taken_over = executed(buffer_action, infos, self.action_space)
         super()._store_transition(replay_buffer, actions, new_obs, reward, dones, infos)
-        # Empties the queues of the environments that were reset, or left by another hand than the policy's
+        # Empties the queues of the environments that were reset, or where another hand led elsewhere
         self._last_episode_starts = np.logical_or(dones, taken_over)
-        self._was_taken_over |= bool(taken_over.any())
-        if self._was_taken_over:
-            self.logger.record_mean("rollout/intervention_rate", float(taken_over.mean()))
+        self._n_steps_logged += len(taken_over)
+        self._n_taken_over += int(taken_over.sum())
+
+    def dump_logs(self) -> None:
+        self._was_taken_over |= self._n_taken_over > 0
+        if self._was_taken_over and self._n_steps_logged > 0:
+            self.logger.record("rollout/intervention_rate", self._n_taken_over / self._n_steps_logged)
+        self._n_taken_over = self._n_steps_logged = 0
+        super().dump_logs()
 
 
 def _without_returns(kwargs: dict[str, Any]) -> dict[str, Any]:
