@@ -45,7 +45,7 @@ class Recording:
         if not (path / INFO).is_file():
             raise missing_file("LeRobot's data", [path / INFO], "Give the directory that has meta and data in it.")
         with reading(path / INFO):
-            self._info = json.loads((path / INFO).read_text())
+            self._info = json.loads((path / INFO).read_bytes())
             self.features: dict[str, dict[str, Any]] = {key: dict(of) for key, of in self._info["features"].items()}
             version = str(self._info["codebase_version"])
             self._tolerance = 0.5 / float(self._info["fps"])  # seconds, half a frame

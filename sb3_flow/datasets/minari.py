@@ -58,7 +58,7 @@ def load_minari(name: str | Path, as_dict: bool = False) -> OfflineDataset:
 
 def _described(path: Path) -> Any:
     """The observation space as the metadata have it; None if they leave it to the environment."""
-    space = json.loads((path / "metadata.json").read_text()).get("observation_space")
+    space = json.loads((path / "metadata.json").read_bytes()).get("observation_space")
     return None if space is None else json.loads(space)
 
 
