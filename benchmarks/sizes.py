@@ -81,7 +81,7 @@ def data_bytes(observation_space: spaces.Box, action_dim: int, compact: bool) ->
     }
     further = {"is_step": np.arange(ROWS) < ROWS - 1} if compact else {"next_observations": observations.copy()}
     dataset = OfflineDataset(**arrays, **further)
-    return n_bytes(dataset, ("observations", "actions", "rewards", "masks", "ends", "_next", "_rows")) / ROWS
+    return n_bytes(dataset, ("observations", "actions", "rewards", "masks", "ends", "after", "_rows")) / ROWS
 
 
 def row_size(task: str, observation_space: spaces.Box, action_space: spaces.Box) -> RowSize:

@@ -7,7 +7,9 @@ from sb3_flow.datasets.lerobot import load_lerobot
 from sb3_flow.datasets.load import DatasetSpec, load_dataset, load_fitting
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import load_ogbench
+from sb3_flow.datasets.replay import from_replay_buffer
 from sb3_flow.datasets.robomimic import load_robomimic, read_env_args
+from sb3_flow.datasets.save import save_dataset
 
 __all__ = [
     "ARRAY_KEYS",
@@ -19,6 +21,7 @@ __all__ = [
     "ShardedDataset",
     "check_fits",
     "from_arrays",
+    "from_replay_buffer",
     "load_dataset",
     "load_fitting",
     "load_lerobot",
@@ -26,4 +29,5 @@ __all__ = [
     "load_ogbench",
     "load_robomimic",
     "read_env_args",
+    "save_dataset",
 ]

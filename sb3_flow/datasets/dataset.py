@@ -85,10 +85,10 @@ class OfflineDataset:
         check_shape(source, self._name("rewards"), self.rewards, (rows,))
         self.masks = flag_array(source, self._name("masks"), masks, rows).astype(np.float32)
         self.ends = flag_array(source, self._name("ends"), ends, rows)
-        self._next: Observations | None = None
+        self.after: Observations | None = None  # None: the observation after a step is the following row's
         if next_observations is not None:
-            self._next = checked_observations(source, self._name("next_observations"), next_observations)
-            check_alike(source, self._name("next_observations"), self._next, self.observations)
+            self.after = checked_observations(source, self._name("next_observations"), next_observations)
+            check_alike(source, self._name("next_observations"), self.after, self.observations)
         steps = np.ones(rows, dtype=np.bool_)
         if is_step is not None:
             steps = flag_array(source, self._name("is_step"), is_step, rows)
@@ -97,7 +97,7 @@ class OfflineDataset:
         self._rows = None if steps.all() else np.flatnonzero(steps).astype(np.int32 if rows < 2**31 else np.int64)
         self._steps = int(steps.sum())
         self._warn_of_terminal_states(int(np.count_nonzero(self.masks[steps] == 0)))
-        for name in ("observations", "actions", "rewards", "masks", "ends", "_next", "_rows"):
+        for name in ("observations", "actions", "rewards", "masks", "ends", "after", "_rows"):
             if getattr(self, name) is not None:
                 setattr(self, name, each(read_only, getattr(self, name)))
 
@@ -153,7 +153,7 @@ class OfflineDataset:
 
     def next_observations(self, rows: NDArray[np.integer[Any]]) -> Observations:
         """Observations after the steps in some rows, as a copy."""
-        return taken(self.observations, rows + 1) if self._next is None else taken(self._next, rows)
+        return taken(self.observations, rows + 1) if self.after is None else taken(self.after, rows)
 
     def at(self, update: int) -> "OfflineDataset":
         """The data that an update samples from: all of them. See `ShardedDataset.at`.
@@ -177,11 +177,11 @@ class OfflineDataset:
         if longest < horizon and self.masks[rows].all():  # a chunk that terminates is complete
             problem = f"the longest episode has {longest} steps; horizon_length={horizon} needs one of {horizon}"
             raise HorizonError(self.source, self._name("ends"), problem)
-        if self._next is None:
+        if self.after is None:
             return
         goes_on = np.zeros_like(self.ends)
         goes_on[rows] = ~self.ends[rows]
-        for key, after in parts(self._next).items():
+        for key, after in parts(self.after).items():
             self._check_goes_on(key, parts(self.observations)[key], after, goes_on)
 
     def _check_goes_on(self, key: str, observations: Array, after: Array, goes_on: NDArray[np.bool_]) -> None:
@@ -221,7 +221,7 @@ class OfflineDataset:
                 "here the data stop, but the episode never ends: mark its last step",
                 int(endless.argmax()),
             )
-        if self._next is None:
+        if self.after is None:
             # Without a bootstrap any row may follow, but in the last row there is none
             unknown = steps & self.ends & next_is_step & (self.masks == 1)
             unknown[-1] |= steps[-1]

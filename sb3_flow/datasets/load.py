@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_flow.common.checks import require_choice
 from sb3_flow.datasets.dataset import Dataset, OfflineDataset, ShardedDataset, from_arrays
@@ -15,10 +16,11 @@ from sb3_flow.datasets.lerobot import find_lerobot, load_lerobot
 from sb3_flow.datasets.lerobot_files import INFO
 from sb3_flow.datasets.minari import load_minari
 from sb3_flow.datasets.ogbench import find_ogbench, load_ogbench
+from sb3_flow.datasets.replay import from_replay_buffer
 from sb3_flow.datasets.robomimic import KINDS, find_robomimic, load_robomimic
 
 Space = spaces.Space[Any]
-DatasetSpec = Dataset | Mapping[str, Any] | str | PathLike[str]
+DatasetSpec = Dataset | Mapping[str, Any] | ReplayBuffer | str | PathLike[str]
 
 
 class Spaces(NamedTuple):
@@ -46,7 +48,8 @@ def load_dataset(
 
     :param spec: a path: an npz file with rewards, a directory of them, a Robomimic HDF5 file, Minari's or LeRobot's
         directory; a string "suite:name" or "suite:name@path" with the suites ogbench, robomimic, minari and lerobot; a
-        dict of arrays under OGBench's names; or a dataset, which is returned as it is
+        dict of arrays under OGBench's names; a replay buffer of SB3, as it is now; or a dataset, which is returned as
+        it is
     :param observation_space: of the environment; of a Dict Minari's observations are kept by their keys, and LeRobot's
         looked for by them. None: they are joined
     :param action_space: of the environment, by whose bounds LeRobot's actions are scaled. None: they are in [-1, 1]
@@ -57,9 +60,11 @@ def load_dataset(
         return spec
     if isinstance(spec, Mapping):
         return from_arrays(spec)
+    if isinstance(spec, ReplayBuffer):
+        return from_replay_buffer(spec)
     if not isinstance(spec, (str, PathLike)) or spec == "":  # as a path "" would be the working folder
         name = getattr(spec, "id", "") if type(spec).__module__.partition(".")[0] == "minari" else ""
-        remedy = f'give "minari:{name}"' if name else f"give {FORMS}, a dict of arrays, or a dataset"
+        remedy = f'give "minari:{name}"' if name else f"give {FORMS}, a dict of arrays, a replay buffer, or a dataset"
         raise ValueError(f"offline_dataset={spec!r} is not allowed: {remedy}")
     text = str(spec)
     suite, colon, rest = text.partition(":")
