@@ -1,5 +1,6 @@
 """What a model has stored is data for another, and any data become a file."""
 
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from dataset_files import compact_arrays, regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import ACTION, ONE_OF_EACH, RandomEnv, make_variant
+from helpers import ACTION, ONE_OF_EACH, RandomEnv, make_any, make_variant
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -17,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flow import ReinFlow, SACFlow
 from sb3_flow.datasets import DataError, ShardedDataset, from_arrays, from_replay_buffer, load_dataset, save_dataset
+from sb3_flow.datasets.ogbench import measure
 
 
 class Counter(gym.Env[Any, Any]):
@@ -98,6 +100,46 @@ def test_goals_and_images_are_kept_by_their_keys() -> None:
     np.testing.assert_array_equal(data.rewards, buffer.rewards[:22, 0])
 
 
+def test_actions_that_were_scaled_by_other_bounds_are_refused() -> None:
+    other = SAC("MlpPolicy", RandomEnv(action_space=spaces.Box(-1.0, 3.0, (2,), np.float32)), learning_starts=10**6)
+    stored = other.learn(20).replay_buffer
+    with pytest.raises(DataError, match=r"-1 and 1 are the bounds of Box\(-1.0, 3.0.*RescaleAction"):
+        make_variant("flow_t", RandomEnv(), offline_dataset=stored)
+
+
+def test_time_limits_that_count_as_ends_are_pointed_out() -> None:
+    buffer = filled(12, replay_buffer_kwargs={"handle_timeout_termination": False})
+    with pytest.warns(UserWarning, match="does not tell time limits from terminal states"):
+        from_replay_buffer(buffer)
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH, "reinflow"])
+def test_a_buffer_is_copied_when_it_is_read_and_may_be_given_again(name: str) -> None:
+    other = TD3("MlpPolicy", RandomEnv(), learning_starts=10**6, buffer_size=100).learn(20)
+    model = make_any(name, offline_dataset=other.replay_buffer, offline_steps=2)
+    assert not isinstance(model.offline_dataset, ReplayBuffer)
+    model.learn(2)
+    other.learn(20)
+    assert len(model.offline_dataset) == 20
+    model.offline_dataset, model.offline_steps = other.replay_buffer, 4
+    model.learn(2, reset_num_timesteps=False)
+    assert len(model.offline_dataset) == 40
+    assert model._n_offline == 4
+
+
+@pytest.mark.parametrize("n_envs", [1, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_more_memory_is_taken_than_the_data_have(n_envs: int, dtype: Any) -> None:
+    buffer = ReplayBuffer(400 * n_envs, spaces.Box(-1.0, 1.0, (500,), dtype), ACTION, n_envs=n_envs)
+    buffer.pos, buffer.full = 100, True
+    tracemalloc.start()
+    data = from_replay_buffer(buffer)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data) == 400 * n_envs
+    assert peak < 1.3 * 2 * 400 * n_envs * 500 * 4
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_algorithm_learns_from_what_another_stored(name: str, tmp_path: Path) -> None:
     env = RandomEnv()
@@ -140,6 +182,7 @@ def test_a_file_of_dicts_and_of_matrices_has_them_too(tmp_path: Path) -> None:
     env = RandomEnv(space, spaces.Box(-1.0, 1.0, (2, 3), np.float32))
     model = make_variant("flow_t", env, policy="MultiInputPolicy", learning_starts=100).learn(25)
     path = save_dataset(model.replay_buffer, tmp_path / "mine.npz")
+    assert measure(path).action_dim == 6
     data = load_dataset(path)
     assert data.observation_dtype == {"arm": np.float32, "camera": np.uint8}
     assert data.action_shape == (2, 3)
@@ -155,6 +198,9 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a replay buffer, or a dataset"):
         load_dataset(on_policy.rollout_buffer)  # type: ignore[arg-type]
     arrays = regular_arrays(trajectories([5]))
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ValueError, match="is a folder; choose another name"):
+        save_dataset(arrays, tmp_path / "folder")
     with pytest.raises(ValueError, match=r"'.*data.hdf5' is not allowed: files of ours end in"):
         save_dataset(arrays, tmp_path / "data.hdf5")
     for name in ("a", "b"):

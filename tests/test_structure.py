@@ -24,8 +24,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sb3_flow"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALGORITHMS = sorted(path.parent.name for path in PACKAGE.glob("*/losses.py"))
-# Lower layers first. What reads data needs common.checks alone, the rest of common reads data through it
-LAYERS = [("common.checks",), ("datasets",), ("common",), tuple(ALGORITHMS), ("envs", "export", "zoo")]
+# Lower layers first. What reads and writes data needs checks and files alone, the rest of common reads data through it
+LAYERS = [("common.checks", "common.files"), ("datasets",), ("common",), tuple(ALGORITHMS), ("envs", "export", "zoo")]
 
 
 def module(path: Path) -> str:

@@ -168,6 +168,8 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         elif self._dataset is None or self._dataset_of is not self.offline_dataset:
             require(self.n_steps == 1, "n_steps", self.n_steps, "offline data have single steps; use horizon_length")
             dataset = load_fitting(self.offline_dataset, self.observation_space, self.action_space, self.horizon_length)
+            if isinstance(self.offline_dataset, ReplayBuffer):
+                self.offline_dataset = dataset  # a copy: the buffer is free to go, or to change and be given again
             self._dataset, self._dataset_of, self._dataset_name = dataset, self.offline_dataset, repr(dataset)
 
     def _setup_model(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_flow.common.checks import require, require_integer
@@ -52,7 +53,7 @@ class OfflineDataset:
     :param source: the file, or what else to name in errors
     :param names: names of these parameters in the source, where they differ
     :param action_limit: actions are clipped to +-action_limit <= 1
-    :param were_scaled: whether the actions were scaled to [-1, 1] by the bounds of a space
+    :param scaled_by: a space by whose bounds the actions were scaled to [-1, 1]; None if nobody knows
     :raises DataError: naming source, array and row
     """
 
@@ -69,9 +70,9 @@ class OfflineDataset:
         source: str | Path = "the dataset",
         names: Mapping[str, str] | None = None,
         action_limit: float = 1.0,
-        were_scaled: bool = False,
+        scaled_by: "spaces.Box[Any] | None" = None,
     ):
-        self.were_scaled = were_scaled
+        self.scaled_by = scaled_by
         self.source = source
         self._names = {} if names is None else names
         self.observations = checked_observations(source, self._name("observations"), observations)

@@ -57,8 +57,10 @@ def check_seen(
         problem = f"one {shape_or_size}, but the {env} takes {action_space}; {remedy}"
         raise DataError(dataset.source, "actions", problem)
     assert isinstance(action_space, spaces.Box)
-    if not dataset.at(0).were_scaled:
+    if dataset.at(0).scaled_by is None:
         _warn_of_raw_actions(dataset.at(0), action_space)
+    else:
+        _check_bounds(dataset.at(0), action_space, env)
 
 
 def _check_observations(dataset: Dataset, space: spaces.Space[Any], env: str) -> None:
@@ -117,6 +119,20 @@ def _warn_of_other_units(source: str | Path, name: str, array: Array, space: spa
             f"environment shows {low:g} to {high:g}: are they in other units?",
             stacklevel=3,
         )
+
+
+def _check_bounds(data: OfflineDataset, action_space: spaces.Box, env: str) -> None:
+    """Refuse actions whose -1 and 1 are others than the environment's."""
+    theirs = data.scaled_by
+    assert theirs is not None
+    pairs = [(theirs.low, action_space.low), (theirs.high, action_space.high)]
+    if all(np.allclose(one.ravel(), other.ravel()) for one, other in pairs):
+        return
+    problem = (
+        f"in them -1 and 1 are the bounds of {theirs}, but the {env} takes {action_space}, where the same numbers are "
+        "other actions; give it the bounds that the data have, with gymnasium.wrappers.RescaleAction"
+    )
+    raise DataError(data.source, "actions", problem)
 
 
 def _warn_of_raw_actions(data: OfflineDataset, action_space: spaces.Box) -> None:

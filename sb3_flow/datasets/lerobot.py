@@ -93,7 +93,7 @@ def load_lerobot(
         rows.ends,
         is_step=rows.is_step,
         source=recording.path,
-        were_scaled=action_space is not None,
+        scaled_by=None if action_space is None else scalable(recording.path, action_space),
     )
 
 

@@ -40,7 +40,7 @@ def load_minari(name: str | Path, as_dict: bool = False) -> OfflineDataset:
     with reading(path):
         data = minari.MinariDataset(path)
         action_space = data.action_space
-    scalable(path, action_space)
+    bounds = scalable(path, action_space)
     with reading(path):
         stated = int(data.storage.metadata["total_steps"])
         whole = _in_recorded_order(data.observation_space, _described(path))
@@ -53,7 +53,7 @@ def load_minari(name: str | Path, as_dict: bool = False) -> OfflineDataset:
     if steps != stated:
         raise DataError(path, "total_steps", f"the metadata say {stated} steps, but the episodes have {steps}")
     observations, (actions, rewards, masks, ends, is_step) = concatenated(columns[0]), map(np.concatenate, columns[1:])
-    return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path, were_scaled=True)
+    return OfflineDataset(observations, actions, rewards, masks, ends, is_step=is_step, source=path, scaled_by=bounds)
 
 
 def _described(path: Path) -> Any:

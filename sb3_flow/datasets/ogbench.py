@@ -1,5 +1,6 @@
 """OGBench's npz files and directories of them, relabelled for a task by ogbench itself."""
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -106,9 +107,9 @@ def measure(path: Path) -> Extent:
         for key, shape in shapes.items():
             if len(shape) < 2 or shape[:1] != rows:
                 raise DataError(path, names[key], f"it has shape {shape}, not ({rows[0] if rows else 'steps'}, ...)")
-        for key, dimensions in {"actions": 2, "terminals": 1}.items():
-            other = file.header(key).shape
-            if other[:1] != rows or len(other) != dimensions:
+        actions, terminals = (file.header(key).shape for key in ("actions", "terminals"))
+        for key, other, fits in (("actions", actions, len(actions) > 1), ("terminals", terminals, len(terminals) == 1)):
+            if other[:1] != rows or not fits:
                 raise DataError(path, key, f"it has shape {other}, but there are {rows[0]} observations")
         steps = rows[0]
         if "valids" in file:
@@ -117,7 +118,7 @@ def measure(path: Path) -> Extent:
             steps -= int(flag_array(path, "terminals", file.read("terminals"), steps).sum())
         of_one = {key: shape[1:] for key, shape in shapes.items()}
         types = {key: np.dtype(dtype) for key, dtype in _dtypes(file).items()}
-        return Extent(steps, whole(of_one), whole(types), file.header("actions").shape[1])
+        return Extent(steps, whole(of_one), whole(types), math.prod(actions[1:]))
 
 
 def _check_layout(path: Path, file: NpzReader) -> None:

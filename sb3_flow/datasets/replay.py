@@ -1,5 +1,7 @@
 """Steps that a model has stored, as data for another."""
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -7,7 +9,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from sb3_flow.datasets.arrays import Array, blocks, scalable
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError
-from sb3_flow.datasets.observations import Observations, each, parts
+from sb3_flow.datasets.observations import Observations, each, length, parts
 
 SOURCE = "the replay buffer"
 
@@ -16,24 +18,34 @@ def from_replay_buffer(buffer: ReplayBuffer) -> OfflineDataset:
     """What a replay buffer holds now, as copies: of any off-policy model of SB3 with continuous actions.
 
     Episodes stand behind each other, one environment's after the other's. They end where the buffer says so, where it
-    ends, and where the next step begins elsewhere than the last one led, as after a second `learn` of SB3's models.
+    ends, and where the next step begins elsewhere than the last one led, as after a second `learn` of SB3's models. The
+    last is not seen with `optimize_memory_usage`, which keeps no observation twice.
 
     :param buffer: `model.replay_buffer`; of hindsight's the goals and rewards that the environment gave
     :raises DataError: if it is empty, or its actions are not continuous
     """
     space = scalable(SOURCE, buffer.action_space)
-    steps = _steps(buffer)
-    if len(steps) == 0:
+    # Where memory is saved the last observation stands in the oldest row
+    first = buffer.pos + int(buffer.optimize_memory_usage) if buffer.full else 0
+    steps = buffer.pos + buffer.buffer_size - first if buffer.full else buffer.pos
+    if steps == 0:
         raise DataError(SOURCE, None, "it is empty; of a saved model load it, too, with load_replay_buffer")
 
     def stored(array: Array) -> Array:
-        return _by_environment(array, steps)
+        return _in_order(array, first, steps)
 
     observations = each(stored, buffer.observations)
-    after = each(stored, _next(buffer))
+    saves_memory = buffer.optimize_memory_usage
+    after = _in_order(buffer.observations, first + 1, steps) if saves_memory else each(stored, buffer.next_observations)
     dones = stored(buffer.dones) == 1
+    if not buffer.handle_timeout_termination and dones.any():
+        warnings.warn(
+            f"{SOURCE}: it does not tell time limits from terminal states (handle_timeout_termination=False), and all "
+            "ends of episodes count as terminal.",
+            stacklevel=2,
+        )
     ends = dones | _jumps(observations, after)
-    ends[len(steps) - 1 :: len(steps)] = True
+    ends[steps - 1 :: steps] = True
     return OfflineDataset(
         observations,
         stored(buffer.actions).reshape(-1, *space.shape),
@@ -42,37 +54,30 @@ def from_replay_buffer(buffer: ReplayBuffer) -> OfflineDataset:
         ends,
         after,
         source=SOURCE,
-        were_scaled=True,
+        scaled_by=space,
     )
 
 
-def _steps(buffer: ReplayBuffer) -> NDArray[np.int64]:
-    """Rows of the buffer, the oldest first."""
-    if not buffer.full:
-        return np.arange(buffer.pos)
-    # Where memory is saved the last observation stands in the oldest row
-    oldest = buffer.pos + int(buffer.optimize_memory_usage)
-    return np.arange(oldest, buffer.pos + buffer.buffer_size) % buffer.buffer_size
+def _in_order(array: Array, first: int, steps: int) -> Array:
+    """Rows of a ring, (size, E, ...), as (E steps, ...): all of the first environment, then those of the next.
 
-
-def _next(buffer: ReplayBuffer) -> Observations:
-    if buffer.optimize_memory_usage:
-        return np.roll(buffer.observations, -1, axis=0)
-    return buffer.next_observations
-
-
-def _by_environment(array: Array, steps: NDArray[np.int64]) -> Array:
-    """(rows, E, ...) to (E steps, ...): all steps of the first environment, then those of the next."""
-    n_envs = array.shape[1]
-    flat = np.empty((n_envs * len(steps), *array.shape[2:]), array.dtype)
-    for i in range(n_envs):
-        np.take(array[:, i], steps, axis=0, out=flat[i * len(steps) : (i + 1) * len(steps)])
-    return flat
+    :param first: row of the oldest step
+    :param steps: how many there are
+    """
+    dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+    size, n_envs = array.shape[:2]
+    first %= size
+    head = min(steps, size - first)
+    flat = np.empty((n_envs, steps, *array.shape[2:]), dtype)
+    with np.errstate(over="ignore"):  # the check of the data says where
+        flat[:, :head] = array[first : first + head].swapaxes(0, 1)
+        flat[:, head:] = array[: steps - head].swapaxes(0, 1)
+    return flat.reshape(n_envs * steps, *array.shape[2:])
 
 
 def _jumps(observations: Observations, after: Observations) -> NDArray[np.bool_]:
     """Whether the next row begins elsewhere than a step led."""
-    jumps = np.zeros(len(next(iter(parts(after).values()))), np.bool_)
+    jumps = np.zeros(length(after), np.bool_)
     for key, led in parts(after).items():
         begun = parts(observations)[key]
         for start, block in blocks(led[:-1]):

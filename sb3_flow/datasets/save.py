@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sb3_flow.common.checks import require
-from sb3_flow.common.files import replacing, resolve
+from sb3_flow.common.files import replacing
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.load import DatasetSpec, load_dataset
 from sb3_flow.datasets.observations import Observations, full_name, parts
@@ -19,14 +19,16 @@ def save_dataset(spec: DatasetSpec, path: str | PathLike[str]) -> Path:
     :param spec: see `load_dataset`
     :param path: of the file; ".npz" is added where it has no ending
     :return: where it is
-    :raises ValueError: for data in several files, which stay where they are, and for another ending
+    :raises ValueError: for data in several files, which stay where they are, for another ending, and for a folder
     """
     data = load_dataset(spec)
     advice = "its files are read one after the other, and stay what they are"
     require(isinstance(data, OfflineDataset), "spec", spec, advice)
     assert isinstance(data, OfflineDataset)
-    target = resolve(path, "npz")
+    target = Path(path).expanduser()
+    target = target if target.suffix else target.with_name(f"{target.name}.npz")
     require(target.suffix == ".npz", "path", str(path), 'files of ours end in ".npz"')
+    require(not target.is_dir(), "path", str(path), f"{target} is a folder; choose another name")
     with replacing(target) as file:
         np.savez(file, **_arrays(data))
     return target

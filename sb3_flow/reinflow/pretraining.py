@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any, Literal, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
@@ -199,7 +200,10 @@ class PretrainedAlgorithm(FlowAlgorithm, OnPolicyAlgorithm):
         require(self.offline_dataset is not None, "offline_steps", self.offline_steps, advice)
         if self._dataset is None or self._dataset_of is not self.offline_dataset:
             assert self.offline_dataset is not None
-            self._dataset, self._dataset_of = self._read(self.offline_dataset), self.offline_dataset
+            self._dataset = self._read(self.offline_dataset)
+            if isinstance(self.offline_dataset, ReplayBuffer):
+                self.offline_dataset = self._dataset  # a copy, as for the off-policy algorithms
+            self._dataset_of = self.offline_dataset
 
     def _read(self, spec: DatasetSpec) -> Dataset:
         return load_fitting(spec, self.observation_space, self.action_space, self.horizon_length)
