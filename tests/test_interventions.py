@@ -101,6 +101,7 @@ def test_of_several_environments_only_the_one_that_was_taken_over_is_another() -
     assert not any(envs[2].taken_over)
 
 
+@pytest.mark.slow
 def test_workers_say_it_too() -> None:
     env = SubprocVecEnv([TakenOver, TakenOver])
     model = make_variant("flow_t", env)
