@@ -157,13 +157,14 @@ def export_onnx(
 
 @contextmanager
 def _without_foreign_warnings() -> Iterator[None]:
-    """PyTorch's exporter tells of torchvision, which is not needed, and of its own use of what is deprecated."""
+    """PyTorch's exporter tells of torchvision, which is not needed, of its use of what is deprecated, and of axes."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", ".*The axis name")  # of observations and of noise it is the same one
             yield
     finally:
         logger.setLevel(level)

@@ -170,7 +170,8 @@ def test_on_policy_a_person_is_refused(name: str, says: str) -> None:
     ("info", "match"),
     [
         ({"intervene_action": [-90.0, 1.0]}, r"\[-90.0, 1.0\] is not allowed: it is far from what is between \[-2.0"),
-        ({"intervene_action": [np.nan, 1.0]}, "in the units of the model's action space"),
+        ({"intervene_action": [-8.0, 1.0]}, "in the units of the model's action space"),
+        ({"intervene_action": [np.nan, 1.0]}, "it is not finite"),
         ({"intervene_action": [[0.0], [1.0]]}, "its shape is"),
         ({"intervene_action": {"delta_x": 1.0, "delta_y": 1.0}}, "an array of the shape"),
         ({"is_intervention": True, "teleop_action": [0.0, 1.0, 0.0]}, "its shape is"),

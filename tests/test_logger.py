@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CRITICS, GUESTS, LEARNING_STARTS, POLICIES, RandomEnv, make_model, make_variant
+from dataset_files import regular_arrays, trajectories
+from helpers import CRITICS, GUESTS, LEARNING_STARTS, ONE_OF_EACH, POLICIES, RandomEnv, make_model, make_variant
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -146,6 +147,20 @@ def test_the_csv_log_has_every_key(tmp_path: Path) -> None:
     # Updates come after the step at which an episode ends
     assert [int(row["train/n_updates"]) for row in rows] == [9, 29]
     assert float(rows[-1]["rollout/ep_len_mean"]) == 10
+
+
+@pytest.mark.parametrize(("log_interval", "rows"), [(10, [10, 20, 30]), (7.0, [7, 14, 21, 28]), (None, [])])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_updates_from_data_are_logged_every_log_interval_updates(
+    name: str, log_interval: int | None, rows: list[int], tmp_path: Path
+) -> None:
+    model = make_variant(name, offline_dataset=regular_arrays(trajectories([20, 30])))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn_offline(30, log_interval=log_interval)
+    with (tmp_path / "progress.csv").open() as file:
+        assert [int(row["train/n_updates"]) for row in csv.DictReader(file)] == rows
+    with pytest.raises(ValueError, match="log_interval=0 is not allowed"):
+        model.learn_offline(30, log_interval=0)
 
 
 def test_nothing_is_written_without_log_interval(tmp_path: Path) -> None:

@@ -210,3 +210,9 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
     assert isinstance(several, ShardedDataset)
     with pytest.raises(ValueError, match="its files are read one after the other"):
         save_dataset(several, tmp_path / "c")
+
+
+def test_a_file_that_is_named_without_its_ending_is_pointed_to(tmp_path: Path) -> None:
+    save_dataset(regular_arrays(trajectories([5])), tmp_path / "stored")
+    with pytest.raises(ValueError, match=r"there is '.*stored.npz'; give that"):
+        load_dataset(tmp_path / "stored")

@@ -18,7 +18,7 @@ from sb3_flow.common.checks import require
 SIGN = "is_intervention"
 ACTIONS = ("intervene_action", "teleop_action", "action_intervention")
 ROUNDING = 1e-4  # of an action in [-1, 1]
-FAR = 10.0  # so far from 0 no such action is: it has other units
+FAR = 3.0  # beyond it an action has other units: HIL-SERL turns frames, which lengthens actions by less
 
 
 class Executed(NamedTuple):
@@ -83,13 +83,14 @@ def _scaled(action: NDArray[Any], space: spaces.Box) -> NDArray[Any]:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     scaled = 2 * (action.reshape(space.shape) - low) / (high - low) - 1
     bounds = f"{space.low.tolist()} and {space.high.tolist()}"
+    require(bool(np.isfinite(scaled).all()), "the action of an intervention", action.tolist(), "it is not finite")
     advice = f"it is far from what is between {bounds}; say it in the units of the model's action space"
     require(bool((np.abs(scaled) <= FAR).all()), "the action of an intervention", action.tolist(), advice)
     if (np.abs(scaled) > 1 + ROUNDING).any():
         # One text for all of them, which Python prints once
         warnings.warn(
             f"A person's action is not between {bounds}, where all of the policy's are. It is learned from as if it "
-            "were cut off there; cut it off before it is executed.",
+            "were cut off there. Cut it off before it is executed, or say it in the units of the model's action space.",
             stacklevel=2,
         )
     return np.clip(scaled, -1, 1)

@@ -88,6 +88,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         self._dataset_of: Any = None  # the offline_dataset that it was loaded for
         self._dataset_name = ""
         self._n_offline = 0  # updates of the offline phase that are done
+        self._offline_log_interval = OFFLINE_LOG_INTERVAL
         self._n_online = 0  # steps of the environment that were stored
         self.reward_scale: RewardScale | None = None  # of critics that need one
         self._scale_knows_data = False
@@ -264,7 +265,7 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
             self.train(updates, self.batch_size)
             self._n_offline += updates
             self.num_timesteps += updates
-            if log_interval is not None and self._n_offline % OFFLINE_LOG_INTERVAL < updates:
+            if log_interval is not None and self._n_offline % self._offline_log_interval < updates:
                 self.dump_logs()
             callback.update_locals(locals() | no_steps(self.n_envs))
             goes_on = callback.on_step()
@@ -372,20 +373,23 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
         That is so as well if they are stopped early. A checkpoint made on the way goes on with them.
 
         :param steps: number of updates
-        :param kwargs: arguments of `learn`: callback, progress_bar, ...; the log has a row every thousand updates, or
-            none with log_interval=None
+        :param kwargs: arguments of `learn`: callback, progress_bar, ...; `log_interval` is a number of updates here,
+            1,000 unless given, None for no row in the log
         :raises ValueError: without `offline_dataset`, and if steps is no whole number >= 1
         """
         advice = f"there are no data to learn from; pass it to {type(self).__name__}, or to `load`"
         require(self.offline_dataset is not None, "offline_dataset", None, advice)
         require_whole("steps", steps)
+        interval = kwargs.setdefault("log_interval", OFFLINE_LOG_INTERVAL)
+        interval = OFFLINE_LOG_INTERVAL if interval is None else as_integer("log_interval", interval)
         # Before the phase is lengthened: if the data are refused, nothing has changed
         self._load_dataset()
         before, done = self.offline_steps, self._n_offline
-        self.offline_steps = done + int(steps)
+        self.offline_steps, self._offline_log_interval = done + int(steps), interval
         try:
             return self.learn(steps, **kwargs)
         finally:
+            self._offline_log_interval = OFFLINE_LOG_INTERVAL
             self.offline_steps = before if self._n_offline == done else self._n_offline
 
     def _excluded_save_params(self) -> list[str]:

@@ -141,4 +141,7 @@ def _load_path(path: Path, of: Spaces) -> Dataset:
             f"offline_dataset={str(path)!r} is not allowed: a file ends in .npz (OGBench's form), or in .hdf5 or .h5 "
             "(Robomimic's); for Minari's main_data.hdf5 give its directory"
         )
+    beside = path.with_name(f"{path.name}.npz")
+    if beside.exists():
+        raise ValueError(f"offline_dataset={str(path)!r} is not allowed: there is {str(beside)!r}; give that")
     raise missing_file(f"The dataset {str(path)!r}", [path], f"What can be loaded: {FORMS}.")
