@@ -1,6 +1,7 @@
 """Offline data: one loader a format, one `OfflineDataset` for all."""
 
 from sb3_flow.datasets.dataset import ARRAY_KEYS, Dataset, OfflineDataset, ShardedDataset, from_arrays
+from sb3_flow.datasets.describe import describe
 from sb3_flow.datasets.errors import DataError, HorizonError
 from sb3_flow.datasets.fits import check_fits
 from sb3_flow.datasets.lerobot import load_lerobot
@@ -20,6 +21,7 @@ __all__ = [
     "OfflineDataset",
     "ShardedDataset",
     "check_fits",
+    "describe",
     "from_arrays",
     "from_replay_buffer",
     "load_dataset",
