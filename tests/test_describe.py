@@ -28,7 +28,7 @@ def test_episodes_ends_and_ranges_are_said(layout: Any) -> None:
     low, high = data.actions[rows].min(), data.actions[rows].max()
     assert actions == f"actions: {low:g} to {high:g}"
     assert rewards == "rewards: 0 to 9; an episode's sum 6 to 39, 22.5 in the mean"
-    assert play == "1 steps are terminal where the episode goes on, as in play data"
+    assert play == "terminal steps after which the episode goes on, as in play data: 1"
 
 
 def test_of_a_dict_each_part_and_of_files_the_first_is_described(tmp_path: Path) -> None:

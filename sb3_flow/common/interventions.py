@@ -75,7 +75,7 @@ def _by_name(info: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _scaled(action: NDArray[Any], space: spaces.Box) -> NDArray[Any]:
-    """An action in the environment's units, in [-1, 1]."""
+    """An action of the space, in [-1, 1]."""
     batched = (1,) * (action.ndim - len(space.shape)) + space.shape
     fits = action.shape in (batched, (int(np.prod(space.shape)),))
     advice = f"its shape is {action.shape}, and that of an action {space.shape}; leave out what is not the policy's"

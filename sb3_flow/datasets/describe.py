@@ -29,7 +29,7 @@ def describe(dataset: Dataset) -> str:
     ]
     before = int((terminal & ~ends).sum())
     if before > 0:
-        lines.append(f"{before} steps are terminal where the episode goes on, as in play data")
+        lines.append(f"terminal steps after which the episode goes on, as in play data: {before}")
     return "\n".join(lines)
 
 
