@@ -15,13 +15,11 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from arguments import positive
-from evaluate import episodes
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
-from shift import STEPS, Reach
-from stable_baselines3.common.env_util import make_vec_env
-from timing import write_measured
+from shift import STEPS, Reach, success
+from timing import write_as_measured
 
 from sb3_flow import SACFlow
 
@@ -86,8 +84,7 @@ def run(way: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"way": way, "seed": seed}
     for part in range(1, args.parts + 1):
         model.learn(args.steps // args.parts, reset_num_timesteps=part == 1)
-        env = make_vec_env(lambda: TimeLimit(SmallTarget(), STEPS), n_envs=10, seed=90_000)
-        row[f"success_{model.num_timesteps}"] = episodes(model, env, args.episodes, deterministic=True).success_rate
+        row[f"success_{model.num_timesteps}"] = success(model, args.episodes, SmallTarget)
     return row
 
 
@@ -105,12 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/interventions.csv"))
     args = parser.parse_args()
     th.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for seed in args.seeds:
-        for way in args.ways:
-            rows.append(run(way, seed, args))
-            print(rows[-1], flush=True)
-            write_measured(rows, args.out)
+    write_as_measured((run(way, seed, args) for seed in args.seeds for way in args.ways), args.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import make_vec_env
-from timing import write_measured
+from timing import write_as_measured
 
 from sb3_flow import SACFlow
 
@@ -74,10 +74,14 @@ def demonstrations(number: int, seed: int) -> dict[str, NDArray[Any]]:
     return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-def success(model: SACFlow, args: argparse.Namespace) -> float:
-    """Share of episodes in which the target is reached."""
-    env = make_vec_env(lambda: TimeLimit(Reach(), STEPS), n_envs=10, seed=90_000)
-    rate = episodes(model, env, args.episodes, deterministic=True).success_rate
+def success(model: SACFlow, number: int, task: type[Reach] = Reach) -> float:
+    """Share of episodes in which the target is reached.
+
+    :param number: of episodes
+    :param task: what they are of
+    """
+    env = make_vec_env(lambda: TimeLimit(task(), STEPS), n_envs=10, seed=90_000)
+    rate = episodes(model, env, number, deterministic=True).success_rate
     assert rate is not None
     return rate
 
@@ -104,9 +108,9 @@ def run(pixels: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         device=args.device,
     )
     model.learn_offline(args.offline)
-    offline = success(model, args)
+    offline = success(model, args.episodes)
     model.learn(args.online)
-    return {"random_shift": pixels, "seed": seed, "offline": offline, "online": success(model, args)}
+    return {"random_shift": pixels, "seed": seed, "offline": offline, "online": success(model, args.episodes)}
 
 
 def main() -> None:
@@ -122,12 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mine/shift.csv"))
     args = parser.parse_args()
     th.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for seed in args.seeds:
-        for pixels in args.shifts:
-            rows.append(run(pixels, seed, args))
-            print(rows[-1], flush=True)
-            write_measured(rows, args.out)
+    write_as_measured((run(pixels, seed, args) for seed in args.seeds for pixels in args.shifts), args.out)
 
 
 if __name__ == "__main__":

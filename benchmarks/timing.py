@@ -5,7 +5,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,19 @@ def write_measured(rows: list[dict[str, Any]], path: Path) -> None:
     record = path.with_suffix(".jsonl")
     record.unlink(missing_ok=True)
     append_record(record, {"command": shlex.join(["python", *sys.argv])})
+
+
+def write_as_measured(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Print every row as it comes, and write it with those before it, so that a stopped command leaves them.
+
+    :param rows: with the same keys; each may take minutes
+    :param path: of the CSV, see `write_measured`
+    """
+    written: list[dict[str, Any]] = []
+    for row in rows:
+        written.append(row)
+        print(row, flush=True)
+        write_measured(written, path)
 
 
 def write_timings(rows: list[dict[str, Any]], swept: str, unit: str, path: Path, base: str = "crossq") -> None:

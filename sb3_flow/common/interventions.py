@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_flow.common.checks import require
+from sb3_flow.datasets.arrays import scaled
 
 SIGN = "is_intervention"
 ACTIONS = ("intervene_action", "teleop_action", "action_intervention")
@@ -80,17 +81,16 @@ def _scaled(action: NDArray[Any], space: spaces.Box) -> NDArray[Any]:
     fits = action.shape in (batched, (int(np.prod(space.shape)),))
     advice = f"its shape is {action.shape}, and that of an action {space.shape}; leave out what is not the policy's"
     require(fits, "the action of an intervention", action.tolist(), advice)
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    scaled = 2 * (action.reshape(space.shape) - low) / (high - low) - 1
+    theirs = scaled(action.reshape(space.shape), space)
     bounds = f"{space.low.tolist()} and {space.high.tolist()}"
-    require(bool(np.isfinite(scaled).all()), "the action of an intervention", action.tolist(), "it is not finite")
+    require(bool(np.isfinite(theirs).all()), "the action of an intervention", action.tolist(), "it is not finite")
     advice = f"it is far from what is between {bounds}; say it in the units of the model's action space"
-    require(bool((np.abs(scaled) <= FAR).all()), "the action of an intervention", action.tolist(), advice)
-    if (np.abs(scaled) > 1 + ROUNDING).any():
+    require(bool((np.abs(theirs) <= FAR).all()), "the action of an intervention", action.tolist(), advice)
+    if (np.abs(theirs) > 1 + ROUNDING).any():
         # One text for all of them, which Python prints once
         warnings.warn(
             f"A person's action is not between {bounds}, where all of the policy's are. It is learned from as if it "
             "were cut off there. Cut it off before it is executed, or say it in the units of the model's action space.",
             stacklevel=2,
         )
-    return np.clip(scaled, -1, 1)
+    return np.clip(theirs, -1, 1)

@@ -134,6 +134,19 @@ def bounded_actions(
     return np.clip(actions, np.float32(-limit), np.float32(limit)) if clip else actions
 
 
+def jumps(after: Array, observations: Array) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Whether rows begin elsewhere than the step before led, block by block, with the number of the first step."""
+    for start, block in blocks(after[:-1]):
+        following = observations[start + 1 : start + 1 + len(block)]
+        yield start, (block != following).reshape(len(block), -1).any(axis=1)
+
+
+def scaled(raw: Array, bounds: "spaces.Box[Any]") -> NDArray[np.float64]:
+    """Actions in the units of a `scalable` space, whose bounds become -1 and 1, as SB3 does."""
+    low, high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
+    return np.asarray(2 * (raw - low) / (high - low) - 1)
+
+
 def scalable(source: str | Path, space: spaces.Space[Any]) -> "spaces.Box[Any]":
     """An action space by whose bounds actions can be scaled.
 
@@ -156,7 +169,7 @@ def scalable(source: str | Path, space: spaces.Space[Any]) -> "spaces.Box[Any]":
 def scaled_actions(
     source: str | Path, key: str, raw: NDArray[np.float32], bounds: "spaces.Box[Any]", whose: str, remedy: str
 ) -> NDArray[np.float32]:
-    """Actions in [-1, 1] of those in the units of their space, as SB3 does.
+    """Actions in [-1, 1] of those in the units of their space.
 
     :param raw: (N, ...) of the space's shape
     :param bounds: a `scalable` space, whose bounds become -1 and 1
@@ -164,6 +177,5 @@ def scaled_actions(
     :param remedy: for actions that lie outside
     :raises DataError: for those
     """
-    low, high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
     outside = f"it was recorded outside of {whose}, {bounds}, whose bounds become -1 and 1: {remedy}"
-    return bounded_actions(source, key, 2 * (raw - low) / (high - low) - 1, remedy=outside)
+    return bounded_actions(source, key, scaled(raw, bounds), remedy=outside)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_flow.common.checks import require, require_integer
-from sb3_flow.datasets.arrays import Array, blocks, bounded_actions, check_shape, flag_array, float_array
+from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array, jumps
 from sb3_flow.datasets.errors import DataError, HorizonError, missing_array
 from sb3_flow.datasets.observations import (
     Dtypes,
@@ -186,16 +186,15 @@ class OfflineDataset:
             self._check_goes_on(key, parts(self.observations)[key], after, goes_on)
 
     def _check_goes_on(self, key: str, observations: Array, after: Array, goes_on: NDArray[np.bool_]) -> None:
-        for start, block in blocks(after[:-1]):
-            following = observations[start + 1 : start + 1 + len(block)]
-            jumps = (block != following).reshape(len(block), -1).any(axis=1) & goes_on[start : start + len(block)]
-            if jumps.any():
+        for start, elsewhere in jumps(after, observations):
+            bad = elsewhere & goes_on[start : start + len(elsewhere)]
+            if bad.any():
                 problem = (
                     f"they differ from the next row's observations, but {self._name('ends')} does not mark an "
                     "episode's end here; mark where time limits cut episodes, too, or use horizon_length=1"
                 )
                 name = full_name("next_observations", key)
-                raise HorizonError(self.source, name, problem, start + int(jumps.argmax()))
+                raise HorizonError(self.source, name, problem, start + int(bad.argmax()))
 
     def _warn_of_terminal_states(self, n_terminal: int) -> None:
         if n_terminal > MOSTLY * self._steps:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_flow.datasets.arrays import Array, blocks, scalable
+from sb3_flow.datasets.arrays import Array, jumps, scalable
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.errors import DataError
 from sb3_flow.datasets.observations import Observations, each, length, parts
@@ -77,10 +77,8 @@ def _in_order(array: Array, first: int, steps: int) -> Array:
 
 def _jumps(observations: Observations, after: Observations) -> NDArray[np.bool_]:
     """Whether the next row begins elsewhere than a step led."""
-    jumps = np.zeros(length(after), np.bool_)
+    found = np.zeros(length(after), np.bool_)
     for key, led in parts(after).items():
-        begun = parts(observations)[key]
-        for start, block in blocks(led[:-1]):
-            stop = start + len(block)
-            jumps[start:stop] |= (block != begun[start + 1 : stop + 1]).reshape(len(block), -1).any(axis=1)
-    return jumps
+        for start, elsewhere in jumps(led, parts(observations)[key]):
+            found[start : start + len(elsewhere)] |= elsewhere
+    return found
