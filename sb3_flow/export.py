@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from os import PathLike
@@ -43,7 +43,8 @@ class ActingPolicy(nn.Module):
     def __init__(self, policy: ActorPolicy, normalize: VecNormalize | None = None):
         super().__init__()
         self.actor = policy.actor
-        self.critic = policy.critic  # an actor may choose by its verdict, and has to find it on the same device
+        self.critic = policy.critic  # an actor may choose by its verdict
+        self._policy = (policy,)  # in a tuple: not all of its nets act
         self.chunk = (policy.horizon_length,) if policy.horizon_length > 1 else ()
         self.action_shape = policy.action_space.shape
         self.register_buffer("low", th.as_tensor(policy.action_space.low, device=policy.device))
@@ -51,6 +52,11 @@ class ActingPolicy(nn.Module):
         self._normalizers = _normalizers(normalize, policy.device)
         self.normalizers = nn.ModuleList(self._normalizers.values())  # ModuleDict refuses some keys of spaces
         self.train(False)
+
+    def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> "ActingPolicy":
+        # An actor may ask nets that are not its own, and has to find them on the same device
+        self._policy[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def forward(self, observations: Observation, noise: th.Tensor | None = None) -> th.Tensor:
         if isinstance(observations, dict):

@@ -7,6 +7,7 @@ account or a server (`sb3_flow.zoo.push_to_hub`, `rl_zoo3.load_from_hub`, `--tra
 
 import argparse
 import ast
+import importlib.util
 import inspect
 import json
 import math
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 OWN_NET = "own_velocity_net.md"
+OWN_ALGORITHM = "own_algorithm.md"
 OF_EXTRAS = ("ogbench", "robosuite")  # what scripts may need that tests can do without
 # Of the zoo, and not of an algorithm
 ZOO_ARGUMENTS = {"policy", "n_timesteps", "normalize", "seeds_per_trial", "frame_stack", "env_wrapper"}
@@ -76,7 +78,9 @@ def small_world(tmp_path: Path, short_episodes: None, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python") and page.name != OWN_NET], ids=lambda page: page.stem
+    "page",
+    [page for page in PAGES if blocks(page, "python") and page.name not in (OWN_NET, OWN_ALGORITHM)],
+    ids=lambda page: page.stem,
 )
 def test_code_runs(page: Path, small_world: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "page"}
@@ -128,6 +132,31 @@ def test_a_velocity_net_of_ones_own_is_trained_saved_exported_and_known_to_the_z
     runpy.run_module("rl_zoo3.train", run_name="__main__")
     saved = small_world / "logs" / "sac_flow" / "Pendulum-v1_1" / "Pendulum-v1.zip"
     assert isinstance(SACFlow.load(saved).policy, namespace["ResidualPolicy"])
+
+
+@pytest.mark.slow
+def test_an_algorithm_of_ones_own_is_trained_resumed_exported_and_known_to_the_zoo(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm, use, steered, zoo = blocks(DOCS / OWN_ALGORITHM, "python")
+    (config,) = blocks(DOCS / OWN_ALGORITHM, "yaml")
+    for name, text in {"weighted.py": algorithm, "custom_envs.py": zoo, "weighted.yml": config}.items():
+        (small_world / name).write_text(text)
+    monkeypatch.delitem(sys.modules, "weighted", raising=False)
+    execute(algorithm + steered, {"__name__": "page"}, OWN_ALGORITHM)
+    if importlib.util.find_spec("ogbench"):
+        namespace: dict[str, Any] = {"__name__": "page"}
+        execute(use, namespace, OWN_ALGORITHM)
+        assert namespace["model"].num_timesteps == 2
+        assert Path("weighted.onnx").exists()
+    commands_of = commands(DOCS / OWN_ALGORITHM)
+    for arguments, tiny in zip(
+        commands_of, (["learning_starts:5", "-n", "20"], ["--no-render", "-n", "5"]), strict=True
+    ):
+        # In a process of its own: the folder's custom_envs is not ours
+        ran = subprocess.run([sys.executable, *arguments.arguments, *tiny], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+    assert list(Path("logs").glob("weighted/Pendulum-v1_1/Pendulum-v1.zip"))
 
 
 # --- Commands ---
@@ -196,7 +225,10 @@ def understood(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argpars
     return parsed.value.namespace
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+# Those of OWN_ALGORITHM are run
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != OWN_ALGORITHM and commands(page)], ids=lambda page: page.stem
+)
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register()

@@ -211,7 +211,7 @@ def test_chunks_are_not_searched_beside_what_goes_with_none(algo, fixed) -> None
 def test_sampled_parameters_survive_the_study_and_keep_policy_kwargs(
     algo, kept, yaml_values, searched, not_searched, storage, tmp_path
 ):
-    algorithm, search = ALGORITHMS[algo]
+    algorithm, search, _ = ALGORITHMS[algo]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = storage.format(tmp_path)
     study = optuna.create_study(

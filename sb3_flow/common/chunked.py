@@ -25,7 +25,7 @@ class ChunkedAlgorithm(PersistentOffPolicyAlgorithm):
     The other parameters are those of SB3's OffPolicyAlgorithm.
     """
 
-    def __init__(self, *args: Any, horizon_length: int, **kwargs: Any):
+    def __init__(self, *args: Any, horizon_length: int = 1, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.horizon_length = horizon_length
         self._chunk_state: tuple[NDArray[Any], ...] | None = None

@@ -107,3 +107,8 @@ def encode_once(batch: Batch, critic: BaseModel) -> Batch:
     now = encode(batch.observations, critic.training and th.is_grad_enabled())
     then = encode(batch.next_observations, False)
     return batch._replace(observations=now, next_observations=then)
+
+
+def n_observations(obs: PyTorchObs) -> int:
+    """B of a batch of observations."""
+    return next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]

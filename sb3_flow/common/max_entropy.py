@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from abc import abstractmethod
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +21,12 @@ SelfMaxEntropy = TypeVar("SelfMaxEntropy", bound="MaxEntropyAlgorithm")
 class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     """An algorithm with an entropy term, whose actor and temperature may be updated less often than the critics.
 
-    A subclass replaces arguments that are None, and sets a `target_entropy` that is a number, the schedule of
-    `qf_learning_rate` and then the `temperature`.
+    A subclass may have other defaults, which it puts in place of None and "auto" (`_complete_defaults`), and another
+    temperature (`_make_temperature`).
 
     :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; None if the subclass
         knows a default
-    :param target_entropy: of a learned alpha, in nats, or "auto"
+    :param target_entropy: of a learned alpha, in nats; "auto" for SAC's, -D, or the subclass's
     :param qf_learning_rate: of the critics; None if the subclass knows a default
     :param policy_delay: critic updates per actor update; None if the subclass knows a default
     :raises ValueError: before training, for arguments outside of what is stated here
@@ -41,10 +40,10 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     def __init__(
         self,
         *args: Any,
-        ent_coef: str | float | None,
-        target_entropy: str | float,
-        qf_learning_rate: float | Schedule | None,
-        policy_delay: int | None,
+        ent_coef: str | float | None = "auto",
+        target_entropy: str | float = "auto",
+        qf_learning_rate: float | Schedule | None = 3e-4,
+        policy_delay: int | None = 1,
         **kwargs: Any,
     ):
         self.ent_coef = ent_coef
@@ -68,13 +67,26 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
         else:
             require_number("target_entropy", self.target_entropy, -math.inf, math.inf, "'auto' or a finite number")
 
-    @abstractmethod
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._settle_arguments()
+        self._setup_qf_lr_schedule()
+        self._setup_temperature()
+
+    def _settle_arguments(self) -> None:
+        self._complete_defaults()
+        for name in ("ent_coef", "qf_learning_rate", "policy_delay"):
+            require(getattr(self, name) is not None, name, None, "leave it out for the default")
+        self.target_entropy = float(self.target_entropy)
+
+    def _complete_defaults(self) -> None:
+        """Put values in place of None, and a number in place of the target's "auto"; now the nets are known."""
+        if self.target_entropy == "auto":
+            self.target_entropy = -float(self.policy.chunk_dim)
+
     def _make_temperature(self, ent_coef: str | float) -> Temperature:
         """The temperature that an `ent_coef` asks for."""
-
-    @abstractmethod
-    def _complete_defaults(self) -> None:
-        """Put numbers in place of None and "auto"."""
+        return Temperature(ent_coef, self.qf_lr_schedule(1), 0.9, self.device)
 
     def _setup_temperature(self) -> None:
         assert self.ent_coef is not None
@@ -89,7 +101,7 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
 
     def _follow_arguments(self) -> None:
         super()._follow_arguments()
-        self._complete_defaults()
+        self._settle_arguments()
         if self.qf_learning_rate != self._qf_scheduled:  # as `lr_schedule`, it may be assigned itself
             self._setup_qf_lr_schedule()
         self._follow_ent_coef()

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BaseModel, BasePolicy
@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_flow.common.algorithm import FlowAlgorithm
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import NonFiniteError, require_choice, require_integer, require_number
+from sb3_flow.common.checks import NonFiniteError, require, require_choice, require_integer, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
 from sb3_flow.common.critics import FlowCritic
 from sb3_flow.common.graphs import maybe_recorded
@@ -33,7 +33,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
     """An actor and critics, trained on batches of experience; the algorithms say by which losses.
 
     A subclass names its policies, gives its losses as methods that are free of random draws and of branches on tensors,
-    and has a `train` that goes through `_batches`.
+    and has a `train` that goes through `_batches`; docs/own_algorithm.md is an example.
 
     :param policy: a class, or a name of `policy_aliases`
     :param bc_coef: weight >= 0 of what holds the policy to the data: a float, a schedule, or two of these, for the
@@ -45,6 +45,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
     The other parameters are those of `OfflineToOnlineAlgorithm` and of SB3's OffPolicyAlgorithm.
     """
 
+    policy_type: ClassVar[type[Any]] = ChunkPolicy
     policy: ChunkPolicy
     actor: ChunkActor
     critic: FlowCritic
@@ -54,12 +55,12 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         self,
         policy: str | type[BasePolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule,
+        learning_rate: float | Schedule = 3e-4,
         *,
-        bc_coef: BCCoef | None,
-        compile: CompileMode,
-        amp: str | None,
-        _init_setup_model: bool,
+        bc_coef: BCCoef | None = 0.0,
+        compile: CompileMode = False,
+        amp: str | None = None,
+        _init_setup_model: bool = True,
         **kwargs: Any,
     ):
         super().__init__(policy, env, learning_rate, sde_support=False, support_multi_env=True, **kwargs)
@@ -86,6 +87,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
+        self._check_nets()
         if self.critic.support is not None and self.reward_scale is None:
             self.reward_scale = RewardScale(self.critic.support.bound)
         self.bc_schedules = self._phase_schedules()
@@ -191,7 +193,10 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         :param args: the loss's arguments
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         """
-        (name,) = (name for name, known in self._nets.items() if known is net)
+        name = next((name for name, known in self._nets.items() if known is net), "")
+        owner = type(self).__name__
+        advice = f"{owner}._nets has {', '.join(self._nets)}; add it, or its optimizer is not saved"
+        require(name != "", f"the net that {owner} updates", type(net).__name__, advice)
         return self._step(name, net, log, loss_fn, *args, max_gradient=max_gradient)
 
     def _step_on_device(self, net: BaseModel, *args: Any) -> Descent[Any]:

@@ -64,12 +64,12 @@ class OfflineToOnlineAlgorithm(ChunkedAlgorithm):
     def __init__(
         self,
         *args: Any,
-        learning_starts: int | None,
-        offline_dataset: DatasetSpec | None,
-        offline_steps: int,
-        offline_ratio: float | None,
-        start_training: int,
-        random_shift: int,
+        learning_starts: int | None = None,
+        offline_dataset: DatasetSpec | None = None,
+        offline_steps: int = 0,
+        offline_ratio: float | None = None,
+        start_training: int = 0,
+        random_shift: int = 0,
         **kwargs: Any,
     ):
         if learning_starts is None:

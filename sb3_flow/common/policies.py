@@ -19,8 +19,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import is_integer, require, require_choice, require_integer, require_number
-from sb3_flow.common.critics import CriticKind, FlowCritic
-from sb3_flow.common.encoding import ObservingModel, SharedFeatures, encode_once
+from sb3_flow.common.critics import CRITIC_KINDS, CriticKind, FlowCritic
+from sb3_flow.common.encoding import ObservingModel, SharedFeatures, encode_once, n_observations
 from sb3_flow.common.flow import Line
 from sb3_flow.common.hints import check_known
 from sb3_flow.common.velocity import Flow
@@ -190,16 +190,19 @@ class ActorPolicy(BasePolicy):
                 "if they are to be divided by 255)."
             ) from error
 
-    def _make_optimizer(self, net: BaseModel, lr_schedule: Schedule) -> th.optim.Optimizer:
-        return self.optimizer_class(
-            net.parameters(),
-            lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
-        )
+    def net_arguments(self) -> dict[str, Any]:
+        """What a net that takes observations is made with; its features extractor is of its own, or the critics'."""
+        extractor = self.make_features_extractor()
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "features_extractor": extractor,
+            "features_dim": extractor.features_dim,
+            "normalize_images": self.normalize_images,
+        }
 
-    def _trained_nets(self) -> tuple[BaseModel, ...]:
-        """The nets that have a training mode."""
-        return self.actor, self.critic
+    def _make_optimizer(self, net: BaseModel, lr_schedule: Schedule) -> th.optim.Optimizer:
+        return self.optimizer_class(net.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -270,9 +273,10 @@ class ActorPolicy(BasePolicy):
         return bounded
 
     def set_training_mode(self, mode: bool) -> None:
-        """Training or evaluation mode of all nets but target critics, whose own never changes."""
-        for net in self._trained_nets():
-            net.set_training_mode(mode)
+        """Training or evaluation mode of all nets but those named `..._target`, whose own never changes."""
+        for name, net in self.named_children():
+            if isinstance(net, BaseModel) and not name.endswith("_target"):
+                net.set_training_mode(mode)
         self.training = mode
 
 
@@ -289,7 +293,7 @@ class ChunkPolicy(ActorPolicy):
     The other parameters are those of `ActorPolicy`.
     """
 
-    critic_kind: CriticKind
+    critic_kind: CriticKind = CRITIC_KINDS["target"]
     critic: FlowCritic
     critic_target: FlowCritic | None
 
@@ -391,8 +395,3 @@ def default_features_extractor(observation_space: spaces.Space[Any]) -> type[Bas
     if isinstance(observation_space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(observation_space) else FlattenExtractor
-
-
-def n_observations(obs: PyTorchObs) -> int:
-    """B of a batch of observations."""
-    return next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]

@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch as th
 
+from sb3_flow.common.checks import require
 from sb3_flow.common.compile import compiled_for_cpu
 from sb3_flow.common.graphs import detached
 from sb3_flow.common.guard import Guard, Statistics, count_bad, set_where
@@ -17,7 +18,7 @@ SATURATED = 0.99  # an action this close to its bound counts as saturated
 
 
 class Loss(Protocol):
-    """What a loss function returns, by name."""
+    """What a loss function returns: a NamedTuple, whose tensors lose their gradients when the step is made."""
 
     @property
     def loss(self) -> th.Tensor:
@@ -102,13 +103,22 @@ class Differentiated(Generic[L]):
         before = [tensor.clone() for tensor in self.statistics.moving]
         with self.autocast():
             result = self.loss_fn(self.encode(batch), *args)
+        if not th.compiler.is_compiling():
+            _check_loss(result, self.loss_fn)
         gradient, norm = differentiate(result.loss, parameters, max_gradient)
         logged = result.logged
         means = [value.detach().mean() for value in logged.values()]
+        figures = th.stack(means) if means else result.loss.new_zeros(0)
         bad = th.stack([count_bad(tensor) for tensor in (*result.made_of.values(), result.loss, norm)])
         self.guard.look(bad)
         set_where(self.guard.stopped, self.statistics.moving, before)
-        return Descent(detached(result), Figures(tuple(logged), th.stack(means), bad), gradient)
+        return Descent(detached(result), Figures(tuple(logged), figures, bad), gradient)
+
+
+def _check_loss(result: Any, loss_fn: Callable[..., Any]) -> None:
+    is_loss = isinstance(result, tuple) and all(hasattr(result, name) for name in ("loss", "made_of", "logged"))
+    advice = "a NamedTuple with the tensor `loss`, and `made_of` and `logged`, dicts of tensors by their names"
+    require(is_loss, f"what {getattr(loss_fn, '__name__', 'the loss')} returns", result, advice)
 
 
 def differentiate(

@@ -9,7 +9,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_flow.common.buffers import Batch
-from sb3_flow.common.checks import require
 from sb3_flow.common.compile import CompileMode
 from sb3_flow.common.critics import outputs_and_next
 from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
@@ -157,23 +156,14 @@ class DIME(MaxEntropyAlgorithm):
             _init_setup_model=_init_setup_model,
         )
 
-    def _check_arguments(self) -> None:
-        for name in ("ent_coef", "qf_learning_rate", "policy_delay"):
-            require(getattr(self, name) is not None, name, None, "leave it out for the default")
-        super()._check_arguments()
-
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._complete_defaults()
-        self._setup_qf_lr_schedule()
-        self._setup_temperature()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
         self._actor_loss_fn = self._compiled_loss(self._actor_loss)
 
     def _complete_defaults(self) -> None:
         if self.target_entropy == "auto":
             self.target_entropy = -TARGET_COST * self.policy.chunk_dim
-        self.target_entropy = float(self.target_entropy)
 
     def _make_temperature(self, ent_coef: str | float) -> Temperature:
         return Temperature(ent_coef, ENT_COEF_LEARNING_RATE, 0.9, self.device)

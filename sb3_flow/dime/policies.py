@@ -120,16 +120,11 @@ class DIMEPolicy(ChunkPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _make_actor(self) -> DIMEActor:
-        extractor = self.make_features_extractor()
         return DIMEActor(
-            self.observation_space,
-            self.action_space,
-            extractor,
-            extractor.features_dim,
-            self.chunk_dim,
-            self.arch("pi", [256, 256, 256]),
-            self.diffusion_steps,
-            self.normalize_images,
+            **self.net_arguments(),
+            chunk_dim=self.chunk_dim,
+            net_arch=self.arch("pi", [256, 256, 256]),
+            diffusion_steps=self.diffusion_steps,
         ).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
@@ -120,31 +119,15 @@ class FlowRLPolicy(ChunkPolicy):
             net.optimizer = self._make_optimizer(net, lr_schedule)
 
     def _make_actor(self) -> MidpointActor:
-        extractor = self.make_features_extractor()
         return MidpointActor(
-            self.observation_space,
-            self.action_space,
-            extractor,
-            extractor.features_dim,
-            self.chunk_dim,
-            self.arch("pi", [512, 512]),
-            self.flow_steps,
-            self.normalize_images,
+            **self.net_arguments(),
+            chunk_dim=self.chunk_dim,
+            net_arch=self.arch("pi", [512, 512]),
+            flow_steps=self.flow_steps,
         ).to(self.device)
 
     def _make_behavior_value(self) -> BehaviorValue:
-        extractor = self.make_features_extractor()
-        return BehaviorValue(
-            self.observation_space,
-            self.action_space,
-            extractor,
-            extractor.features_dim,
-            self.arch("qf", CRITIC.net_arch),
-            self.normalize_images,
-        ).to(self.device)
-
-    def _trained_nets(self) -> tuple[BaseModel, ...]:
-        return (*super()._trained_nets(), self.behavior_critic, self.behavior_value)
+        return BehaviorValue(**self.net_arguments(), net_arch=self.arch("qf", CRITIC.net_arch)).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -184,16 +184,11 @@ class FQLPolicy(ChunkPolicy):
             self.actor.judged_by(self.critic)
 
     def _make_actor(self) -> OneStepActor | BestOfNActor:
-        extractor = self.make_features_extractor()
         arguments = {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "features_extractor": extractor,
-            "features_dim": extractor.features_dim,
+            **self.net_arguments(),
             "chunk_dim": self.chunk_dim,
             "net_arch": self.arch("pi", [512, 512, 512, 512]),
             "flow_steps": self.flow_steps,
-            "normalize_images": self.normalize_images,
         }
         if self.best_of_n is not None:
             return BestOfNActor(best_of_n=self.best_of_n, **arguments).to(self.device)

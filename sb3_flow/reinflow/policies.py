@@ -200,15 +200,7 @@ class ReinFlowPolicy(ActorPolicy):
         return Flow(extractor, nn.Identity(), velocity, squash=False, sde=False)
 
     def _make_critic(self) -> ValueNet:
-        extractor = self.make_features_extractor()
-        return ValueNet(
-            self.observation_space,
-            self.action_space,
-            extractor,
-            extractor.features_dim,
-            self.arch("vf", [256, 256, 256]),
-            self.normalize_images,
-        ).to(self.device)
+        return ValueNet(**self.net_arguments(), net_arch=self.arch("vf", [256, 256, 256])).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

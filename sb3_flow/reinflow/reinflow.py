@@ -16,10 +16,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flow.common.checks import as_integer, check_finite, require, require_choice, require_number
 from sb3_flow.common.compile import COMPILE_MODES, CompileMode
+from sb3_flow.common.encoding import n_observations
 from sb3_flow.common.guard import Guard
 from sb3_flow.common.interventions import refuse_interventions
 from sb3_flow.common.log import Log
-from sb3_flow.common.policies import n_observations
 from sb3_flow.common.schedules import as_schedule
 from sb3_flow.common.shift import check_shift
 from sb3_flow.common.updates import Descent, L

@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_flow.common.batch_renorm import BatchRenorm
 from sb3_flow.common.checks import require, require_choice, require_integer, require_number
 from sb3_flow.common.critics import CRITIC_KINDS
+from sb3_flow.common.encoding import n_observations
 from sb3_flow.common.flow import (
     LIKELIHOODS,
     ROLLOUT_KINDS,
@@ -27,7 +28,7 @@ from sb3_flow.common.flow import (
     integrate,
     rollout,
 )
-from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy, n_observations
+from sb3_flow.common.policies import ChunkActor, ChunkPolicy, ImagePolicy
 from sb3_flow.common.velocity import DecoderVelocity, Flow, GatedVelocity, MLPVelocity, VelocityNet, check_velocity
 
 
@@ -235,20 +236,17 @@ class FlowPolicy(ChunkPolicy):
             self.behavior.optimizer = self._make_optimizer(self.behavior, lr_schedule)
 
     def _make_actor(self) -> FlowActor:
-        extractor = self.make_features_extractor()
-        velocity = self.make_velocity(extractor.features_dim)
-        check_velocity(velocity, extractor.features_dim, self.chunk_dim, f"{type(self).__name__}.make_velocity")
+        arguments = self.net_arguments()
+        features_dim = arguments["features_dim"]
+        velocity = self.make_velocity(features_dim)
+        check_velocity(velocity, features_dim, self.chunk_dim, f"{type(self).__name__}.make_velocity")
         return FlowActor(
-            self.observation_space,
-            self.action_space,
-            extractor,
-            extractor.features_dim,
-            velocity,
-            self.chunk_dim,
-            self.flow_steps,
-            self.rollout,
-            self.likelihood,
-            self.normalize_images,
+            **arguments,
+            velocity=velocity,
+            chunk_dim=self.chunk_dim,
+            flow_steps=self.flow_steps,
+            rollout_kind=self.rollout,
+            likelihood=self.likelihood,
         ).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -235,11 +235,8 @@ class SACFlow(MaxEntropyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._has_behavior = self.policy.has_behavior
-        self._complete_defaults()
         self._warn_of_target_entropy()
         self._warn_of_tau()
-        self._setup_qf_lr_schedule()
-        self._setup_temperature()
         self._critic_loss_fn = self._compiled_loss(self._critic_loss)
         self._actor_loss_fn = self._compiled_loss(self._actor_loss)
         self._behavior_loss_fn = self._compiled_loss(self._behavior_loss)
@@ -257,7 +254,6 @@ class SACFlow(MaxEntropyAlgorithm):
             self.target_entropy = auto_target_entropy(
                 net.chunk_dim, net.flow_steps, net.rollout, net.noise_std, net.likelihood, self._highest_log_std
             )
-        self.target_entropy = float(self.target_entropy)
 
     @property
     def _highest_log_std(self) -> float:

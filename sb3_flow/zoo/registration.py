@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import sb3_flow
 import sb3_flow.envs
 from sb3_flow import DIME, FQL, QSM, FlowRL, ReinFlow, SACFlow
 from sb3_flow.common.algorithm import FlowAlgorithm
+from sb3_flow.common.checks import require
 from sb3_flow.zoo.search import (
     DIMESearch,
     FlowRLSearch,
@@ -20,6 +22,7 @@ from sb3_flow.zoo.search import (
     ReinFlowSearch,
     SACFlowSearch,
     SearchSpace,
+    Unsearched,
 )
 
 PACKAGE = Path(sb3_flow.__file__).parent
@@ -28,10 +31,11 @@ HYPERPARAMS = next(path for path in (PACKAGE / "hyperparams", PACKAGE.parent / "
 
 
 class Algorithm(NamedTuple):
-    """What the zoo knows of an algorithm, beside its YAML."""
+    """What the zoo knows of an algorithm."""
 
     algorithm: type[FlowAlgorithm]
     search: SearchSpace
+    config: Path | None = None  # its YAML; None for ours, in `HYPERPARAMS`
 
 
 # What follows `--algo`
@@ -50,7 +54,7 @@ def config_of(algo: str) -> Path:
 
     :param algo: one of `ALGORITHMS`
     """
-    return HYPERPARAMS / f"{algo}.yml"
+    return ALGORITHMS[algo].config or HYPERPARAMS / f"{algo}.yml"
 
 
 CONFIG = config_of("sac_flow")
@@ -63,7 +67,7 @@ def register() -> None:
     """
     sb3_flow.envs.register()
     # In place: rl_zoo3's scripts hold references to these dicts
-    for algo, (algorithm, search) in ALGORITHMS.items():
+    for algo, (algorithm, search, _) in ALGORITHMS.items():
         ALGOS[algo] = algorithm
         HYPERPARAMS_SAMPLER[algo] = search.sample
         HYPERPARAMS_CONVERTER[algo] = search.convert
@@ -74,6 +78,34 @@ def register() -> None:
     # does that and reads no hyperparameters; scripts that do call `register` (docs/rl_zoo3.md)
     if hasattr(exp_manager, "ExperimentManager"):
         _make_our_managers(exp_manager.ExperimentManager)
+
+
+def register_algorithm(
+    name: str,
+    algorithm: type[FlowAlgorithm],
+    config: str | PathLike[str],
+    search: SearchSpace | None = None,
+) -> None:
+    """Make an algorithm of your own known to rl-zoo3, and all of ours with it: a line of your `custom_envs.py`.
+
+    :param name: what follows `--algo`
+    :param algorithm: the class
+    :param config: its YAML, with a row for each task or one named "default"
+    :param search: what `-optimize` searches; None for an algorithm that is not searched
+    :raises ValueError: for a class of another kind, the name of another algorithm, and a file that there is not
+    """
+    known = isinstance(algorithm, type) and issubclass(algorithm, FlowAlgorithm)
+    require(known, "algorithm", algorithm, "a subclass of sb3_flow.common.off_policy.OffPolicyFlowAlgorithm")
+    registered = ALGOS.get(name)
+    same = registered is None or (registered.__module__, registered.__name__) == (
+        algorithm.__module__,
+        algorithm.__name__,
+    )
+    require(same, "name", name, f"rl-zoo3 has {registered} under it; choose another one")
+    path = Path(config).absolute()
+    require(path.is_file(), "config", str(config), "there is no such file; write one with a row named 'default'")
+    ALGORITHMS[name] = Algorithm(algorithm, search or Unsearched(), path)
+    register()
 
 
 @functools.cache

@@ -164,6 +164,15 @@ class SearchSpace(ABC):
         return set(self.convert({name: _any_value(distribution) for name, distribution in space.items()}))
 
 
+class Unsearched(SearchSpace):
+    """That of an algorithm for which nobody has said what to search."""
+
+    def own_parameters(self, fixed: Fixed) -> Space:
+        raise ValueError(
+            "This algorithm has nothing to optimize: pass register_algorithm(..., search=...) a SearchSpace"
+        )
+
+
 def reaching(low: float, high: float, value: float | None) -> FloatDistribution:
     """Numbers on a log scale, with those around a value that lies outside of the bounds.
 

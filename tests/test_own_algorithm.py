@@ -1,0 +1,328 @@
+"""An algorithm from outside of the package: that of docs/own_algorithm.md, and what one may get wrong."""
+
+import re
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import ACTION, VECTOR, RandomEnv
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS
+from torch import nn
+
+from sb3_flow import FQL
+from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
+from sb3_flow.export import ActingPolicy, export_onnx
+from sb3_flow.zoo import register_algorithm
+from sb3_flow.zoo.registration import ALGORITHMS
+from sb3_flow.zoo.search import Unsearched
+
+PAGE = Path(__file__).parent.parent / "docs" / "own_algorithm.md"
+OBS = np.ones((3, *VECTOR.shape), np.float32)
+
+
+@pytest.fixture(scope="module")
+def weighted() -> Iterator[ModuleType]:
+    """The page's first block, as the module that it is to be saved as."""
+    module = ModuleType("weighted")
+    (code, *_) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    sys.modules["weighted"] = module
+    exec(compile(code, "weighted.py", "exec"), module.__dict__)
+    yield module
+    del sys.modules["weighted"]
+
+
+def make(algorithm: Any, env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> Any:
+    tiny = {"learning_starts": 10, "batch_size": 8, "buffer_size": 200, "seed": 0, "device": "cpu"}
+    nets = {"policy_kwargs": {"net_arch": [16, 16], "flow_steps": 2}}
+    return algorithm(policy, RandomEnv() if env is None else env, **(tiny | nets | kwargs))
+
+
+def two_modes(steps: int) -> dict[str, Any]:
+    """One state, actions around 0.7 and -0.7, of which the first are rewarded."""
+    generator = np.random.default_rng(0)
+    better = generator.random(steps) < 0.5
+    actions = np.where(better, 0.7, -0.7)[:, None] + 0.05 * generator.standard_normal((steps, 1))
+    state = np.zeros((steps, 1), np.float32)
+    return {
+        "observations": state,
+        "next_observations": state,
+        "actions": actions.astype(np.float32),
+        "rewards": better.astype(np.float32),
+        "masks": np.zeros(steps, np.float32),
+        "terminals": np.ones(steps, np.float32),
+    }
+
+
+# --- The page's ---
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*masks are 0")
+def test_it_learns_the_better_of_two_modes(weighted: ModuleType) -> None:
+    one = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    env = RandomEnv(one, one)
+    nets = {"net_arch": [32, 32], "flow_steps": 2}
+    data = {"offline_dataset": two_modes(2_000), "offline_steps": 600}
+    model = make(weighted.WeightedFlow, env, **data, batch_size=64, learning_rate=3e-3, spread=0.5, policy_kwargs=nets)
+    model.learn(600)
+    actions, _ = model.predict(np.zeros((1_000, 1), np.float32))
+    assert (actions > 0.3).mean() > 0.9
+
+
+def test_it_is_saved_and_loaded_and_goes_on(weighted: ModuleType, tmp_path: Path) -> None:
+    model = make(weighted.WeightedFlow, horizon_length=3, spread=0.7).learn(20)
+    model.save(tmp_path / "model")
+    loaded = weighted.WeightedFlow.load(tmp_path / "model", env=RandomEnv())
+    assert loaded.spread == 0.7
+    for deterministic in (True, False):
+        acts = []
+        for one in (model, loaded):
+            one.set_random_seed(1)
+            acts.append(one.predict(OBS, deterministic=deterministic)[0])
+        np.testing.assert_array_equal(*acts)
+    before = [parameter.clone() for parameter in loaded.actor.parameters()]
+    loaded.learn(20, reset_num_timesteps=False)
+    assert any((old != new).any() for old, new in zip(before, loaded.actor.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_its_onnx_file_acts_as_it_does(weighted: ModuleType, tmp_path: Path) -> None:
+    model = make(weighted.WeightedFlow)
+    export_onnx(model, tmp_path / "weighted.onnx")
+    (acts,) = onnxruntime.InferenceSession(tmp_path / "weighted.onnx").run(["action"], {"observation": OBS})
+    np.testing.assert_allclose(acts, model.predict(OBS, deterministic=True)[0], atol=1e-5)
+
+
+def test_it_takes_dicts_and_chunks(weighted: ModuleType) -> None:
+    env = RandomEnv(spaces.Dict({"arm": VECTOR, "goal": VECTOR}))
+    model = make(weighted.WeightedFlow, env, "MultiInputPolicy", horizon_length=2, gradient_steps=2).learn(20)
+    assert model._n_updates == 20
+    assert model.logger.name_to_value["train/highest_weight"] > 0
+
+
+def test_what_is_not_finite_stops_it_before_a_net_takes_the_step(weighted: ModuleType) -> None:
+    model = make(weighted.WeightedFlow, RandomEnv(bad_reward=np.nan))
+    with pytest.raises(FloatingPointError, match="reward"):
+        model.learn(40)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+# --- Arguments ---
+
+
+@pytest.mark.parametrize("name", ["use_sde", "sde_sample_freq", "sde_support", "support_multi_env", "monitor_wrapper"])
+def test_what_sb3s_bases_take_and_ours_set_is_refused(weighted: ModuleType, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is no argument of WeightedFlow: leave it out") as caught:
+        make(weighted.WeightedFlow, **{name: True})
+    assert name not in str(caught.value).partition("It takes")[2]
+
+
+def test_the_bases_arguments_have_defaults(weighted: ModuleType) -> None:
+    model = weighted.WeightedFlow("MlpPolicy", RandomEnv())
+    assert (model.horizon_length, model.bc_coef, model.compile, model.offline_dataset) == (1, 0.0, False, None)
+    assert model.learning_starts == 5_000
+    assert model.policy.critic_kind.has_target
+
+
+# --- Nets beside actor and critic ---
+
+
+def with_third(weighted: ModuleType, key: str, optimizer: bool = True, listed: bool = True) -> type[Any]:
+    """The page's algorithm with a third net, which draws numbers in training mode."""
+
+    class ThirdActor(weighted.WeightedActor):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.velocity = nn.Sequential(nn.Dropout(0.5), nn.Linear(self.features_dim, self.chunk_dim))
+
+        def action(self, obs: Any, noise: th.Tensor) -> th.Tensor:
+            features = self.extract_features(obs, self.features_extractor)
+            return th.tanh(self.velocity(features) + noise)
+
+    class ThirdPolicy(weighted.WeightedPolicy):  # type: ignore[misc, name-defined]
+        def _build(self, lr_schedule: Any) -> None:
+            super()._build(lr_schedule)
+            arguments = {"chunk_dim": self.chunk_dim, "net_arch": [8, 8], "flow_steps": 1}
+            self.third = ThirdActor(**self.net_arguments(), **arguments)
+            self.third_target = deepcopy(self.third)
+            self.actor._third = (self.third,)  # asked, not owned
+            if optimizer:
+                self.third.optimizer = self._make_optimizer(self.third, lr_schedule)
+
+    class Third(weighted.WeightedFlow):  # type: ignore[misc, name-defined]
+        policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": ThirdPolicy}
+
+        @property
+        def third(self) -> Any:
+            return self.policy.third
+
+        @property
+        def _nets(self) -> dict[str, Any]:
+            return {**super()._nets, **({key: self.third} if listed else {})}
+
+    return Third
+
+
+def test_a_third_net_is_saved_and_acts_in_evaluation_mode(weighted: ModuleType, tmp_path: Path) -> None:
+    model = make(with_third(weighted, "third"))
+    model.policy.set_training_mode(True)
+    assert model.third.training
+    target = model.policy.third_target.train(True)
+    model.predict(OBS)
+    assert not model.third.training
+    assert target.training  # a target's own
+    model.save(tmp_path / "model")
+    assert "third.optimizer" in model.get_parameters()
+
+
+def test_a_net_that_the_actor_asks_moves_with_what_is_exported(weighted: ModuleType) -> None:
+    acting = deepcopy(ActingPolicy(make(with_third(weighted, "third")).policy)).to("meta")
+    (asked,) = acting.actor._third
+    assert all(tensor.is_meta for tensor in asked.state_dict().values())
+
+
+def test_a_net_that_could_not_be_saved_is_refused_before_training(weighted: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"Third._nets key='flow' is not allowed: Third.flow has to be the net"):
+        make(with_third(weighted, "flow"))
+    with pytest.raises(ValueError, match=r"Third.third='ThirdActor' is not allowed: it has no optimizer; .*_build"):
+        make(with_third(weighted, "third", optimizer=False))
+
+
+def test_an_update_of_a_net_that_is_not_listed_says_so(weighted: ModuleType) -> None:
+    class Unlisted(with_third(weighted, "third", listed=False)):  # type: ignore[misc]
+        def train(self, gradient_steps: int, batch_size: int = 8) -> None:
+            for batch, log in self._batches(gradient_steps, batch_size):
+                self._update(self.third, log, self._critic_loss_fn, batch, self.actor.sample_noise(8))
+
+    with pytest.raises(ValueError, match=r"Unlisted updates='ThirdActor' .*_nets has actor, critic; add it"):
+        make(Unlisted).learn(12)
+
+
+# --- Losses ---
+
+
+class Bare(NamedTuple):
+    """A result that says nothing of itself."""
+
+    loss: th.Tensor
+    made_of: dict[str, th.Tensor] = {}  # noqa: RUF012
+    logged: dict[str, th.Tensor] = {}  # noqa: RUF012
+
+
+def with_loss(weighted: ModuleType, result: Any, **kwargs: Any) -> Any:
+    class Other(weighted.WeightedFlow):  # type: ignore[misc, name-defined]
+        def _actor_loss(self, batch: Any, line: Any, noise: th.Tensor) -> Any:
+            return result(self.actor.action(batch.observations, noise).square().mean())
+
+    return make(Other, **kwargs)
+
+
+def test_a_loss_may_log_nothing(weighted: ModuleType) -> None:
+    model = with_loss(weighted, Bare)
+    before = [parameter.clone() for parameter in model.actor.parameters()]
+    model.learn(14)
+    assert any((old != new).any() for old, new in zip(before, model.actor.parameters(), strict=True))
+    assert "train/actor_loss" not in model.logger.name_to_value
+
+
+@pytest.mark.parametrize("result", [lambda loss: loss, lambda loss: (loss,)], ids=["tensor", "tuple"])
+def test_a_loss_that_returns_something_else_says_what_it_has_to_be(weighted: ModuleType, result: Any) -> None:
+    with pytest.raises(ValueError, match=r"what _actor_loss returns=.*a NamedTuple with the tensor `loss`"):
+        with_loss(weighted, result).learn(14)
+
+
+# --- With an entropy term ---
+
+
+def entropic(weighted: ModuleType) -> type[Any]:
+    class Entropic(MaxEntropyAlgorithm):
+        policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": weighted.WeightedPolicy}
+
+        def _setup_model(self) -> None:
+            super()._setup_model()
+            self.actor_updates = 0
+
+        def train(self, gradient_steps: int, batch_size: int = 8) -> None:
+            for batch, log in self._batches(gradient_steps, batch_size):
+                if self._updates_actor:
+                    self.actor_updates += 1
+                    self._update_temperature(th.zeros(len(batch.actions)), log)
+
+    return Entropic
+
+
+def test_a_temperature_needs_nothing_of_the_subclass(weighted: ModuleType, tmp_path: Path) -> None:
+    model = make(entropic(weighted), policy_delay=2)
+    assert model.target_entropy == -float(np.prod(ACTION.shape))  # SAC's
+    assert float(model.temperature.value) == 1.0
+    model.learn(20)
+    assert model.actor_updates == 5
+    # The entropy, 0, is higher than its target
+    assert float(model.temperature.value) < 1.0
+    model.save(tmp_path / "model")
+    loaded = entropic(weighted).load(tmp_path / "model")
+    assert loaded.temperature.value == model.temperature.value
+    assert make(entropic(weighted), ent_coef=0.2, target_entropy=-3).target_entropy == -3.0
+
+
+@pytest.mark.parametrize("name", ["ent_coef", "qf_learning_rate", "policy_delay"])
+def test_none_is_no_default_where_nobody_knows_one(weighted: ModuleType, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=None is not allowed: leave it out for the default"):
+        make(entropic(weighted), **{name: None})
+
+
+# --- rl-zoo3 ---
+
+
+@pytest.fixture
+def unregistered() -> Iterator[None]:
+    known, algos = dict(ALGORITHMS), dict(ALGOS)
+    yield
+    for mine, before in ((ALGORITHMS, known), (ALGOS, algos)):
+        mine.clear()
+        mine.update(before)
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_the_zoo_takes_its_yaml_and_its_class(
+    weighted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weighted.yml").write_text("default:\n  n_timesteps: !!float 30\n  policy: MlpPolicy\n  learning_starts: 5\n")
+    register_algorithm("weighted", weighted.WeightedFlow, "weighted.yml")
+    register_algorithm("weighted", weighted.WeightedFlow, "weighted.yml")  # again, as two imports would
+    assert isinstance(ALGORITHMS["weighted"].search, Unsearched)
+    monkeypatch.chdir("/")
+    arguments = type("Arguments", (), {})()
+    manager = ExperimentManager(
+        arguments, "weighted", "Pendulum-v1", str(tmp_path / "logs"), hyperparams={"spread": 0.5}, device="cpu", seed=1
+    )
+    model, _ = manager.setup_experiment()
+    assert isinstance(model, weighted.WeightedFlow)
+    assert (model.spread, model.learning_starts) == (0.5, 5)
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_what_the_zoo_could_not_use_is_refused(weighted: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "weighted.yml"
+    with pytest.raises(ValueError, match=r"config=.*weighted.yml' is not allowed: there is no such file"):
+        register_algorithm("weighted", weighted.WeightedFlow, config)
+    config.write_text("default: {}\n")
+    with pytest.raises(ValueError, match=r"name='fql' is not allowed: rl-zoo3 has .*FQL.* choose another"):
+        register_algorithm("fql", weighted.WeightedFlow, config)
+    with pytest.raises(ValueError, match="name='sac' is not allowed"):
+        register_algorithm("sac", weighted.WeightedFlow, config)
+    with pytest.raises(ValueError, match="algorithm=<class 'dict'> is not allowed: a subclass of"):
+        register_algorithm("weighted", dict, config)  # type: ignore[arg-type]
+    register_algorithm("fql", FQL, config)  # the same class
+    with pytest.raises(ValueError, match="register_algorithm"):
+        Unsearched().space({}, 1)
