@@ -55,8 +55,9 @@ class ActingPolicy(nn.Module):
 
     def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> "ActingPolicy":
         # An actor may ask nets that are not its own, and has to find them on the same device
-        self._policy[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self._policy[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, observations: Observation, noise: th.Tensor | None = None) -> th.Tensor:
         if isinstance(observations, dict):
