@@ -83,6 +83,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fql": {},
     "qc_fql": {},
     "qc_fql+ten": {"policy_kwargs": TEN_CRITICS},
+    "qc_fql+mixed": {"offline_ratio": 0.5},
     "qc": {"amp": "bf16"},  # its best of 32 costs ten times the others' update, and half of that in float32
     "reinflow": {},
     # V learns from more updates, and from 15,000 steps before the policy does
