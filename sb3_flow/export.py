@@ -51,6 +51,7 @@ class ActingPolicy(nn.Module):
         self.register_buffer("high", th.as_tensor(policy.action_space.high, device=policy.device))
         self._normalizers = _normalizers(normalize, policy.device)
         self.normalizers = nn.ModuleList(self._normalizers.values())  # ModuleDict refuses some keys of spaces
+        policy.set_training_mode(False)
         self.train(False)
 
     def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> "ActingPolicy":

@@ -7,7 +7,6 @@ account or a server (`sb3_flow.zoo.push_to_hub`, `rl_zoo3.load_from_hub`, `--tra
 
 import argparse
 import ast
-import importlib.util
 import inspect
 import json
 import math
@@ -135,20 +134,30 @@ def test_a_velocity_net_of_ones_own_is_trained_saved_exported_and_known_to_the_z
 
 
 @pytest.mark.slow
-def test_an_algorithm_of_ones_own_is_trained_resumed_exported_and_known_to_the_zoo(
+def test_an_algorithm_of_ones_own_is_trained_resumed_and_exported(
     small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    algorithm, use, steered, zoo = blocks(DOCS / OWN_ALGORITHM, "python")
+    pytest.importorskip("ogbench")
+    algorithm, use, steered, _ = blocks(DOCS / OWN_ALGORITHM, "python")
+    (small_world / "weighted.py").write_text(algorithm)
+    monkeypatch.delitem(sys.modules, "weighted", raising=False)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    execute(use, namespace, OWN_ALGORITHM)
+    assert namespace["model"].num_timesteps == 2
+    assert Path("weighted.onnx").exists()
+
+    execute(algorithm + steered, namespace, OWN_ALGORITHM)
+    model = namespace["WeightedFlow"](namespace["SteeredPolicy"], "Pendulum-v1", policy_kwargs={"net_arch": [8, 8]})
+    assert not set(map(id, model.policy.behavior.parameters())) & set(map(id, model.actor.parameters()))
+    assert any(name.startswith("behavior.") for name in model.policy.state_dict())
+
+
+@pytest.mark.slow
+def test_an_algorithm_of_ones_own_is_known_to_the_zoo(small_world: Path) -> None:
+    algorithm, _, _, zoo = blocks(DOCS / OWN_ALGORITHM, "python")
     (config,) = blocks(DOCS / OWN_ALGORITHM, "yaml")
     for name, text in {"weighted.py": algorithm, "custom_envs.py": zoo, "weighted.yml": config}.items():
         (small_world / name).write_text(text)
-    monkeypatch.delitem(sys.modules, "weighted", raising=False)
-    execute(algorithm + steered, {"__name__": "page"}, OWN_ALGORITHM)
-    if importlib.util.find_spec("ogbench"):
-        namespace: dict[str, Any] = {"__name__": "page"}
-        execute(use, namespace, OWN_ALGORITHM)
-        assert namespace["model"].num_timesteps == 2
-        assert Path("weighted.onnx").exists()
     commands_of = commands(DOCS / OWN_ALGORITHM)
     for arguments, tiny in zip(
         commands_of, (["learning_starts:5", "-n", "20"], ["--no-render", "-n", "5"]), strict=True

@@ -1,6 +1,7 @@
 """An algorithm from outside of the package: that of docs/own_algorithm.md, and what one may get wrong."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -12,18 +13,21 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch as th
+from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
 from helpers import ACTION, VECTOR, RandomEnv
 from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 from torch import nn
 
 from sb3_flow import FQL
+from sb3_flow.common.checks import NonFiniteError
 from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
 from sb3_flow.export import ActingPolicy, export_onnx
 from sb3_flow.zoo import register_algorithm
 from sb3_flow.zoo.registration import ALGORITHMS
-from sb3_flow.zoo.search import Unsearched
+from sb3_flow.zoo.search import QSMSearch, Unsearched
 
 PAGE = Path(__file__).parent.parent / "docs" / "own_algorithm.md"
 OBS = np.ones((3, *VECTOR.shape), np.float32)
@@ -83,12 +87,7 @@ def test_it_is_saved_and_loaded_and_goes_on(weighted: ModuleType, tmp_path: Path
     model.save(tmp_path / "model")
     loaded = weighted.WeightedFlow.load(tmp_path / "model", env=RandomEnv())
     assert loaded.spread == 0.7
-    for deterministic in (True, False):
-        acts = []
-        for one in (model, loaded):
-            one.set_random_seed(1)
-            acts.append(one.predict(OBS, deterministic=deterministic)[0])
-        np.testing.assert_array_equal(*acts)
+    np.testing.assert_array_equal(*(one.predict(OBS, deterministic=True)[0] for one in (model, loaded)))
     before = [parameter.clone() for parameter in loaded.actor.parameters()]
     loaded.learn(20, reset_num_timesteps=False)
     assert any((old != new).any() for old, new in zip(before, loaded.actor.parameters(), strict=True))
@@ -110,10 +109,34 @@ def test_it_takes_dicts_and_chunks(weighted: ModuleType) -> None:
 
 
 def test_what_is_not_finite_stops_it_before_a_net_takes_the_step(weighted: ModuleType) -> None:
-    model = make(weighted.WeightedFlow, RandomEnv(bad_reward=np.nan))
-    with pytest.raises(FloatingPointError, match="reward"):
+    class Broken(weighted.WeightedFlow):  # type: ignore[misc, name-defined]
+        def _actor_loss(self, batch: Any, line: Any, noise: th.Tensor) -> Any:
+            result = super()._actor_loss(batch, line, noise)
+            nothing = th.full_like(result.weights, th.nan)
+            return result._replace(weights=nothing, loss=result.loss * nothing.mean())
+
+    model = make(Broken)
+    before = deepcopy(model.actor.state_dict())
+    with pytest.raises(NonFiniteError, match="weights"):
         model.learn(40)
-    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    assert all(th.equal(value, before[name]) for name, value in model.actor.state_dict().items())
+
+
+def test_its_policy_is_saved_alone(weighted: ModuleType, tmp_path: Path) -> None:
+    policy = make(weighted.WeightedFlow).policy
+    policy.save(tmp_path / "policy")
+    loaded = weighted.WeightedPolicy.load(tmp_path / "policy", device="cpu")
+    acts = (one.predict(OBS, deterministic=True)[0] for one in (policy, loaded))
+    np.testing.assert_array_equal(*acts)
+
+
+def test_its_own_argument_is_checked_whenever_it_is_assigned(weighted: ModuleType) -> None:
+    with pytest.raises(ValueError, match="spread=-1 is not allowed"):
+        make(weighted.WeightedFlow, spread=-1)
+    model = make(weighted.WeightedFlow)
+    model.spread = 0
+    with pytest.raises(ValueError, match="spread=0 is not allowed"):
+        model.learn(20)
 
 
 # --- Arguments ---
@@ -188,13 +211,33 @@ def test_a_net_that_the_actor_asks_moves_with_what_is_exported(weighted: ModuleT
     acting = deepcopy(ActingPolicy(make(with_third(weighted, "third")).policy)).to("meta")
     (asked,) = acting.actor._third
     assert all(tensor.is_meta for tensor in asked.state_dict().values())
+    assert not asked.training
+
+
+def test_a_net_that_nothing_trains_is_asked_in_evaluation_mode_from_the_first_update_on(weighted: ModuleType) -> None:
+    seen = []
+
+    class Watched(with_third(weighted, "third", optimizer=False, listed=False)):  # type: ignore[misc]
+        def _critic_loss(self, batch: Any, noise: th.Tensor) -> Any:
+            seen.append(self.third.training)
+            return super()._critic_loss(batch, noise)
+
+    data = {"offline_dataset": regular_arrays(trajectories([20])), "offline_steps": 3}
+    make(Watched, **data).learn(3)
+    assert seen == [False] * 3
 
 
 def test_a_net_that_could_not_be_saved_is_refused_before_training(weighted: ModuleType) -> None:
-    with pytest.raises(ValueError, match=r"Third._nets key='flow' is not allowed: Third.flow has to be the net"):
+    with pytest.raises(ValueError, match=r"Third._nets key='flow' is not allowed: Third.flow has to be that net"):
         make(with_third(weighted, "flow"))
     with pytest.raises(ValueError, match=r"Third.third='ThirdActor' is not allowed: it has no optimizer; .*_build"):
         make(with_third(weighted, "third", optimizer=False))
+
+    class Plain(weighted.WeightedFlow):  # type: ignore[misc, name-defined]
+        _nets = property(lambda self: {**super()._nets, "velocity": self.actor.velocity})
+
+    with pytest.raises(ValueError, match=r"Plain.velocity='ODEVelocity' is not allowed: its nets have to be SB3's"):
+        make(Plain)
 
 
 def test_an_update_of_a_net_that_is_not_listed_says_so(weighted: ModuleType) -> None:
@@ -203,7 +246,7 @@ def test_an_update_of_a_net_that_is_not_listed_says_so(weighted: ModuleType) -> 
             for batch, log in self._batches(gradient_steps, batch_size):
                 self._update(self.third, log, self._critic_loss_fn, batch, self.actor.sample_noise(8))
 
-    with pytest.raises(ValueError, match=r"Unlisted updates='ThirdActor' .*_nets has actor, critic; add it"):
+    with pytest.raises(ValueError, match=r"Unlisted updates a ThirdActor that is none of its _nets, actor, critic"):
         make(Unlisted).learn(12)
 
 
@@ -234,7 +277,11 @@ def test_a_loss_may_log_nothing(weighted: ModuleType) -> None:
     assert "train/actor_loss" not in model.logger.name_to_value
 
 
-@pytest.mark.parametrize("result", [lambda loss: loss, lambda loss: (loss,)], ids=["tensor", "tuple"])
+@pytest.mark.parametrize(
+    "result",
+    [lambda loss: loss, lambda loss: (loss,), lambda loss: Bare(loss, logged={"actor_loss": float(loss.detach())})],
+    ids=["tensor", "tuple", "number"],
+)
 def test_a_loss_that_returns_something_else_says_what_it_has_to_be(weighted: ModuleType, result: Any) -> None:
     with pytest.raises(ValueError, match=r"what _actor_loss returns=.*a NamedTuple with the tensor `loss`"):
         with_loss(weighted, result).learn(14)
@@ -274,6 +321,11 @@ def test_a_temperature_needs_nothing_of_the_subclass(weighted: ModuleType, tmp_p
     assert make(entropic(weighted), ent_coef=0.2, target_entropy=-3).target_entropy == -3.0
 
 
+def test_alpha_follows_the_critics_rate(weighted: ModuleType) -> None:
+    model = make(entropic(weighted), qf_learning_rate=lambda left: 1e-2 * left).learn(20)
+    assert model.ent_coef_optimizer.param_groups[0]["lr"] == model.critic.optimizer.param_groups[0]["lr"] < 1e-3
+
+
 @pytest.mark.parametrize("name", ["ent_coef", "qf_learning_rate", "policy_delay"])
 def test_none_is_no_default_where_nobody_knows_one(weighted: ModuleType, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=None is not allowed: leave it out for the default"):
@@ -285,11 +337,12 @@ def test_none_is_no_default_where_nobody_knows_one(weighted: ModuleType, name: s
 
 @pytest.fixture
 def unregistered() -> Iterator[None]:
-    known, algos = dict(ALGORITHMS), dict(ALGOS)
+    tables = (ALGORITHMS, ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER)
+    before = [dict(table) for table in tables]
     yield
-    for mine, before in ((ALGORITHMS, known), (ALGOS, algos)):
-        mine.clear()
-        mine.update(before)
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
 
 
 @pytest.mark.usefixtures("unregistered")
@@ -323,6 +376,21 @@ def test_what_the_zoo_could_not_use_is_refused(weighted: ModuleType, tmp_path: P
         register_algorithm("sac", weighted.WeightedFlow, config)
     with pytest.raises(ValueError, match="algorithm=<class 'dict'> is not allowed: a subclass of"):
         register_algorithm("weighted", dict, config)  # type: ignore[arg-type]
-    register_algorithm("fql", FQL, config)  # the same class
+    with pytest.raises(ValueError, match=r"name='fql' is"):  # what we say of ours would be lost
+        register_algorithm("fql", FQL, config)
+    with pytest.raises(ValueError, match=r"search=<class .*an instance of a subclass"):
+        register_algorithm("weighted", weighted.WeightedFlow, config, QSMSearch)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="register_algorithm"):
         Unsearched().space({}, 1)
+
+
+@pytest.mark.slow
+def test_ours_are_known_where_a_custom_envs_of_ones_own_shadows_ours(tmp_path: Path) -> None:
+    lines = (
+        "from sb3_flow import FQL",
+        "from sb3_flow.zoo import register_algorithm as add",
+        "add('fql', FQL, __file__)",
+    )
+    (tmp_path / "custom_envs.py").write_text("\n".join(lines))
+    ran = subprocess.run([sys.executable, "-c", "import custom_envs"], cwd=tmp_path, capture_output=True, text=True)
+    assert "name='fql' is not allowed: rl-zoo3 has" in ran.stderr

@@ -222,17 +222,6 @@ class FlowAlgorithm(PersistentAlgorithm):
         """The nets that losses train, by the attributes of this model that they are; each has an `optimizer`."""
         return {"actor": self.actor, "critic": self.critic}
 
-    def _check_nets(self) -> None:
-        """Refuse before training what could not be saved after it."""
-        for name, net in self._nets.items():
-            owner = type(self).__name__
-            advice = f"{owner}.{name} has to be the net: an attribute, or a property that gives it"
-            require(getattr(self, name, None) is net, f"{owner}._nets key", name, advice)
-            advice = (
-                "it has no optimizer; the policy's _build makes one, net.optimizer = self._make_optimizer(net, ...)"
-            )
-            require(hasattr(net, "optimizer"), f"{owner}.{name}", type(net).__name__, advice)
-
     def _excluded_save_params(self) -> list[str]:
         methods = [name for name, value in self.__dict__.items() if isinstance(value, (Compiled, MethodType))]
         steps = ["_guard", "_recorded", "_recorded_with", "_scheduled"]

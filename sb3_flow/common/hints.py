@@ -28,16 +28,8 @@ INSTEAD: Mapping[str, str] = {
     "rollout_buffer_kwargs": "leave it out: a rollout holds the paths of the actions",
     "activation_fn": "set net_arch; the activations belong to the nets",
 }
-# Parameters of SB3's base classes that ours set, or leave at their defaults
-NOT_HANDED_ON = {
-    "use_sde",
-    "sde_sample_freq",
-    "use_sde_at_warmup",
-    "sde_support",
-    "monitor_wrapper",
-    "support_multi_env",
-    "supported_action_spaces",
-}
+# Parameters of SB3's base classes, beside those, that ours set themselves
+SET_HERE = {"sde_support", "monitor_wrapper", "support_multi_env", "supported_action_spaces"}
 
 
 def check_known(cls: type[Any], kwargs: Iterable[str]) -> None:
@@ -75,9 +67,9 @@ def arguments_of(cls: type[Any]) -> list[str]:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        set_here = NOT_HANDED_ON if base.__module__.startswith("stable_baselines3.") else set()
+        not_ours = INSTEAD.keys() | SET_HERE if base.__module__.startswith("stable_baselines3.") else set()
         by_name = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        names |= dict.fromkeys(name for name in by_name if name not in set_here)
+        names |= dict.fromkeys(name for name in by_name if name not in not_ours)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return [name for name in names if name != "self"]
     return []

@@ -4,7 +4,7 @@ import math
 import warnings
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
@@ -27,13 +27,15 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
     :param ent_coef: alpha; "auto" or "auto_0.2" to learn it from that start, or a float >= 0; None if the subclass
         knows a default
     :param target_entropy: of a learned alpha, in nats; "auto" for SAC's, -D, or the subclass's
-    :param qf_learning_rate: of the critics; None if the subclass knows a default
+    :param qf_learning_rate: of the critics and of alpha, unless the class has an `ent_coef_learning_rate`; None if the
+        subclass knows a default
     :param policy_delay: critic updates per actor update; None if the subclass knows a default
     :raises ValueError: before training, for arguments outside of what is stated here
 
     The other parameters are those of `OffPolicyFlowAlgorithm`.
     """
 
+    ent_coef_learning_rate: ClassVar[float | None] = None  # None for that of the critics
     qf_lr_schedule: Schedule
     temperature: Temperature
 
@@ -69,24 +71,25 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._settle_arguments()
+        self._set_defaults()
         self._setup_qf_lr_schedule()
         self._setup_temperature()
 
-    def _settle_arguments(self) -> None:
+    def _set_defaults(self) -> None:
+        """Let a subclass complete them, and leave nothing open."""
         self._complete_defaults()
         for name in ("ent_coef", "qf_learning_rate", "policy_delay"):
             require(getattr(self, name) is not None, name, None, "leave it out for the default")
         self.target_entropy = float(self.target_entropy)
 
     def _complete_defaults(self) -> None:
-        """Put values in place of None, and a number in place of the target's "auto"; now the nets are known."""
+        """Put values in place of None, and a number in place of the target's "auto"; the nets are there."""
         if self.target_entropy == "auto":
             self.target_entropy = -float(self.policy.chunk_dim)
 
     def _make_temperature(self, ent_coef: str | float) -> Temperature:
         """The temperature that an `ent_coef` asks for."""
-        return Temperature(ent_coef, self.qf_lr_schedule(1), 0.9, self.device)
+        return Temperature(ent_coef, self.ent_coef_learning_rate or self.qf_lr_schedule(1), 0.9, self.device)
 
     def _setup_temperature(self) -> None:
         assert self.ent_coef is not None
@@ -101,7 +104,7 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
 
     def _follow_arguments(self) -> None:
         super()._follow_arguments()
-        self._settle_arguments()
+        self._set_defaults()
         if self.qf_learning_rate != self._qf_scheduled:  # as `lr_schedule`, it may be assigned itself
             self._setup_qf_lr_schedule()
         self._follow_ent_coef()
@@ -151,6 +154,8 @@ class MaxEntropyAlgorithm(OffPolicyFlowAlgorithm):
         qf_learning_rate = self._value_now("qf_learning_rate", self.qf_lr_schedule)
         self.logger.record("train/qf_learning_rate", qf_learning_rate)
         update_learning_rate(self.critic.optimizer, qf_learning_rate)
+        if self.ent_coef_optimizer is not None:
+            update_learning_rate(self.ent_coef_optimizer, self.ent_coef_learning_rate or qf_learning_rate)
 
     # SAC's names, under which SB3 saves them, too
 

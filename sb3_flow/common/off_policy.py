@@ -146,6 +146,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
             return
         require_integer("batch_size", batch_size, 2)
         self._update_learning_rates()
+        self.policy.set_training_mode(False)  # nets that no update trains are asked in it, too
         if self.critic_target is not None:  # `policy.eval()` is the user's
             self.critic_target.set_training_mode(self.critic.kind.joint)
         self._guard.begin()
@@ -193,11 +194,33 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         :param args: the loss's arguments
         :param max_gradient: largest size of one number of the gradient; larger ones are cut off
         """
-        name = next((name for name, known in self._nets.items() if known is net), "")
-        owner = type(self).__name__
-        advice = f"{owner}._nets has {', '.join(self._nets)}; add it, or its optimizer is not saved"
-        require(name != "", f"the net that {owner} updates", type(net).__name__, advice)
+        name = self._name_of(net)
         return self._step(name, net, log, loss_fn, *args, max_gradient=max_gradient)
+
+    def _name_of(self, net: BaseModel) -> str:
+        """By which `_nets` know it."""
+        nets = self._nets
+        for name, known in nets.items():
+            if known is net:
+                return name
+        owner = type(self).__name__
+        raise ValueError(
+            f"{owner} updates a {type(net).__name__} that is none of its _nets, {', '.join(nets)}: add it there, or "
+            "its optimizer is not saved"
+        )
+
+    def _check_nets(self) -> None:
+        """Refuse before training what could not be trained, or not saved after it."""
+        for name, net in self._nets.items():
+            owner, kind = f"{type(self).__name__}.{name}", type(net).__name__
+            advice = "its nets have to be SB3's BaseModel, or our ObservingModel, which takes observations"
+            require(isinstance(net, BaseModel), owner, kind, advice)
+            advice = f"{owner} has to be that net: a property, as `return self.policy.{name}`"
+            require(getattr(self, name, None) is net, f"{type(self).__name__}._nets key", name, advice)
+            advice = (
+                "it has no optimizer; the policy's _build makes one, net.optimizer = self._make_optimizer(net, ...)"
+            )
+            require(hasattr(net, "optimizer"), owner, kind, advice)
 
     def _step_on_device(self, net: BaseModel, *args: Any) -> Descent[Any]:
         for known in self._nets.values():

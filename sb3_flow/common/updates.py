@@ -117,8 +117,10 @@ class Differentiated(Generic[L]):
 
 def _check_loss(result: Any, loss_fn: Callable[..., Any]) -> None:
     is_loss = isinstance(result, tuple) and all(hasattr(result, name) for name in ("loss", "made_of", "logged"))
+    parts = (result.loss, *result.made_of.values(), *result.logged.values()) if is_loss else (None,)
     advice = "a NamedTuple with the tensor `loss`, and `made_of` and `logged`, dicts of tensors by their names"
-    require(is_loss, f"what {getattr(loss_fn, '__name__', 'the loss')} returns", result, advice)
+    are_tensors = all(isinstance(part, th.Tensor) for part in parts)
+    require(are_tensors, f"what {getattr(loss_fn, '__name__', 'the loss')} returns", result, advice)
 
 
 def differentiate(

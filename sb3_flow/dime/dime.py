@@ -12,12 +12,10 @@ from sb3_flow.common.buffers import Batch
 from sb3_flow.common.compile import CompileMode
 from sb3_flow.common.critics import outputs_and_next
 from sb3_flow.common.max_entropy import MaxEntropyAlgorithm
-from sb3_flow.common.temperature import Temperature
 from sb3_flow.datasets import DatasetSpec
 from sb3_flow.dime import losses
 from sb3_flow.dime.policies import DIMEActor, DIMECnnPolicy, DIMEPolicy
 
-ENT_COEF_LEARNING_RATE = 1e-3
 MAX_ACTOR_GRADIENT = 1.0  # of one number, against the sixteen steps that it comes back through
 TARGET_COST = 4.0  # nats per number of an action, of the path's running cost
 
@@ -79,6 +77,7 @@ class DIME(MaxEntropyAlgorithm):
         "MultiInputPolicy": DIMEPolicy,
     }
     policy_type: ClassVar[type[Any]] = DIMEPolicy
+    ent_coef_learning_rate: ClassVar[float | None] = 1e-3
     policy: DIMEPolicy
     actor: DIMEActor
 
@@ -164,9 +163,6 @@ class DIME(MaxEntropyAlgorithm):
     def _complete_defaults(self) -> None:
         if self.target_entropy == "auto":
             self.target_entropy = -TARGET_COST * self.policy.chunk_dim
-
-    def _make_temperature(self, ent_coef: str | float) -> Temperature:
-        return Temperature(ent_coef, ENT_COEF_LEARNING_RATE, 0.9, self.device)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         for batch, log in self._batches(gradient_steps, batch_size):

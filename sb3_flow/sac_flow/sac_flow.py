@@ -11,7 +11,6 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_flow.common.buffers import Batch
 from sb3_flow.common.checks import as_integer, require, require_choice
@@ -378,8 +377,3 @@ class SACFlow(MaxEntropyAlgorithm):
     def _nets(self) -> dict[str, BaseModel]:
         behavior = {} if self.behavior is None else {"behavior": self.behavior}
         return {**super()._nets, **behavior}
-
-    def _update_learning_rates(self) -> None:
-        super()._update_learning_rates()
-        if self.ent_coef_optimizer is not None:
-            update_learning_rate(self.ent_coef_optimizer, self.qf_lr_schedule(self._current_progress_remaining))

@@ -92,16 +92,16 @@ def register_algorithm(
     :param algorithm: the class
     :param config: its YAML, with a row for each task or one named "default"
     :param search: what `-optimize` searches; None for an algorithm that is not searched
-    :raises ValueError: for a class of another kind, the name of another algorithm, and a file that there is not
+    :raises ValueError: for a class of another kind, a name that rl-zoo3 or this package has, and a file that there is
+        not
     """
     known = isinstance(algorithm, type) and issubclass(algorithm, FlowAlgorithm)
     require(known, "algorithm", algorithm, "a subclass of sb3_flow.common.off_policy.OffPolicyFlowAlgorithm")
-    registered = ALGOS.get(name)
-    same = registered is None or (registered.__module__, registered.__name__) == (
-        algorithm.__module__,
-        algorithm.__name__,
-    )
-    require(same, "name", name, f"rl-zoo3 has {registered} under it; choose another one")
+    kind = search is None or isinstance(search, SearchSpace)
+    require(kind, "search", search, "an instance of a subclass of sb3_flow.zoo.search.SearchSpace, or None")
+    register()  # a `custom_envs.py` of one's own is imported in place of ours
+    again = name in ALGORITHMS and ALGORITHMS[name].config is not None
+    require(name not in ALGOS or again, "name", name, f"rl-zoo3 has {ALGOS.get(name)} under it; choose another one")
     path = Path(config).absolute()
     require(path.is_file(), "config", str(config), "there is no such file; write one with a row named 'default'")
     ALGORITHMS[name] = Algorithm(algorithm, search or Unsearched(), path)
