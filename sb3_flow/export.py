@@ -146,8 +146,12 @@ def export_onnx(
     if not deterministic:
         shape = policy.actor.noise_shape(ROWS)
         inputs[NOISE], names = th.zeros(shape), [*names, NOISE]
-        (axis,) = (i for i, n in enumerate(policy.actor.noise_shape(ROWS + 1)) if n != shape[i])
-        shapes[NOISE] = {axis: batch}
+        axes = [i for i, n in enumerate(policy.actor.noise_shape(ROWS + 1)) if n != shape[i]]
+        advice = "B has to be an axis of its own, for one file takes any number of rows"
+        require(
+            [shape[i] for i in axes] == [ROWS], f"{type(policy.actor).__name__}.noise_shape(B={ROWS})", shape, advice
+        )
+        shapes[NOISE] = {axes[0]: batch}
     with _without_foreign_warnings():
         th.onnx.export(
             policy,

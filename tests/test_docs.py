@@ -138,7 +138,7 @@ def test_an_algorithm_of_ones_own_is_trained_resumed_and_exported(
     small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ogbench")
-    algorithm, use, steered, _ = blocks(DOCS / OWN_ALGORITHM, "python")
+    algorithm, use, steered, *_ = blocks(DOCS / OWN_ALGORITHM, "python")
     (small_world / "weighted.py").write_text(algorithm)
     monkeypatch.delitem(sys.modules, "weighted", raising=False)
     namespace: dict[str, Any] = {"__name__": "page"}
@@ -154,7 +154,7 @@ def test_an_algorithm_of_ones_own_is_trained_resumed_and_exported(
 
 @pytest.mark.slow
 def test_an_algorithm_of_ones_own_is_known_to_the_zoo(small_world: Path) -> None:
-    algorithm, _, _, zoo = blocks(DOCS / OWN_ALGORITHM, "python")
+    algorithm, _, _, zoo, _ = blocks(DOCS / OWN_ALGORITHM, "python")
     (config,) = blocks(DOCS / OWN_ALGORITHM, "yaml")
     for name, text in {"weighted.py": algorithm, "custom_envs.py": zoo, "weighted.yml": config}.items():
         (small_world / name).write_text(text)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import onnxruntime
+import optuna
 import pytest
 import torch as th
 from dataset_files import regular_arrays, trajectories
@@ -35,11 +36,11 @@ OBS = np.ones((3, *VECTOR.shape), np.float32)
 
 @pytest.fixture(scope="module")
 def weighted() -> Iterator[ModuleType]:
-    """The page's first block, as the module that it is to be saved as."""
+    """The page's first block, as the module that it is to be saved as, and its search space."""
     module = ModuleType("weighted")
-    (code, *_) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (code, *_, search) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     sys.modules["weighted"] = module
-    exec(compile(code, "weighted.py", "exec"), module.__dict__)
+    exec(compile(code + search, "weighted.py", "exec"), module.__dict__)
     yield module
     del sys.modules["weighted"]
 
@@ -147,6 +148,22 @@ def test_what_sb3s_bases_take_and_ours_set_is_refused(weighted: ModuleType, name
     with pytest.raises(ValueError, match=f"{name} is no argument of WeightedFlow: leave it out") as caught:
         make(weighted.WeightedFlow, **{name: True})
     assert name not in str(caught.value).partition("It takes")[2]
+
+
+def test_what_is_the_policys_is_said_to_be(weighted: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"flow_steps is no argument of WeightedFlow: .*policy_kwargs={'flow_steps'"):
+        make(weighted.WeightedFlow, flow_steps=3)
+
+
+def test_net_arch_has_the_keys_of_nets(weighted: ModuleType) -> None:
+    class Third(weighted.WeightedPolicy):  # type: ignore[misc, name-defined]
+        nets = ("pi", "qf", "vf")
+
+    policy = make(weighted.WeightedFlow).policy
+    with pytest.raises(ValueError, match=r"net='vf' is not allowed: WeightedPolicy.nets has .*add it"):
+        policy.arch("vf", [8])
+    widths = {"policy_kwargs": {"net_arch": {"pi": [8, 8], "vf": [4]}}}
+    assert make(weighted.WeightedFlow, policy=Third, **widths).policy.arch("vf", [8]) == [4]
 
 
 def test_the_bases_arguments_have_defaults(weighted: ModuleType) -> None:
@@ -269,6 +286,51 @@ def with_loss(weighted: ModuleType, result: Any, **kwargs: Any) -> Any:
     return make(Other, **kwargs)
 
 
+def swapped(weighted: ModuleType, **kwargs: Any) -> Any:
+    class Swapped(weighted.WeightedFlow):  # type: ignore[misc, name-defined]
+        def train(self, gradient_steps: int, batch_size: int = 8) -> None:
+            for batch, log in self._batches(gradient_steps, batch_size):
+                self._update(self.actor, log, self._critic_loss_fn, batch, self.actor.sample_noise(batch_size))
+
+    return make(Swapped, **kwargs)
+
+
+def test_a_loss_that_does_not_depend_on_its_net_is_no_training(weighted: ModuleType) -> None:
+    with pytest.raises(ValueError, match="no gradient by any parameter of the WeightedActor that it is to train"):
+        swapped(weighted).learn(14)
+    frozen = swapped(weighted)
+    frozen.actor.requires_grad_(False)
+    frozen.learn(14)  # by the user
+
+
+def test_a_loss_that_was_not_prepared_says_how(weighted: ModuleType) -> None:
+    class Unprepared(weighted.WeightedFlow):  # type: ignore[misc, name-defined]
+        def _compiled_loss(self, loss_fn: Any) -> Any:
+            return loss_fn
+
+    with pytest.raises(ValueError, match=r"the loss of critic=.*make it in _setup_model, as self._compiled_loss"):
+        make(Unprepared).learn(14)
+
+
+def test_encoded_observations_say_that_they_are(weighted: ModuleType) -> None:
+    class Repeats(weighted.WeightedFlow):  # type: ignore[misc, name-defined]
+        def _actor_loss(self, batch: Any, line: Any, noise: th.Tensor) -> Any:
+            batch.observations.repeat(2, 1)
+
+    shared = {"policy_kwargs": {"net_arch": [8, 8], "share_features_extractor": True}}
+    with pytest.raises(AttributeError, match=r"encoded already .* have no repeat: .*extract_features"):
+        make(Repeats, **shared).learn(14)
+
+
+def test_an_onnx_file_with_noise_needs_its_rows_on_an_axis(weighted: ModuleType, tmp_path: Path) -> None:
+    model = make(weighted.WeightedFlow)
+    model.actor.noise_shape = lambda batch_size: (3 * batch_size, model.actor.chunk_dim)
+    with pytest.raises(
+        ValueError, match=r"WeightedActor.noise_shape\(B=2\)=\(6, 2\) is not allowed: B has to be an axis"
+    ):
+        export_onnx(model, tmp_path / "weighted.onnx", deterministic=False)
+
+
 def test_a_loss_may_log_nothing(weighted: ModuleType) -> None:
     model = with_loss(weighted, Bare)
     before = [parameter.clone() for parameter in model.actor.parameters()]
@@ -362,6 +424,16 @@ def test_the_zoo_takes_its_yaml_and_its_class(
     model, _ = manager.setup_experiment()
     assert isinstance(model, weighted.WeightedFlow)
     assert (model.spread, model.learning_starts) == (0.5, 5)
+
+
+def test_its_search_space_draws_its_own_and_the_policys(weighted: ModuleType) -> None:
+    study = optuna.create_study()
+    for name, value in {"n_timesteps": "100", "policy_kwargs": "{}"}.items():
+        study.set_user_attr(name, value)
+    drawn = weighted.WeightedSearch().sample(study.ask(), 1, 1, {})
+    model = make(weighted.WeightedFlow, **{name: drawn[name] for name in ("spread", "gamma", "policy_kwargs")})
+    assert model.spread == drawn["spread"]
+    assert model.actor.flow_steps == drawn["policy_kwargs"]["flow_steps"]
 
 
 @pytest.mark.usefixtures("unregistered")

@@ -164,6 +164,9 @@ class FlowAlgorithm(PersistentAlgorithm):
         key = loss_fn, net.optimizer
         if key not in self._recorded:
             self._refuse_hooks(net)
+            compiled = isinstance(loss_fn, Compiled) or isinstance(getattr(loss_fn, "__self__", None), Differentiated)
+            advice = "make it in _setup_model, as self._compiled_loss of the method"
+            require(compiled, f"the loss of {name}", loss_fn, advice)
             step = partial(self._step_on_device, net, loss_fn)
             self._recorded[key] = maybe_recorded(step, net.optimizer, self.compile, self.device)
         result, figures, _ = self._recorded[key](max_gradient, *args)
@@ -203,6 +206,9 @@ class FlowAlgorithm(PersistentAlgorithm):
         net.optimizer.zero_grad()  # the memory of the last gradient is used again
         parameters = parameters_of(net.optimizer)
         descent = loss_fn(parameters, max_gradient, *args)
+        trains = any(part is not None for part in descent.gradient)
+        if not trains and any(parameter.requires_grad for parameter in parameters):
+            raise ValueError(f"A loss has no gradient by any parameter of the {type(net).__name__} that it is to train")
         set_gradient(parameters, descent.gradient)
         self._guard.step(net.optimizer)
         return descent

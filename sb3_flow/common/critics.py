@@ -97,13 +97,7 @@ class FlowCritic(ObservingModel):
         pessimism: float | None = None,
         normalize_images: bool = True,
     ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-        )
-        self.features_extractor: BaseFeaturesExtractor = features_extractor
+        super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
         self.kind = kind
         self.n_critics = n_critics
         self.pessimism = pessimism

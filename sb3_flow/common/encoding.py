@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -61,9 +62,44 @@ class Encoded:
                 th.clear_autocast_cache()
         return self._features
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"These observations are encoded already (share_features_extractor=True) and have no {name}: hand them to "
+            "a net as they are, or go on with net.extract_features(observations, net.features_extractor)"
+        )
+
 
 class ObservingModel(BaseModel):
-    """A net that takes observations, or what has been encoded already."""
+    """A net that takes observations, or what has been encoded already.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param features_extractor: maps observations to (B, features_dim)
+    :param features_dim: width of the features
+    :param normalize_images: divide images by 255
+    :param kwargs: of SB3's BaseModel
+    """
+
+    features_extractor: BaseFeaturesExtractor
+    optimizer: th.optim.Optimizer
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        normalize_images: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            **kwargs,
+        )
+        self.features_dim = features_dim
 
     def extract_features(self, obs: PyTorchObs | Encoded, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """Features of B observations, (B, features_dim).

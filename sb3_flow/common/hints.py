@@ -47,11 +47,14 @@ def check_known(cls: type[Any], kwargs: Iterable[str]) -> None:
 
 def _instead(name: str, known: list[str], cls: type[Any]) -> str:
     """What to do in place of giving an argument that is not known."""
+    policies = getattr(cls, "policy_aliases", {}).values()
     close = difflib.get_close_matches(name, known, n=1)
     if name == "target_update_interval" and "tau" not in known:
         advice = "leave it out: there are no target critics"
     elif name in INSTEAD:
         advice = INSTEAD[name]
+    elif any(name in arguments_of(policy) for policy in policies):
+        return f"it is one of the policy: policy_kwargs={{{name!r}: ...}}"
     elif close:
         return f"did you mean {close[0]}?"
     else:

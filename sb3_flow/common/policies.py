@@ -49,13 +49,8 @@ class ChunkActor(ObservingModel, BasePolicy):
         normalize_images: bool = True,
     ):
         super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-            squash_output=True,
+            observation_space, action_space, features_extractor, features_dim, normalize_images, squash_output=True
         )
-        self.features_dim = features_dim
         self.chunk_dim = chunk_dim
         self.action_fn: Callable[[PyTorchObs, th.Tensor], th.Tensor] = self.action  # the algorithm may compile it
 
@@ -123,7 +118,7 @@ class ActorPolicy(BasePolicy):
     :raises ValueError: for values outside of what is stated here
     """
 
-    nets: ClassVar[tuple[str, str]] = ("pi", "qf")  # keys of net_arch
+    nets: ClassVar[tuple[str, ...]] = ("pi", "qf")  # keys of net_arch
     adam_beta1: float = 0.9  # of Adam and AdamW, unless optimizer_kwargs say otherwise
     action_space: spaces.Box
     actor: ChunkActor
@@ -167,6 +162,9 @@ class ActorPolicy(BasePolicy):
 
     def arch(self, net: str, default: list[int]) -> list[int]:
         """Hidden widths of one of `nets`: the user's, or the default."""
+        require(
+            net in self.nets, "net", net, f"{type(self).__name__}.nets has the keys of net_arch, {self.nets}; add it"
+        )
         if self.net_arch is None:
             return default
         if isinstance(self.net_arch, dict):

@@ -88,10 +88,7 @@ class BehaviorValue(ObservingModel):
         net_arch: list[int],
         normalize_images: bool = True,
     ):
-        super().__init__(
-            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
-        )
-        self.features_extractor: BaseFeaturesExtractor = features_extractor
+        super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
         self.value = value_mlp(1, features_dim, net_arch)
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:

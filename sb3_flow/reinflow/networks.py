@@ -80,9 +80,6 @@ class ValueNet(ObservingModel):
     :param normalize_images: divide images by 255
     """
 
-    optimizer: th.optim.Optimizer
-    features_extractor: BaseFeaturesExtractor
-
     def __init__(
         self,
         observation_space: spaces.Space[object],
@@ -92,9 +89,7 @@ class ValueNet(ObservingModel):
         net_arch: list[int],
         normalize_images: bool = True,
     ):
-        super().__init__(
-            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
-        )
+        super().__init__(observation_space, action_space, features_extractor, features_dim, normalize_images)
         check_residual(net_arch)
         self.net = nn.Sequential(nn.Linear(features_dim, net_arch[0]), *_after_first(net_arch, Mish, 1))
 

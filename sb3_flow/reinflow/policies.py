@@ -152,7 +152,7 @@ class ReinFlowPolicy(ActorPolicy):
     The other parameters are those of `ActorPolicy`.
     """
 
-    nets: ClassVar[tuple[str, str]] = ("pi", "vf")
+    nets: ClassVar[tuple[str, ...]] = ("pi", "vf")
     actor: ReinFlowActor
     critic: ValueNet
 
