@@ -308,7 +308,7 @@ def test_a_loss_that_was_not_prepared_says_how(weighted: ModuleType) -> None:
         def _compiled_loss(self, loss_fn: Any) -> Any:
             return loss_fn
 
-    with pytest.raises(ValueError, match=r"the loss of critic=.*make it in _setup_model, as self._compiled_loss"):
+    with pytest.raises(ValueError, match=r"the loss of critic=.*make it in _setup_model, by self._compiled_loss"):
         make(Unprepared).learn(14)
 
 
@@ -424,6 +424,7 @@ def test_the_zoo_takes_its_yaml_and_its_class(
     model, _ = manager.setup_experiment()
     assert isinstance(model, weighted.WeightedFlow)
     assert (model.spread, model.learning_starts) == (0.5, 5)
+    model.get_env().close()
 
 
 def test_its_search_space_draws_its_own_and_the_policys(weighted: ModuleType) -> None:

@@ -164,9 +164,8 @@ class FlowAlgorithm(PersistentAlgorithm):
         key = loss_fn, net.optimizer
         if key not in self._recorded:
             self._refuse_hooks(net)
-            compiled = isinstance(loss_fn, Compiled) or isinstance(getattr(loss_fn, "__self__", None), Differentiated)
-            advice = "make it in _setup_model, as self._compiled_loss of the method"
-            require(compiled, f"the loss of {name}", loss_fn, advice)
+            own = getattr(loss_fn, "__self__", None) is self
+            require(not own, f"the loss of {name}", loss_fn, "make it in _setup_model, by self._compiled_loss(method)")
             step = partial(self._step_on_device, net, loss_fn)
             self._recorded[key] = maybe_recorded(step, net.optimizer, self.compile, self.device)
         result, figures, _ = self._recorded[key](max_gradient, *args)

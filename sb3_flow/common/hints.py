@@ -54,7 +54,7 @@ def _instead(name: str, known: list[str], cls: type[Any]) -> str:
     elif name in INSTEAD:
         advice = INSTEAD[name]
     elif any(name in arguments_of(policy) for policy in policies):
-        return f"it is one of the policy: policy_kwargs={{{name!r}: ...}}"
+        return f"it is an argument of the policy: policy_kwargs={{{name!r}: ...}}"
     elif close:
         return f"did you mean {close[0]}?"
     else:
