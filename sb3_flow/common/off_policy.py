@@ -198,7 +198,7 @@ class OffPolicyFlowAlgorithm(FlowAlgorithm, OfflineToOnlineAlgorithm):
         return self._step(name, net, log, loss_fn, *args, max_gradient=max_gradient)
 
     def _name_of(self, net: BaseModel) -> str:
-        """By which `_nets` know it."""
+        """What one of `_nets` is called there."""
         nets = self._nets
         for name, known in nets.items():
             if known is net:

@@ -18,7 +18,7 @@ SATURATED = 0.99  # an action this close to its bound counts as saturated
 
 
 class Loss(Protocol):
-    """What a loss function returns: a NamedTuple, whose tensors lose their gradients when the step is made."""
+    """What a loss function returns: a NamedTuple. What is left of it after the step has no gradient."""
 
     @property
     def loss(self) -> th.Tensor:
