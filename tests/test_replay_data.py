@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dataset_files import compact_arrays, regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import ACTION, ONE_OF_EACH, RandomEnv, make_any, make_variant
+from helpers import ACTION, ONE_OF_EACH, UNEVEN, RandomEnv, make_any, make_variant
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -105,6 +105,42 @@ def test_actions_that_were_scaled_by_other_bounds_are_refused() -> None:
     stored = other.learn(20).replay_buffer
     with pytest.raises(DataError, match=r"-1 and 1 are the bounds of Box\(-1.0, 3.0.*RescaleAction"):
         make_variant("flow_t", RandomEnv(), offline_dataset=stored)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_keeps_the_bounds_by_which_actions_were_scaled(tmp_path: Path, compressed: bool) -> None:
+    other = SAC("MlpPolicy", RandomEnv(action_space=UNEVEN), learning_starts=10**6)
+    path = save_dataset(other.learn(20).replay_buffer, tmp_path / "stored")
+    if compressed:
+        with np.load(path) as arrays:
+            np.savez_compressed(path, **arrays)
+    kept = load_dataset(path).at(0).scaled_by
+    assert kept is not None
+    np.testing.assert_array_equal([kept.low, kept.high], [UNEVEN.low, UNEVEN.high])
+    with pytest.raises(
+        DataError, match=r"stored.npz: 'actions': .*-1 and 1 are the bounds of Box.*RescaleAction"
+    ):
+        make_variant("flow_t", RandomEnv(), offline_dataset=path)
+    make_variant("flow_t", RandomEnv(action_space=UNEVEN), offline_dataset=path)
+    save_dataset(path, tmp_path / "again")
+    assert load_dataset(tmp_path / "again.npz").at(0).scaled_by == kept
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        ({"action_low": [-1.0, -1.0]}, "action_high.*it is missing, but there is action_low"),
+        ({"action_low": [-1.0], "action_high": [1.0]}, r"action_low.*it has shape \(1,\), not \(2,\)"),
+        ({"action_low": [-1.0, np.nan], "action_high": [1.0, 1.0]}, "action_low.*it is NaN or infinite"),
+        ({"action_low": [1.0, -1.0], "action_high": [1.0, 1.0]}, "low below high"),
+    ],
+    ids=["one", "shape", "NaN", "empty"],
+)
+def test_bounds_that_are_none_are_refused(bounds: dict[str, Any], says: str) -> None:
+    arrays = regular_arrays(trajectories([5]))
+    arrays["actions"] = np.zeros((5, 2), np.float32)
+    with pytest.raises(DataError, match=says):
+        from_arrays({**arrays, **bounds})
 
 
 def test_time_limits_that_count_as_ends_are_pointed_out() -> None:

@@ -1,6 +1,6 @@
 """Checks of single arrays, block by block: no check needs memory of the size of what it checks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from sb3_flow.datasets.errors import DataError
 
 Array = NDArray[Any]
 
+BOUNDS = ("action_low", "action_high")  # of the space that the actions were scaled from, where somebody says so
 STEP_REWARD = -1.0  # of demonstrations, which say only where the task is solved
 CLIP_TOLERANCE = 1e-3  # actions further outside [-1, 1] are another scale, not rounding
 SCALE = "scale them by the bounds of the action space: 2 * (actions - low) / (high - low) - 1"
@@ -145,6 +146,26 @@ def scaled(raw: Array, bounds: "spaces.Box[Any]") -> NDArray[np.float64]:
     """Actions in the units of a `scalable` space, whose bounds become -1 and 1, as SB3 does."""
     low, high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
     return np.asarray(2 * (raw - low) / (high - low) - 1)
+
+
+def action_bounds(source: str | Path, bounds: Mapping[str, Any], shape: tuple[int, ...]) -> "spaces.Box[Any] | None":
+    """The space by whose bounds actions were scaled to [-1, 1], if the data say so.
+
+    :param bounds: those of `BOUNDS` that there are
+    :param shape: of an action
+    :raises DataError: for one without the other, and for what are no bounds
+    """
+    if not bounds:
+        return None
+    for key in BOUNDS:
+        if key not in bounds:
+            raise DataError(source, key, f"it is missing, but there is {', '.join(bounds)}; give both, or neither")
+    low, high = (np.asarray(bounds[key]) for key in BOUNDS)
+    for key, array in zip(BOUNDS, (low, high), strict=True):
+        check_dtype(source, key, array.dtype)
+        check_shape(source, key, array, shape)
+        check_finite(source, key, array[None])
+    return scalable(source, spaces.Box(low.astype(np.float32), high.astype(np.float32)))
 
 
 def scalable(source: str | Path, space: spaces.Space[Any]) -> "spaces.Box[Any]":

@@ -11,7 +11,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_flow.common.checks import require, require_integer
-from sb3_flow.datasets.arrays import Array, bounded_actions, check_shape, flag_array, float_array, jumps
+from sb3_flow.datasets.arrays import (
+    BOUNDS,
+    Array,
+    action_bounds,
+    bounded_actions,
+    check_shape,
+    flag_array,
+    float_array,
+    jumps,
+)
 from sb3_flow.datasets.errors import DataError, HorizonError, missing_array
 from sb3_flow.datasets.observations import (
     Dtypes,
@@ -358,18 +367,20 @@ def from_arrays(
     :param arrays: observations (N, ...), of a Dict space a dict of such, or each under observations/<key>, actions
         (N, d), rewards (N,), masks (N,), terminals (N,), which mark where a trajectory ends and not whether to
         bootstrap, and one of next_observations, as the observations, and valids (N,): with valids, OGBench's compact
-        form, the next observation is the following row's, rows with 0 are no steps
+        form, the next observation is the following row's, rows with 0 are no steps. Of actions that were scaled
+        action_low and action_high (d,) may say from where: an environment with other bounds is refused then
     :param source: what to name in errors
     :param action_limit: actions are clipped to +-action_limit <= 1
     :raises DataError: for a missing key or bad data
     """
-    names, arrays = list(arrays), gathered(source, arrays, ARRAY_KEYS)
+    names, arrays = list(arrays), gathered(source, arrays, (*ARRAY_KEYS, *BOUNDS))
     for key in ARRAY_KEYS[:5]:
         if key not in arrays:
             raise missing_array(source, key, names)
     if ("next_observations" in arrays) == ("valids" in arrays):
         problem = "give it, the observation after each row's action, or valids (OGBench's compact form), and not both"
         raise DataError(source, "next_observations", problem)
+    bounds = {key: arrays[key] for key in BOUNDS if key in arrays}
     return OfflineDataset(
         arrays["observations"],
         arrays["actions"],
@@ -381,4 +392,5 @@ def from_arrays(
         source=source,
         names={"ends": "terminals", "is_step": "valids"},
         action_limit=action_limit,
+        scaled_by=action_bounds(source, bounds, np.shape(arrays["actions"])[1:]),
     )

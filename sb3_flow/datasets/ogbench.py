@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_flow.common.checks import extra, require
-from sb3_flow.datasets.arrays import Array, check_finite, check_shape, flag_array
+from sb3_flow.datasets.arrays import BOUNDS, Array, action_bounds, check_finite, check_shape, flag_array
 from sb3_flow.datasets.dataset import Dataset, Extent, OfflineDataset, ShardedDataset
 from sb3_flow.datasets.errors import DataError, missing_file, reading
 from sb3_flow.datasets.fits import check_fits
@@ -228,9 +228,11 @@ def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
                 _check_final_rows(path, rewards, masks, final)
         else:
             raise DataError(path, "rewards", "it is missing; name a task to make it: ogbench:<task>@<this path>")
+        actions = file.read("actions", np.float32)
+        bounds = {key: file.read(key) for key in BOUNDS if key in file}
         dataset = OfflineDataset(
             observations,
-            file.read("actions", np.float32),
+            actions,
             rewards,
             masks,
             ends,
@@ -239,6 +241,7 @@ def _load_file(path: Path, task: _Task | None) -> OfflineDataset:
             source=path,
             names={"ends": "terminals", "is_step": "valids"},
             action_limit=ACTION_LIMIT,
+            scaled_by=action_bounds(path, bounds, actions.shape[1:]),
         )
     if task is not None:
         check_fits(dataset, task.env.observation_space, task.env.action_space, f"environment of {task.env_id}")

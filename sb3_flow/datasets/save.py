@@ -8,6 +8,7 @@ import numpy as np
 
 from sb3_flow.common.checks import require
 from sb3_flow.common.files import replacing
+from sb3_flow.datasets.arrays import BOUNDS
 from sb3_flow.datasets.dataset import OfflineDataset
 from sb3_flow.datasets.load import DatasetSpec, load_dataset
 from sb3_flow.datasets.observations import Observations, full_name, parts
@@ -43,6 +44,8 @@ def _arrays(data: OfflineDataset) -> dict[str, Any]:
         arrays["valids"] = is_step
     else:
         arrays |= _named("next_observations", data.after)
+    if data.scaled_by is not None:
+        arrays |= dict(zip(BOUNDS, (data.scaled_by.low, data.scaled_by.high), strict=True))
     actions = data.actions.reshape(-1, *data.action_shape)
     return arrays | {"actions": actions, "rewards": data.rewards, "masks": data.masks, "terminals": data.ends}
 
