@@ -143,7 +143,7 @@ def test_an_algorithm_of_ones_own_is_trained_resumed_and_exported(
     monkeypatch.delitem(sys.modules, "weighted", raising=False)
     namespace: dict[str, Any] = {"__name__": "page"}
     execute(use, namespace, OWN_ALGORITHM)
-    assert namespace["model"].num_timesteps == 2
+    assert namespace["model"].num_timesteps == 3  # the shortened 12,000
     assert Path("weighted.onnx").exists()
 
     execute(algorithm + steered, namespace, OWN_ALGORITHM)
