@@ -117,9 +117,7 @@ def test_a_file_keeps_the_bounds_by_which_actions_were_scaled(tmp_path: Path, co
     kept = load_dataset(path).at(0).scaled_by
     assert kept is not None
     np.testing.assert_array_equal([kept.low, kept.high], [UNEVEN.low, UNEVEN.high])
-    with pytest.raises(
-        DataError, match=r"stored.npz: 'actions': .*-1 and 1 are the bounds of Box.*RescaleAction"
-    ):
+    with pytest.raises(DataError, match=r"stored.npz: 'actions': .*-1 and 1 are the bounds of Box.*RescaleAction"):
         make_variant("flow_t", RandomEnv(), offline_dataset=path)
     make_variant("flow_t", RandomEnv(action_space=UNEVEN), offline_dataset=path)
     save_dataset(path, tmp_path / "again")

@@ -93,6 +93,7 @@ class Differentiated(Generic[L]):
         self.autocast = autocast
         self.guard = guard
         self.statistics = statistics
+        self._is_checked = False  # what it returns
 
     def descend(self, parameters: Sequence[th.Tensor], max_gradient: float, batch: Any, *args: Any) -> Descent[L]:
         """The loss of these arguments, and its gradient.
@@ -103,8 +104,9 @@ class Differentiated(Generic[L]):
         before = [tensor.clone() for tensor in self.statistics.moving]
         with self.autocast():
             result = self.loss_fn(self.encode(batch), *args)
-        if not th.compiler.is_compiling():
+        if not th.compiler.is_compiling() and not self._is_checked:
             _check_loss(result, self.loss_fn)
+            self._is_checked = True
         gradient, norm = differentiate(result.loss, parameters, max_gradient)
         logged = result.logged
         means = [value.detach().mean() for value in logged.values()]
