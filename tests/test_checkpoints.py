@@ -268,6 +268,15 @@ def test_a_run_without_its_buffer_goes_on_with_a_warning(tmp_path: Path) -> None
     assert resumed.replay_buffer.size() == 5
 
 
+def test_a_run_from_data_alone_has_no_buffer_to_miss(tmp_path: Path) -> None:
+    model = make_model(offline_dataset=data(), critic="target")
+    model.learn_offline(12, callback=CheckpointCallback(6, tmp_path, save_replay_buffer=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = SACFlow.resume(tmp_path, RandomEnv(), "cpu", offline_dataset=data())
+    assert resumed._n_offline == 12
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     make_model().learn(10, callback=CheckpointCallback(5, tmp_path))
     with pytest.raises(ValueError, match=r"save_path=.*rl_model_10_steps.*resume that, or take a new folder"):

@@ -179,6 +179,7 @@ class PersistentOffPolicyAlgorithm(PersistentAlgorithm, OffPolicyAlgorithm):
     """
 
     horizon_length: int
+    _n_online: int  # steps of the environment that were stored
 
     @property
     def replay_buffer(self) -> ReplayBuffer:
@@ -280,7 +281,7 @@ class PersistentOffPolicyAlgorithm(PersistentAlgorithm, OffPolicyAlgorithm):
     def _load_experience(self, checkpoint: Checkpoint, force_reset: bool) -> None:
         if checkpoint.replay_buffer.exists():
             self.load_replay_buffer(checkpoint.replay_buffer, truncate_last_traj=force_reset)
-        elif self.num_timesteps > 0:
+        elif self._n_online > 0:
             warnings.warn(f"{checkpoint.model} has no replay buffer beside it: learning begins with none", stacklevel=3)
 
 
