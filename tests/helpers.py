@@ -2,11 +2,13 @@
 
 import inspect
 import random
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from enum import Enum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -344,3 +346,8 @@ def randomize(module: nn.Module) -> None:
 def gradients(output: th.Tensor, inputs: list[th.Tensor]) -> list[th.Tensor]:
     """Vector-Jacobian products with a fixed, uneven cotangent."""
     return list(th.autograd.grad(output, inputs, th.cos(th.arange(output.numel(), dtype=output.dtype)).view_as(output)))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)

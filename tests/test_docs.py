@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from dataset_files import raw_arrays, trajectories, write_robomimic
+from helpers import blocks
 
 from sb3_flow import SACFlow
 from sb3_flow.zoo import register
@@ -36,11 +37,6 @@ OWN_ALGORITHM = "own_algorithm.md"
 OF_EXTRAS = ("ogbench", "robosuite")  # what scripts may need that tests can do without
 # Of the zoo, and not of an algorithm
 ZOO_ARGUMENTS = {"policy", "n_timesteps", "normalize", "seeds_per_trial", "frame_stack", "env_wrapper"}
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a page in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 class Shorter(ast.NodeTransformer):

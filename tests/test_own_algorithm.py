@@ -1,6 +1,5 @@
 """An algorithm from outside of the package: that of docs/own_algorithm.md, and what one may get wrong."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ import onnxruntime
 import optuna
 import pytest
 import torch as th
+import two_modes
 from dataset_files import regular_arrays, trajectories
 from gymnasium import spaces
-from helpers import ACTION, VECTOR, RandomEnv
+from helpers import ACTION, VECTOR, RandomEnv, blocks
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
@@ -38,7 +38,7 @@ OBS = np.ones((3, *VECTOR.shape), np.float32)
 def weighted() -> Iterator[ModuleType]:
     """The page's first block, as the module that it is to be saved as, and its search space."""
     module = ModuleType("weighted")
-    (code, *_, search) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (code, *_, search) = blocks(PAGE, "python")
     sys.modules["weighted"] = module
     exec(compile(code + search, "weighted.py", "exec"), module.__dict__)
     yield module
@@ -51,33 +51,25 @@ def make(algorithm: Any, env: Any = None, policy: str = "MlpPolicy", **kwargs: A
     return algorithm(policy, RandomEnv() if env is None else env, **(tiny | nets | kwargs))
 
 
-def two_modes(steps: int) -> dict[str, Any]:
-    """One state, actions around 0.7 and -0.7, of which the first are rewarded."""
-    generator = np.random.default_rng(0)
-    better = generator.random(steps) < 0.5
-    actions = np.where(better, 0.7, -0.7)[:, None] + 0.05 * generator.standard_normal((steps, 1))
-    state = np.zeros((steps, 1), np.float32)
-    return {
-        "observations": state,
-        "next_observations": state,
-        "actions": actions.astype(np.float32),
-        "rewards": better.astype(np.float32),
-        "masks": np.zeros(steps, np.float32),
-        "terminals": np.ones(steps, np.float32),
-    }
-
-
 # --- The page's ---
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*masks are 0")
 def test_it_learns_the_better_of_two_modes(weighted: ModuleType) -> None:
-    one = spaces.Box(-1.0, 1.0, (1,), np.float32)
-    env = RandomEnv(one, one)
     nets = {"net_arch": [32, 32], "flow_steps": 2}
-    data = {"offline_dataset": two_modes(2_000), "offline_steps": 600}
-    model = make(weighted.WeightedFlow, env, **data, batch_size=64, learning_rate=3e-3, spread=0.5, policy_kwargs=nets)
+    steps = two_modes.data(2_000)
+    steps["rewards"] = (steps["actions"][:, 0] > 0).astype(np.float32)
+    data = {"offline_dataset": steps, "offline_steps": 600}
+    model = make(
+        weighted.WeightedFlow,
+        two_modes.OneState(),
+        **data,
+        batch_size=64,
+        learning_rate=3e-3,
+        spread=0.5,
+        policy_kwargs=nets,
+    )
     model.learn(600)
     actions, _ = model.predict(np.zeros((1_000, 1), np.float32))
     assert (actions > 0.3).mean() > 0.9
